@@ -1,0 +1,1 @@
+"""The floor: simple strong recommenders behind one contract."""

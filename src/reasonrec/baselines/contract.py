@@ -1,0 +1,23 @@
+"""The one contract that every method meets, ours and the floor's alike."""
+
+from typing import Protocol, runtime_checkable
+
+from reasonrec.records import Histories, Scored
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """Scores the whole catalogue for users who are known by their history."""
+
+    @property
+    def name(self) -> str:
+        """A fixed word of ``docs/conventions.md``, such as ``item-knn`` or ``no-think``."""
+        ...
+
+    def score(self, histories: Histories) -> Scored:
+        """Return a float32 score for every row and catalogue item.
+
+        A row may be empty and its user unknown; the answer is then what popularity or the prior
+        of the model says, never an error. A row's answer does not depend on the other rows.
+        """
+        ...

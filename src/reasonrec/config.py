@@ -1,0 +1,80 @@
+"""What every configuration class shares: frozen, typed, and closed to unknown keys."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reasonrec.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configuration records. Unknown keys are refused; instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: dict[str, Any] | None = None) -> Self:
+        """Return the configuration of a TOML file, with ``overrides`` (dotted keys) on top.
+
+        Raises:
+            ConfigError: The file is missing or no TOML, or a key or value is not accepted.
+        """
+        return cls.parse(read_toml(path) if path else {}, overrides, origin=str(path or "defaults"))
+
+    @classmethod
+    def parse(
+        cls, values: dict[str, Any], overrides: dict[str, Any] | None = None, *, origin: str
+    ) -> Self:
+        """Return the configuration of nested ``values``, with ``overrides`` (dotted keys) on top."""
+        merged = dict(values)
+        for key, value in (overrides or {}).items():
+            merged = _with_dotted_key(merged, key.replace("-", "_").split("."), value)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, origin)) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file, or a ``ConfigError`` that names the line at fault."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"the configuration file must exist; found none at {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"the configuration file must be TOML in UTF-8; {path}: {error}") from None
+
+
+def explain(error: ValidationError, config_class: type[BaseModel], origin: str) -> str:
+    """Return one readable line for each problem that pydantic found."""
+    lines = [f"{config_class.__name__} ({origin}) was not accepted:"]
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(sorted(_fields_at(config_class, problem["loc"][:-1])))
+            lines.append(f"  {key}: there is no such key; known here: {known}")
+        else:
+            lines.append(f"  {key}: {problem['msg']}; got {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def _fields_at(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        field = config_class.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        config_class = inner
+    return list(config_class.model_fields)
+
+
+def _with_dotted_key(values: dict[str, Any], parts: list[str], value: Any) -> dict[str, Any]:
+    head, rest = parts[0], parts[1:]
+    if not rest:
+        return values | {head: value}
+    inner = values.get(head, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{head} is a plain value, so {'.'.join(parts)} cannot be set")
+    return values | {head: _with_dotted_key(inner, rest, value)}

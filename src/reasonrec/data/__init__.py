@@ -1,0 +1,1 @@
+"""Raw files -> Dataset: readers, validation, filters, splits, and the planted world."""

@@ -1,0 +1,226 @@
+"""A prepared data set: catalogue, training log, and the queries of validation and test.
+
+On disk (written by ``reasonrec prepare``, all Parquet; ``manifest.json`` last):
+
+- ``items.parquet``: ``item_id``, ``title``, ``description``, ``categories``, further columns kept;
+  row i is ``item_index`` i.
+- ``users.parquet``: ``user_id``; row i is ``user_index`` i.
+- ``train.parquet``: ``user_index``, ``item_index``, and where known ``rating``, ``timestamp``;
+  sorted by user, then time, ties in file order. Nothing else may be trained on.
+- ``histories.parquet``: ``item_index``, and where known ``rating``, ``timestamp``: the events that
+  queries look back on, user after user, oldest first.
+- ``valid.parquet``, ``test.parquet``: one row a query: ``user_index``, ``target`` (an item index),
+  ``history_start``, ``history_stop`` (a slice of ``histories``), and where known ``timestamp``.
+- ``statistics.json``: counts for people; ``rejected.parquet``: rows set aside, with reasons.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from reasonrec.errors import DataError
+from reasonrec.manifest import read_manifest
+from reasonrec.records import Histories
+
+Part = Literal["valid", "test"]
+FILES = (
+    "items.parquet", "users.parquet", "train.parquet", "histories.parquet",
+    "valid.parquet", "test.parquet", "rejected.parquet", "statistics.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that can be recommended; row i of ``table`` is ``item_index`` i."""
+
+    table: pl.DataFrame
+
+    def __len__(self) -> int:
+        return self.table.height
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        return self.table["item_id"].to_list()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        return self.table["title"].to_list()
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+
+@dataclass(frozen=True)
+class InteractionLog:
+    """E events sorted by user, then time; ties in time keep file order."""
+
+    user_index: np.ndarray
+    """(E,), int32."""
+    item_index: np.ndarray
+    """(E,), int32."""
+    num_users: int
+    rating: np.ndarray | None = None
+    """(E,), float32, NaN where unknown; None if the set has no ratings."""
+    timestamp: np.ndarray | None = None
+    """(E,), int64, UTC seconds; None if the set has no times (order only)."""
+
+    def __len__(self) -> int:
+        return len(self.item_index)
+
+    @cached_property
+    def user_offsets(self) -> np.ndarray:
+        """(U + 1,), int64. The events of user u are ``[user_offsets[u], user_offsets[u + 1])``."""
+        return np.searchsorted(self.user_index, np.arange(self.num_users + 1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q questions "what did this user take next?", each with what was known when it is asked."""
+
+    user_index: np.ndarray
+    """(Q,), int32."""
+    target: np.ndarray
+    """(Q,), int32. The item that was taken."""
+    history_start: np.ndarray
+    """(Q,), int64. First event of the history in ``log_item_index``."""
+    history_stop: np.ndarray
+    """(Q,), int64. One past its last event."""
+    log_item_index: np.ndarray
+    """(M,), int32. Shared by all queries of a data set."""
+    log_rating: np.ndarray | None = None
+    log_timestamp: np.ndarray | None = None
+    timestamp: np.ndarray | None = None
+    """(Q,), int64, UTC seconds of the target; None if the set has no times."""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, rows: np.ndarray) -> "Queries":
+        """Return the named queries; the shared log is not copied."""
+        return Queries(
+            user_index=self.user_index[rows],
+            target=self.target[rows],
+            history_start=self.history_start[rows],
+            history_stop=self.history_stop[rows],
+            log_item_index=self.log_item_index,
+            log_rating=self.log_rating,
+            log_timestamp=self.log_timestamp,
+            timestamp=None if self.timestamp is None else self.timestamp[rows],
+        )
+
+    def histories(self, *, last: int | None = None) -> Histories:
+        """Return the history of every query, or only its ``last`` events."""
+        start = self.history_start
+        if last is not None:
+            start = np.maximum(start, self.history_stop - last)
+        lengths = self.history_stop - start
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Histories(
+            user_index=self.user_index,
+            item_index=self.log_item_index[events],
+            offsets=offsets,
+            rating=None if self.log_rating is None else self.log_rating[events],
+            timestamp=None if self.log_timestamp is None else self.log_timestamp[events],
+            asked_at=self.timestamp,
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What every later stage reads. Only ``train`` may be learned from."""
+
+    name: str
+    split: str
+    """``leave-one-out``, ``global-time`` or ``given``."""
+    folder: Path
+    fingerprint: str
+    catalogue: Catalogue
+    user_ids: list[str]
+    train: InteractionLog
+    valid: Queries
+    test: Queries
+    statistics: dict[str, Any]
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.catalogue)
+
+    def queries(self, part: Part) -> Queries:
+        return self.valid if part == "valid" else self.test
+
+    @cached_property
+    def user_index_of(self) -> dict[str, int]:
+        return {user_id: index for index, user_id in enumerate(self.user_ids)}
+
+    @staticmethod
+    def load(folder: Path | str) -> "Dataset":
+        """Return the data set that ``reasonrec prepare`` wrote to ``folder``.
+
+        Raises:
+            CheckpointError: The folder is unfinished or of another format.
+            DataError: A file is missing or damaged.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest["stage"] != "prepare":
+            raise DataError(
+                f"{folder} must be a folder written by `reasonrec prepare`; "
+                f"it was written by stage {manifest['stage']!r}"
+            )
+        statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+        tables = {name: _read(folder, name) for name in FILES if name.endswith(".parquet")}
+        users = tables["users.parquet"]["user_id"].to_list()
+        train, histories = tables["train.parquet"], tables["histories.parquet"]
+        return Dataset(
+            name=manifest["config"]["name"],
+            split=manifest["config"]["split"],
+            folder=folder,
+            fingerprint=manifest["fingerprint"],
+            catalogue=Catalogue(tables["items.parquet"]),
+            user_ids=users,
+            train=InteractionLog(
+                user_index=train["user_index"].to_numpy(),
+                item_index=train["item_index"].to_numpy(),
+                num_users=len(users),
+                rating=_column(train, "rating"),
+                timestamp=_column(train, "timestamp"),
+            ),
+            valid=_queries(tables["valid.parquet"], histories),
+            test=_queries(tables["test.parquet"], histories),
+            statistics=statistics,
+        )
+
+
+def _queries(table: pl.DataFrame, histories: pl.DataFrame) -> Queries:
+    return Queries(
+        user_index=table["user_index"].to_numpy(),
+        target=table["target"].to_numpy(),
+        history_start=table["history_start"].to_numpy(),
+        history_stop=table["history_stop"].to_numpy(),
+        log_item_index=histories["item_index"].to_numpy(),
+        log_rating=_column(histories, "rating"),
+        log_timestamp=_column(histories, "timestamp"),
+        timestamp=_column(table, "timestamp"),
+    )
+
+
+def _column(table: pl.DataFrame, name: str) -> np.ndarray | None:
+    return table[name].to_numpy() if name in table.columns else None
+
+
+def _read(folder: Path, name: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(folder / name)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{folder / name} cannot be read ({error}); prepare the data again") from None

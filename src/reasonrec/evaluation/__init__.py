@@ -1,0 +1,1 @@
+"""Protocols, intervals, paired tests and reports."""

@@ -1,0 +1,1 @@
+"""User-item graph over the training log -> chains: user, item, neighbour, item."""

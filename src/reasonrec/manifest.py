@@ -1,0 +1,187 @@
+"""Stage folders: ``manifest.json`` is written last, so a folder without one is unfinished.
+
+A manifest names what went in (with fingerprints), the resolved configuration, seed, versions and
+commit, what came out, and how long it took. The same command on a finished folder with the same
+inputs and configuration does nothing; with other inputs or configuration it is an error.
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from reasonrec import __version__
+from reasonrec.errors import CheckpointError, ReasonrecError
+
+FORMAT = 1
+"""Raised when a stage's files change so that an older folder can no longer be read."""
+_VERSIONS = ("reasonrec", "torch", "transformers", "numpy", "polars", "numba")
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a finished stage folder's listed outputs."""
+    path = Path(path)
+    if path.is_dir():
+        manifest = path / "manifest.json"
+        if manifest.exists():
+            return read_manifest(path)["fingerprint"]
+        raise CheckpointError(f"{path} has no manifest.json: it is not a finished stage folder")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a finished stage folder.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or another version of the format wrote it.
+    """
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no manifest.json, so the stage that writes it did not finish; "
+            "run the same command again and it continues"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove the folder and run again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder} was written in format {found}, this version reads format {FORMAT}; "
+            "write it again with this version, into another folder"
+        )
+    return manifest
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    stage: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any],
+    outputs: list[str],
+    seconds: float,
+    seed: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write ``manifest.json`` over the named output files and return it.
+
+    Args:
+        inputs: Name of each input to its fingerprint.
+        outputs: Files inside ``folder`` that make up the result; their hashes make the
+            folder's own fingerprint.
+        seconds: Wall-clock time that the stage took.
+    """
+    folder = Path(folder)
+    hashes = {name: fingerprint(folder / name) for name in sorted(outputs)}
+    manifest = {
+        "format": FORMAT,
+        "stage": stage,
+        "inputs": dict(inputs),
+        "config": dict(config),
+        "seed": seed,
+        "outputs": hashes,
+        "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
+        "versions": {"python": platform.python_version()} | _installed_versions(),
+        "commit": _commit(),
+        "seconds": round(seconds, 3),
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(extra or {}),
+    }
+    partial = folder / "manifest.json.partial"
+    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / "manifest.json")  # atomic: a kill leaves either no manifest or a whole one
+    return manifest
+
+
+def is_finished(
+    folder: Path, *, stage: str, inputs: Mapping[str, str], config: Mapping[str, Any], seed: int | None
+) -> bool:
+    """Return whether this very stage already ended in ``folder``.
+
+    Raises:
+        CheckpointError: Something else did: another stage, configuration, seed or input. A folder
+            is never overwritten silently.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").exists():
+        return False
+    found = read_manifest(folder)
+    asked = {"stage": stage, "inputs": dict(inputs), "config": dict(config), "seed": seed}
+    for key, wanted in asked.items():
+        wanted = json.loads(json.dumps(wanted))
+        if found.get(key) != wanted:
+            raise CheckpointError(
+                f"{folder} holds a finished run with another {key}: {_difference(found.get(key), wanted)}. "
+                "Choose another --out, or remove the folder to run it anew"
+            )
+    return True
+
+
+def make_folder(folder: Path) -> Path:
+    """Return ``folder``, created if need be.
+
+    Raises:
+        ReasonrecError: It cannot be created or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ReasonrecError(
+            f"the output folder must be writable; {folder}: {error.strerror or error}"
+        ) from None
+    return folder
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Yield a list that receives the seconds spent inside the block."""
+    spent: list[float] = []
+    start = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        spent.append(time.perf_counter() - start)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+        return "; ".join(f"{k} was {found.get(k)!r}, now {wanted.get(k)!r}" for k in keys[:5])
+    return f"was {found!r}, now {wanted!r}"
+
+
+def _installed_versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = __version__ if package == "reasonrec" else version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""What one paper alone says: prompts, rewards, stage order, presets."""

@@ -1,0 +1,1 @@
+"""Tokens -> state -> scores -> ranking: the backbone and its two heads."""

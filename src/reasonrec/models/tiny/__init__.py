@@ -1,0 +1,1 @@
+"""The small backbone that the project trains itself, with a token for every title."""

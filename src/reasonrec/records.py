@@ -1,0 +1,98 @@
+"""Frozen nouns that cross stages. Axes: B rows, N catalogue, M events, Q queries, U users."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What is known of B users when a recommendation is asked for: a ragged table, oldest first."""
+
+    user_index: np.ndarray
+    """(B,), int32. -1 for a user that training never saw."""
+    item_index: np.ndarray
+    """(M,), int32. The items of all rows, one row after the other."""
+    offsets: np.ndarray
+    """(B + 1,), int64. Row b is ``item_index[offsets[b]:offsets[b + 1]]``."""
+    rating: np.ndarray | None = None
+    """(M,), float32, NaN where an event has none. None if the data set has no ratings."""
+    timestamp: np.ndarray | None = None
+    """(M,), int64, UTC seconds. None if the data set has no times."""
+    asked_at: np.ndarray | None = None
+    """(B,), int64, UTC seconds of the query; evidence must be older. None if there are no times."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,), int64. Number of events in each row."""
+        return np.diff(self.offsets)
+
+    def row(self, b: int) -> np.ndarray:
+        """Return the item indices of one row, oldest first."""
+        return self.item_index[self.offsets[b] : self.offsets[b + 1]]
+
+    def take(self, rows: np.ndarray) -> "Histories":
+        """Return the named rows (integer indices, any order) as a table of their own."""
+        rows = np.asarray(rows)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        events = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Histories(
+            user_index=self.user_index[rows],
+            item_index=self.item_index[events],
+            offsets=offsets,
+            rating=None if self.rating is None else self.rating[events],
+            timestamp=None if self.timestamp is None else self.timestamp[events],
+            asked_at=None if self.asked_at is None else self.asked_at[rows],
+        )
+
+    @staticmethod
+    def from_lists(
+        rows: list[list[int]], *, user_index: list[int] | None = None
+    ) -> "Histories":
+        """Return a table of plain lists of item indices, for requests and tests."""
+        lengths = [len(row) for row in rows]
+        return Histories(
+            user_index=np.asarray(user_index or [-1] * len(rows), np.int32),
+            item_index=np.asarray([item for row in rows for item in row], np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a recommender says of B histories."""
+
+    scores: np.ndarray
+    """(B, N), float32. Higher is better; any scale."""
+    thoughts: tuple[str, ...] | None = None
+    """B readable thoughts, or None for a method that does not think."""
+    num_tokens: np.ndarray | None = None
+    """(B,), int64. Tokens written or inserted per thought, or None."""
+    evidence: tuple[tuple["Lookup", ...], ...] | None = None
+    """For each row the graph evidence that its thought rests on, or None."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One closed step of a chain: user -> ``via`` item -> neighbour -> ``item``."""
+
+    item_index: int
+    """The neighbours' next item, which the user has not touched."""
+    weight: float
+    """Sum over neighbours of 1 / (steps after ``via``) x overlap weight. No unit, above 0."""
+    num_neighbours: int
+    """How many neighbours went from ``via`` to ``item``."""
+    neighbour_index: int
+    """The neighbour with the largest share of ``weight``, named as witness. A user index."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The evidence that the graph holds about one item of interest to one user."""
+
+    via_item_index: int
+    links: tuple[Link, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""Recommendations for people and programs; knows no web."""

@@ -1,0 +1,1 @@
+"""History and chains -> prompts -> thoughts."""
