@@ -15,26 +15,16 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
-    def load(cls, path: Path | None = None, overrides: dict[str, Any] | None = None) -> Self:
-        """Return the configuration of a TOML file, with ``overrides`` (dotted keys) on top.
+    def load(cls, path: Path) -> Self:
+        """Return the configuration that a TOML file holds; keys it does not name keep defaults.
 
         Raises:
             ConfigError: The file is missing or no TOML, or a key or value is not accepted.
         """
-        return cls.parse(read_toml(path) if path else {}, overrides, origin=str(path or "defaults"))
-
-    @classmethod
-    def parse(
-        cls, values: dict[str, Any], overrides: dict[str, Any] | None = None, *, origin: str
-    ) -> Self:
-        """Return the configuration of nested ``values``, with ``overrides`` (dotted keys) on top."""
-        merged = dict(values)
-        for key, value in (overrides or {}).items():
-            merged = _with_dotted_key(merged, key.replace("-", "_").split("."), value)
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(read_toml(path))
         except ValidationError as error:
-            raise ConfigError(explain(error, cls, origin)) from None
+            raise ConfigError(explain(error, cls, str(path))) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -44,7 +34,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"the configuration file must exist; found none at {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"the configuration file must be TOML in UTF-8; {path}: {error}") from None
+        raise ConfigError(
+            f"the configuration file must be TOML in UTF-8; {path}: {error}"
+        ) from None
 
 
 def explain(error: ValidationError, config_class: type[BaseModel], origin: str) -> str:
@@ -68,13 +60,3 @@ def _fields_at(config_class: type[BaseModel], path: tuple[Any, ...]) -> list[str
             break
         config_class = inner
     return list(config_class.model_fields)
-
-
-def _with_dotted_key(values: dict[str, Any], parts: list[str], value: Any) -> dict[str, Any]:
-    head, rest = parts[0], parts[1:]
-    if not rest:
-        return values | {head: value}
-    inner = values.get(head, {})
-    if not isinstance(inner, dict):
-        raise ConfigError(f"{head} is a plain value, so {'.'.join(parts)} cannot be set")
-    return values | {head: _with_dotted_key(inner, rest, value)}
