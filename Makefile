@@ -1,0 +1,68 @@
+# `make demo` and `make test` set up what they need on a machine that has Python 3.11+ and make.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+DATA ?=
+OUT ?= runs/demo
+SEED ?= 0
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format doctor clean
+
+help:  ## Show this list.
+	@echo 'make TARGET [NAME=value ...]'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@echo '  DATA=ml-100k or a folder   OUT=$(OUT)   SEED=$(SEED)   JOBS=$(JOBS) (test processes)'
+	@echo '  PYTHON=python3.11   PIP_ARGS="options for every pip install"'
+
+demo: $(VENV)/.installed  ## The whole road on a generated shop, or on DATA. Results in OUT.
+	@$(BIN)/reasonrec demo $(if $(DATA),--data '$(DATA)') --out '$(OUT)' --seed $(SEED)
+
+# All checks run, so that one call shows everything that is wrong; pytest has the last word.
+test: $(VENV)/.installed-dev  ## Linter, type checker and tests.
+	@failed=''; \
+	$(MAKE) --no-print-directory lint || failed=lint; \
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+		MPLBACKEND=agg $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
+	test -z "$$failed" || { echo 'make test: the linter or the type checker failed, see above'; exit 1; }
+
+lint: $(VENV)/.installed-dev  ## Linter, formatting and type checker alone.
+	@status=0; \
+	$(BIN)/ruff check -q . || status=1; \
+	$(BIN)/ruff format -q --check . || { status=1; echo 'not formatted: run make format'; }; \
+	$(BIN)/basedpyright --level error || status=1; \
+	exit $$status
+
+format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can.
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+doctor: $(VENV)/.installed  ## What this machine has, and what it can do.
+	@$(BIN)/reasonrec doctor
+
+clean:  ## Remove the environment and caches, not your runs.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { \
+		echo 'reasonrec needs Python 3.11 or newer; none was found. Install one, or say make ... PYTHON=/path/to/python'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'reasonrec needs Python 3.11 or newer; $(PYTHON) is older or does not run'; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: see constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Setting up $(VENV): a few minutes the first time ...'
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
+	@$(PIP) -e '.[dev]'
+	@touch $@
