@@ -1,0 +1,360 @@
+"""One causal language model with two heads: it writes thoughts, and it scores the catalogue.
+
+A batch is a *trunk*, the prompt, and *branches*, thoughts that continue it. Branches of one row
+share the trunk's computation and do not see each other: G rollouts of a prompt, or thoughts after
+several positions of one history, cost one pass over the prompt. Where the state is read is decided
+here alone, in `read_states`, for training, reward, evaluation and serving.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from reasonrec.config import Config
+from reasonrec.errors import CheckpointError
+from reasonrec.models.item_table import ItemRows, ItemTable
+from reasonrec.models.rec_head import GatedReadout, Similarity, score_catalogue
+from reasonrec.traces.prompts import PROMPT_VERSION, PromptWriter
+
+FORMAT = 1
+
+
+class HeadConfig(Config):
+    """The recommendation head and how states are read for it."""
+
+    item_rows: ItemRows = "id"
+    """Where item rows come from: ``text``, ``id`` or ``text+id``."""
+    similarity: Similarity = "dot"
+    """Inner product, or cosine."""
+    temperature: float = 1.0
+    """Divides the scores."""
+    gated: bool = True
+    """Mix the state before the thought into the state after it, starting at no thought."""
+    dropout: float = 0.2
+    """Share of input-embedding and state entries dropped while training."""
+    max_history: int = 50
+    """Most recent history items that a prompt shows."""
+
+
+@dataclass
+class Batch:
+    """A trunk and its branches, as tensors. Every field after the trunk may be absent."""
+
+    trunk_ids: Tensor
+    """(B, T), right-padded prompts."""
+    trunk_lengths: Tensor
+    """(B,)."""
+    item_ends: Tensor | None = None
+    """(B, H + 1), positions whose state predicts the next item; -1 where there is none."""
+    next_item: Tensor | None = None
+    """(B, H + 1), the item to predict there; -100 where there is none."""
+    branch_ids: Tensor | None = None
+    """(B, G, S), thoughts from ``<think>`` to the end of the answer marker, right-padded."""
+    branch_lengths: Tensor | None = None
+    """(B, G). 0 for a branch that does not exist."""
+    branch_at: Tensor | None = None
+    """(B, G), trunk position of the last token that the branch may see."""
+    is_written: Tensor | None = None
+    """(B, G, S), True for tokens that the language head is to be trained on."""
+    target: Tensor | None = None
+    """(B, G), item that each branch should lead to; -100 for none."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
+
+
+@dataclass
+class Outputs:
+    """What one pass yields. Log-probabilities are float32."""
+
+    next_item_logp: Tensor | None = None
+    """(M,), log p(next item) at the M dense positions, over the whole catalogue."""
+    token_logp: Tensor | None = None
+    """(B, G, S), log p of each written token; 0 elsewhere."""
+    token_entropy: Tensor | None = None
+    """(B, G, S), entropy of the language head there, in nats; 0 elsewhere. No gradient."""
+    pre_states: Tensor | None = None
+    """(B, G, D), before the thought."""
+    post_states: Tensor | None = None
+    """(B, G, D), after the thought."""
+    think_logits: Tensor | None = None
+    """(B, G, N), scores from the gated state."""
+    post_logits: Tensor | None = None
+    """(B, G, N), scores from the state after the thought alone."""
+
+
+def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
+    """Return the state at ``last_token``: of the prompt, or of the answer marker.
+
+    This is the one place that says where a state is read.
+
+    Args:
+        hidden: (B, T, D).
+        last_token: (B, K), positions in [0, T).
+
+    Returns:
+        (B, K, D).
+    """
+    return hidden.gather(1, last_token[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class ReasoningRecommender(nn.Module, ModelHubMixin):
+    """Any causal LM of ``transformers`` with a recommendation head beside its language head."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        titles: list[str],
+        head: HeadConfig,
+        item_ids: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.tokenizer = tokenizer
+        self.head = head
+        self.titles = titles
+        self.item_ids = item_ids if item_ids is not None else [str(i) for i in range(len(titles))]
+        self.writer = PromptWriter(tokenizer, titles, max_history=head.max_history)
+        tokens = self.writer.title_token_ids
+        width = self.backbone.get_input_embeddings().weight.shape[1]
+        self.item_table = ItemTable(
+            head.item_rows, len(titles), width,
+            title_token_ids=None if tokens is None else torch.from_numpy(tokens),
+        )  # fmt: skip
+        self.readout = GatedReadout(width, gated=head.gated)
+
+    # ---- parts -------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.readout_device()
+
+    def readout_device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def num_items(self) -> int:
+        return len(self.titles)
+
+    def item_rows(self, live: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the (N, D) item rows as they are now."""
+        return self.item_table(self.backbone.get_input_embeddings().weight, live)
+
+    def score_states(self, states: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return float32 scores (..., N) of states (..., D)."""
+        rows = self.item_rows() if rows is None else rows
+        return score_catalogue(
+            states, rows, similarity=self.head.similarity, temperature=self.head.temperature
+        )
+
+    def language_logits(self, states: Tensor) -> Tensor:
+        """Return float32 token logits (..., V) of states (..., D)."""
+        return self.backbone.get_output_embeddings()(states).float()
+
+    def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
+        """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
+        return self.backbone.base_model(inputs_embeds=embeddings, **inputs)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        embeddings = self.backbone.get_input_embeddings()(token_ids)
+        return F.dropout(embeddings, self.head.dropout, self.training)
+
+    # ---- the pass ----------------------------------------------------------------------------
+
+    def forward(
+        self, batch: Batch, *, with_tokens: bool = True, with_post: bool = False
+    ) -> Outputs:
+        """Return log-probabilities, states and scores of a batch from one pass of the backbone.
+
+        Args:
+            with_tokens: Whether to compute the language head on written tokens.
+            with_post: Whether to also score the ungated state after the thought.
+        """
+        outputs = Outputs()
+        hidden_trunk, hidden_branch = self._hidden(batch)
+        drop = self.head.dropout
+        rows = self.item_rows()
+        if batch.next_item is not None and batch.item_ends is not None:
+            wanted = batch.next_item >= 0
+            states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
+            logits = self.score_states(F.dropout(states, drop, self.training), rows)
+            outputs.next_item_logp = -F.cross_entropy(
+                logits, batch.next_item[wanted], reduction="none"
+            )
+        if hidden_branch is None:
+            return outputs
+        assert batch.branch_lengths is not None and batch.branch_at is not None
+        B, G, S, D = hidden_branch.shape
+        last = (batch.branch_lengths - 1).clamp(min=0)
+        post = read_states(
+            hidden_branch.reshape(B * G, S, D), last.reshape(B * G, 1)
+        ).reshape(B, G, D)
+        pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
+        outputs.pre_states, outputs.post_states = pre, post
+        mixed = self.readout(pre, post)
+        outputs.think_logits = self.score_states(F.dropout(mixed, drop, self.training), rows)
+        if with_post:
+            outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
+        if with_tokens and batch.is_written is not None:
+            outputs.token_logp, outputs.token_entropy = self._token_logp(batch, hidden_branch)
+        return outputs
+
+    def _token_logp(self, batch: Batch, hidden_branch: Tensor) -> tuple[Tensor, Tensor]:
+        assert batch.branch_ids is not None and batch.is_written is not None
+        # token s is predicted from the state at s - 1; the first is `<think>`, never written
+        wanted = batch.is_written.clone()
+        wanted[..., 0] = False
+        before = wanted.roll(-1, dims=-1)
+        logits = self.language_logits(hidden_branch[before])  # (W, V): written positions only
+        logp = logits.log_softmax(-1)
+        chosen = logp.gather(-1, batch.branch_ids[wanted][:, None])[:, 0]
+        token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)
+        token_logp = token_logp.masked_scatter(wanted, chosen)
+        with torch.no_grad():
+            entropy = torch.zeros_like(token_logp)
+            entropy[wanted] = -(logp.exp() * logp).sum(-1)
+        return token_logp, entropy
+
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
+        B, T = batch.trunk_ids.shape
+        position = torch.arange(T, device=batch.trunk_ids.device)
+        is_token = position < batch.trunk_lengths[:, None]  # (B, T)
+        if batch.branch_ids is None:
+            hidden = self.run_backbone(
+                self.embed(batch.trunk_ids), attention_mask=is_token.long(), use_cache=False
+            ).last_hidden_state
+            return hidden, None
+        assert batch.branch_lengths is not None and batch.branch_at is not None
+        _, G, S = batch.branch_ids.shape
+        step = torch.arange(S, device=position.device)
+        may_attend = branch_attention(
+            batch.trunk_lengths, T, batch.branch_lengths, batch.branch_at, S
+        )
+        positions = torch.cat(
+            [position.expand(B, T), (batch.branch_at[..., None] + 1 + step).reshape(B, G * S)], 1
+        )
+        ids = torch.cat([batch.trunk_ids, batch.branch_ids.reshape(B, G * S)], 1)
+        embeddings = self.embed(ids)
+        bias = torch.zeros(may_attend.shape, dtype=embeddings.dtype, device=embeddings.device)
+        bias.masked_fill_(~may_attend, torch.finfo(bias.dtype).min)
+        hidden = self.run_backbone(
+            embeddings, attention_mask=bias[:, None], position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return hidden[:, :T], hidden[:, T:].reshape(B, G, S, -1)
+
+    # ---- item rows from text -----------------------------------------------------------------
+
+    def encode_items(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return the rows (K, D) of items from their text prompts (K, T), right-padded."""
+        position = torch.arange(token_ids.shape[1], device=token_ids.device)
+        hidden = self.run_backbone(
+            self.embed(token_ids), attention_mask=(position < lengths[:, None]).long(), use_cache=False
+        ).last_hidden_state
+        return read_states(hidden, (lengths - 1)[:, None])[:, 0]
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write backbone, tokenizer, head, item table, catalogue and prompt version to a folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder / "backbone")
+        self.tokenizer.save_pretrained(folder / "backbone")
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("backbone.") and tensor.numel()
+        }
+        save_file(tensors, folder / "rec_head.safetensors")
+        catalogue = {"item_ids": self.item_ids, "titles": self.titles}
+        (folder / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), "utf-8")
+        about = {
+            "format": FORMAT,
+            "prompt_version": PROMPT_VERSION,
+            "head": self.head.model_dump(mode="json"),
+        }
+        (folder / "reasonrec.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **_: Any) -> "ReasoningRecommender":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the model that `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: A file is missing, or another format or prompt version wrote it.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "reasonrec.json").read_text("utf-8"))
+            catalogue = json.loads((folder / "catalogue.json").read_text("utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder} must be a folder of a saved model: {error}") from None
+        if (about["format"], about["prompt_version"]) != (FORMAT, PROMPT_VERSION):
+            raise CheckpointError(
+                f"{folder} was saved with format {about['format']} and prompt version "
+                f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. Train again"
+            )
+        model = cls(
+            AutoModelForCausalLM.from_pretrained(folder / "backbone"),
+            AutoTokenizer.from_pretrained(folder / "backbone"),
+            catalogue["titles"],
+            HeadConfig.model_validate(about["head"]),
+            catalogue["item_ids"],
+        )
+        model.load_head(folder)
+        return model.eval()
+
+    def load_head(self, folder: str | Path) -> None:
+        """Read the tensors of the head and the item table from a folder, in place."""
+        tensors = load_file(Path(folder) / "rec_head.safetensors")
+        missing, unexpected = self.load_state_dict(tensors, strict=False)
+        missing = [
+            n for n in missing if not n.startswith("backbone.") and self.state_dict()[n].numel()
+        ]
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{folder} does not fit this model: missing {missing}, unexpected {unexpected}"
+            )
+
+
+def branch_attention(
+    trunk_lengths: Tensor, num_trunk: int, branch_lengths: Tensor, branch_at: Tensor, num_step: int
+) -> Tensor:
+    """Return who may attend to whom in rows of one trunk and G branches.
+
+    A trunk token sees the trunk up to itself. A branch token sees the trunk up to ``branch_at``
+    and its own branch up to itself. Padding sees itself only, so that no softmax is empty.
+
+    Args:
+        trunk_lengths: (B,).
+        branch_lengths, branch_at: (B, G).
+
+    Returns:
+        (B, T + G * S, T + G * S), bool.
+    """
+    B, G = branch_at.shape
+    T, S = num_trunk, num_step
+    device = branch_at.device
+    position = torch.arange(T, device=device)
+    step = torch.arange(S, device=device)
+    total = T + G * S
+    allowed = torch.zeros(B, total, total, dtype=torch.bool, device=device)
+    causal = position[:, None] >= position
+    allowed[:, :T, :T] = causal & (position < trunk_lengths[:, None])[:, None, :]
+    sees_trunk = position <= branch_at[..., None]  # (B, G, T)
+    allowed[:, T:, :T] = sees_trunk[:, :, None, :].expand(B, G, S, T).reshape(B, G * S, T)
+    within = (step[:, None] >= step) & (step < branch_lengths[..., None])[:, :, None, :]  # B G S S
+    same = torch.eye(G, dtype=torch.bool, device=device)
+    blocks = within[:, :, :, None, :] & same[:, None, :, None]  # (B, G, S, G, S)
+    allowed[:, T:, T:] = blocks.reshape(B, G * S, G * S)
+    allowed |= torch.eye(total, dtype=torch.bool, device=device)
+    return allowed

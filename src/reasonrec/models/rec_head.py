@@ -1,0 +1,65 @@
+"""The recommendation head: from the state that a thought reached to a score for every item.
+
+Departs from the paper: plain inner products by default for rows that are learned per item
+(``similarity = "dot"``); the official code's L2-normalised product at temperature 0.02 is the
+default of the paper's preset. A gate mixes in the state before the thought; the paper has none.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Similarity = Literal["dot", "cosine"]
+
+
+def score_catalogue(
+    state: Tensor, item_rows: Tensor, *, similarity: Similarity = "dot", temperature: float = 1.0
+) -> Tensor:
+    """Return a logit for every catalogue item, given the state reached after reasoning.
+
+    Args:
+        state: Hidden state at the last token of the prompt or of the answer marker. (..., D), any
+            float dtype.
+        item_rows: One embedding per item, in ``item_index`` order. (N, D).
+        similarity: ``dot``, or ``cosine`` after L2 normalisation of both sides.
+        temperature: Divides the logits. No unit, above 0; below 1 sharpens the softmax.
+
+    Returns:
+        (..., N), float32. Half precision would merge close scores into ties, and ties move NDCG.
+
+    Raises:
+        ValueError: The widths differ, or ``temperature`` is not above 0.
+
+    Source: R²ec, recommendation head (``docs/paper_index.md``, entry *rec head*).
+    """
+    if state.shape[-1] != item_rows.shape[-1]:
+        raise ValueError(
+            f"state and item_rows must have the same width; got {state.shape[-1]} and "
+            f"{item_rows.shape[-1]}. Was the item table built with another backbone?"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0; got {temperature}")
+    with torch.autocast(state.device.type, enabled=False):
+        state, item_rows = state.float(), item_rows.float()
+        if similarity == "cosine":
+            state, item_rows = F.normalize(state, dim=-1), F.normalize(item_rows, dim=-1)
+        return state @ item_rows.T / temperature  # (..., D) @ (D, N) -> (..., N)
+
+
+class GatedReadout(nn.Module):
+    """Mixes the states before and after the thought: ``pre + gate * (post - pre)``.
+
+    The gate starts at 0 in every dimension, so that thinking starts exactly at the ranking of not
+    thinking, and is learned from there. ``gated = False`` reads the state after the thought alone,
+    as in the paper.
+    """
+
+    def __init__(self, width: int, *, gated: bool = True) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(width)) if gated else None
+
+    def forward(self, pre: Tensor, post: Tensor) -> Tensor:
+        """Return the state to score with. (..., D) from two (..., D)."""
+        return post if self.gate is None else pre + self.gate * (post - pre)

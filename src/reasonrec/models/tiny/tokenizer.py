@@ -1,0 +1,63 @@
+"""A tokenizer trained on the catalogue, with one token of its own for every item title.
+
+A title token is written `` [Title]``, with its leading space, so that text is readable, decodes to
+exactly what was encoded, and a history of 20 titles is 20 tokens rather than 200.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, PAD, THINK, ANSWER = "<s>", "</s>", "<pad>", "<think>", "<answer>"
+SPECIAL = (PAD, BOS, EOS, THINK, ANSWER)
+
+
+def unique_titles(titles: Sequence[str]) -> list[str]:
+    """Return the titles with `` #2``, `` #3`` after repeats, and without square brackets.
+
+    Brackets delimit a title inside text, so they become round ones.
+    """
+    seen: Counter[str] = Counter()
+    taken = set()
+    unique = []
+    for title in titles:
+        name = " ".join(title.replace("[", "(").replace("]", ")").split())
+        seen[name] += 1
+        candidate = name if seen[name] == 1 else f"{name} #{seen[name]}"
+        while candidate in taken:  # a title that itself ends in " #2"
+            seen[name] += 1
+            candidate = f"{name} #{seen[name]}"
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def train_tokenizer(
+    titles: Sequence[str], texts: Iterable[str], *, vocab_size: int = 1024
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer with a token for each of the (unique) titles.
+
+    Args:
+        titles: Unique item titles, in ``item_index`` order.
+        texts: What sub-word tokens are learned from: descriptions, categories, templates.
+        vocab_size: Sub-word tokens, special ones included, before the title tokens are added.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(f" [{title}]", normalized=False) for title in titles])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS, eos_token=EOS, pad_token=PAD,
+        extra_special_tokens=[THINK, ANSWER],
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip

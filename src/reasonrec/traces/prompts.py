@@ -1,0 +1,134 @@
+"""The one writer of everything that the model reads: training, reward, evaluation and serving.
+
+A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
+``<think> Mostly Drama. After [Title]: [Title] [Title];<answer>``. What follows a colon is looked up
+in the graph, not written by the model. Text is assembled from pieces that are encoded one by one,
+so that a training prefix equals, token for token, the prompt that serving sends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from reasonrec.records import Histories
+
+PROMPT_VERSION = "1"
+"""Changes whenever any text below changes; saved with every model."""
+HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = "History:", "<think>", " After", ":", " nothing new", ";"
+ANSWER = "<answer>"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B prompts, padded on the right."""
+
+    token_ids: np.ndarray
+    """(B, T), int64."""
+    lengths: np.ndarray
+    """(B,), int64. Number of real tokens; the state at ``lengths - 1`` has read the whole prompt."""
+    num_items: np.ndarray
+    """(B,), int64. History items that the prompt shows (the last ``max_history``)."""
+    item_ends: np.ndarray
+    """(B, H + 1), int64. Column 0 is the last token before the history; column j the last token of
+    its j-th item, oldest first. -1 where a row has fewer items."""
+
+
+class PromptWriter:
+    """Encodes histories and thoughts for one tokenizer and catalogue."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, max_history: int = 50
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.titles = list(titles)
+        self.max_history = max_history
+        self.pad_id: int = _id(tokenizer.pad_token_id if tokenizer.pad_token_id is not None
+                               else tokenizer.eos_token_id)  # fmt: skip
+        pieces = tokenizer([f" [{t}]" for t in self.titles], add_special_tokens=False)["input_ids"]
+        self._item_lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self._item_starts = np.concatenate([[0], np.cumsum(self._item_lengths)])
+        self._item_tokens = np.array([token for piece in pieces for token in piece], np.int64)
+
+    @cached_property
+    def title_token_ids(self) -> np.ndarray | None:
+        """(N,), the token of each title, or None if some title takes more than one token."""
+        return self._item_tokens if (self._item_lengths == 1).all() else None
+
+    @cached_property
+    def index_of_title(self) -> dict[str, int]:
+        return {title: index for index, title in enumerate(self.titles)}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a fixed piece of text. Do not change the list: it is cached."""
+        return self._encode(text)
+
+    @lru_cache(maxsize=65_536)  # noqa: B019 - one writer lives as long as its model
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def item_tokens(self, item_index: int) -> list[int]:
+        """Return the tokens of `` [Title]``."""
+        start = self._item_starts[item_index]
+        return self._item_tokens[start : start + self._item_lengths[item_index]].tolist()
+
+    def prompts(self, histories: Histories) -> Prompts:
+        """Return the prompt of every history, cut to its last ``max_history`` items."""
+        bos = self.tokenizer.bos_token_id
+        prefix = ([_id(bos)] if bos is not None else []) + self.encode(HISTORY)
+        num_items = np.minimum(histories.lengths, self.max_history)
+        start = histories.offsets[1:] - num_items
+        B, H = len(num_items), int(num_items.max(initial=0))
+        is_item = np.arange(H) < num_items[:, None]  # (B, H)
+        item = np.zeros((B, H), np.int64)
+        events = start[:, None] + np.arange(H)
+        item[is_item] = histories.item_index[events[is_item]]
+        lengths = np.where(is_item, self._item_lengths[item], 0) if H else np.zeros((B, 0), np.int64)
+        ends = len(prefix) - 1 + np.concatenate([np.zeros((B, 1), np.int64), lengths.cumsum(1)], 1)
+        total = ends[:, -1] + 1
+        token_ids = np.full((B, int(total.max(initial=len(prefix)))), self.pad_id, np.int64)
+        token_ids[:, : len(prefix)] = prefix
+        # every history token: which row, which column, and which entry of the piece table
+        flat_lengths, flat_item = lengths[is_item], item[is_item]
+        row = np.repeat(np.nonzero(is_item)[0], flat_lengths)
+        within = np.arange(flat_lengths.sum()) - np.repeat(
+            flat_lengths.cumsum() - flat_lengths, flat_lengths
+        )
+        column = np.repeat((ends[:, :-1] + 1)[is_item], flat_lengths) + within
+        token_ids[row, column] = self._item_tokens[
+            np.repeat(self._item_starts[flat_item], flat_lengths) + within
+        ]
+        is_end = np.concatenate([np.ones((B, 1), bool), is_item], 1)
+        return Prompts(token_ids, total, num_items, np.where(is_end, ends, -1))
+
+    def prompt_text(self, history: Sequence[int]) -> str:
+        """Return one prompt as text, for people and for tests."""
+        shown = "".join(f" [{self.titles[i]}]" for i in list(history)[-self.max_history :])
+        return f"{self.tokenizer.bos_token or ''}{HISTORY}{shown}"
+
+    def lookup_tokens(self, found: Sequence[int]) -> list[int]:
+        """Return the tokens that the graph answers with after `` After [Title]``."""
+        if len(found) == 0:
+            return [*self.encode(FOUND), *self.encode(NOTHING), *self.encode(NEXT)]
+        items = [token for item_index in found for token in self.item_tokens(item_index)]
+        return [*self.encode(FOUND), *items, *self.encode(NEXT)]
+
+    def lookup_text(self, found: Sequence[int]) -> str:
+        """Return `lookup_tokens` as text."""
+        inside = "".join(f" [{self.titles[i]}]" for i in found) if len(found) else NOTHING
+        return f"{FOUND}{inside}{NEXT}"
+
+    def asked_item(self, thought: str) -> int | None:
+        """Return the item that a thought, written so far, asks the graph about, if it does."""
+        _, after, title = thought.rpartition(f"{AFTER} [")
+        if not after or not title.endswith("]"):
+            return None
+        return self.index_of_title.get(title[:-1])
+
+
+def _id(token_id: object) -> int:
+    if not isinstance(token_id, int):
+        raise ValueError(f"the tokenizer must define its special tokens as single ids; got {token_id!r}")
+    return token_id

@@ -1,0 +1,160 @@
+"""The deterministic teacher: thoughts written from history and graph evidence, never from the label.
+
+A thought names the user's main categories, then looks up what neighbours took after some of the
+user's recent items. Which items are looked up is drawn by recency alone: a choice that saw the
+target would teach the model to trust evidence more than it deserves at test time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reasonrec.config import Config
+from reasonrec.data.dataset import Catalogue
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.graph.lookup import LookupTable, look_up
+from reasonrec.records import Histories
+from reasonrec.rng import stream
+from reasonrec.traces.prompts import AFTER, ANSWER, THINK, PromptWriter
+
+
+class ThoughtConfig(Config):
+    """What a thought may contain."""
+
+    num_lookups: int = 3
+    """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
+    num_links: int = 5
+    """Items that the graph answers with, at most, for one look-up."""
+    lookup_window: int = 10
+    """The verbaliser looks up items among this many most recent ones."""
+    recency: float = 0.8
+    """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
+    name_taste: bool = True
+    """Whether a thought starts with the user's main categories."""
+    steps_after: int = 5
+    """How many steps after the shared item a neighbour's events count as evidence."""
+    max_neighbours: int = 200
+    """Neighbours read per look-up; a seeded sample of them where there are more."""
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """R thoughts as token lists, each from ``<think>`` to ``<answer>``."""
+
+    tokens: list[list[int]]
+    is_written: list[list[bool]]
+    """True for tokens that the thinker writes, False for ``<think>``, evidence and markers."""
+    via_item: np.ndarray
+    """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
+
+
+class Verbaliser:
+    """Writes thoughts for histories; holds the graph and the category words."""
+
+    def __init__(
+        self, writer: PromptWriter, graph: InteractionGraph, catalogue: Catalogue, config: ThoughtConfig
+    ) -> None:
+        self.writer = writer
+        self.graph = graph
+        self.config = config
+        self._categories, self._category_of_item = _category_matrix(catalogue)
+
+    def look_up(self, histories: Histories, via_item: np.ndarray) -> LookupTable:
+        """Return what neighbours took after ``via_item`` (B,), one look-up for every history."""
+        return look_up(
+            self.graph,
+            user_index=histories.user_index,
+            via_item=via_item,
+            exclude_items=(histories.item_index, histories.offsets),
+            asked_at=histories.asked_at,
+            num_links=self.config.num_links,
+            window=self.config.steps_after,
+            max_neighbours=self.config.max_neighbours,
+            seed=0,
+        )
+
+    def write(self, histories: Histories, *, seed: int, keys: np.ndarray) -> Thoughts:
+        """Return one thought for every history.
+
+        Args:
+            seed: Run seed.
+            keys: (B,), integers that name the queries, so that a thought does not depend on the
+                batch it is written in.
+        """
+        via_item = self._choose(histories, seed, keys)
+        found = [
+            self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])
+        ]
+        taste = self.taste(histories)
+        writer = self.writer
+        after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.encode(THINK)
+        all_tokens, all_written = [], []
+        for b in range(len(histories)):
+            tokens = [*think, *writer.encode(taste[b])]
+            written = [False] * len(think) + [True] * (len(tokens) - len(think))
+            for j, table in enumerate(found):
+                via = int(via_item[b, j])
+                if via < 0:
+                    continue
+                asked = [*after, *writer.item_tokens(via)]
+                row = table.item_index[b]
+                answered = writer.lookup_tokens(row[row >= 0].tolist())
+                tokens += asked + answered
+                written += [True] * len(asked) + [False] * len(answered)
+            all_tokens.append(tokens + answer)
+            all_written.append(written + [True] * len(answer))
+        return Thoughts(all_tokens, all_written, via_item)
+
+    def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
+        """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
+        if not self.config.name_taste or not self._categories:
+            return [""] * len(histories)
+        num_events = np.minimum(histories.lengths, last)
+        row = np.repeat(np.arange(len(histories)), num_events)
+        event = np.repeat(histories.offsets[1:] - num_events.cumsum(), num_events) + np.arange(
+            num_events.sum()
+        )
+        category = self._category_of_item[histories.item_index[event]]  # (E, 3), -1 padded
+        counts = np.zeros((len(histories), len(self._categories)), np.int32)
+        np.add.at(counts, (np.broadcast_to(row[:, None], category.shape)[category >= 0],
+                           category[category >= 0]), 1)  # fmt: skip
+        first = counts.argmax(1)
+        top = counts[np.arange(len(counts)), first].copy()
+        counts[np.arange(len(counts)), first] = 0
+        second = counts.argmax(1)
+        words = []
+        for b in range(len(histories)):
+            if top[b] == 0:
+                words.append("")
+            elif counts[b, second[b]] == 0:
+                words.append(f" Mostly {self._categories[first[b]]}.")
+            else:
+                words.append(f" Mostly {self._categories[first[b]]}, {self._categories[second[b]]}.")
+        return words
+
+    def _choose(self, histories: Histories, seed: int, keys: np.ndarray) -> np.ndarray:
+        """Draw distinct recent items without replacement, weight ``recency ** age``; newest first."""
+        B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
+        age = np.arange(W)
+        noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])
+        preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
+        preference[age >= histories.lengths[:, None]] = -np.inf
+        chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]
+        missing = ~np.isfinite(np.take_along_axis(preference, chosen, 1))
+        chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last
+        event = histories.offsets[1:, None] - 1 - chosen
+        is_there = chosen < W
+        via_item = np.full((B, L), -1, np.int32)
+        via_item[is_there] = histories.item_index[event[is_there]]
+        return via_item
+
+
+def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
+    """Return the category names and (N, 3) indices of each item's first three, -1 padded."""
+    names: dict[str, int] = {}
+    table = np.full((len(catalogue), 3), -1, np.int32)
+    if "categories" in catalogue.table.columns:
+        for index, categories in enumerate(catalogue.table["categories"].to_list()):
+            for place, category in enumerate((categories or [])[:3]):
+                table[index, place] = names.setdefault(str(category), len(names))
+    return list(names), table
