@@ -1,6 +1,7 @@
 """Frozen nouns that cross stages. Axes: B rows, N catalogue, M events, Q queries, U users."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,7 @@ class Histories:
         )
 
     @staticmethod
-    def from_lists(
-        rows: list[list[int]], *, user_index: list[int] | None = None
-    ) -> "Histories":
+    def from_lists(rows: list[list[int]], *, user_index: list[int] | None = None) -> "Histories":
         """Return a table of plain lists of item indices, for requests and tests."""
         lengths = [len(row) for row in rows]
         return Histories(
@@ -96,3 +95,83 @@ class Lookup:
 
     via_item_index: int
     links: tuple[Link, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class HistoryItem:
+    """One item that a person took, as people name it."""
+
+    item_id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class RecommendedItem:
+    """One place of a ranking."""
+
+    rank: int
+    """1 is the best."""
+    item_id: str
+    title: str
+    score: float
+    """As the method gave it: any scale, higher is better."""
+
+
+@dataclass(frozen=True)
+class EvidenceChain:
+    """One chain that a thought rests on: you -> ``via`` -> neighbour -> item."""
+
+    via_item_id: str
+    via_title: str
+    neighbour_user_id: str
+    """The witness: the neighbour with the largest share of ``weight``."""
+    item_id: str
+    title: str
+    num_neighbours: int
+    """How many neighbours went from ``via`` to the item, the witness among them."""
+    weight: float
+    """As in ``Link.weight``. No unit, above 0."""
+    rank: int | None = None
+    """Place of the item in the ranking shown, None if it is not in it."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer to one person: a ranking, and what it rests on."""
+
+    user_id: str | None
+    """None for somebody known by a given history alone."""
+    method: str
+    history: tuple[HistoryItem, ...]
+    """What the ranking was asked with, oldest first."""
+    items: tuple[RecommendedItem, ...]
+    thought: str | None = None
+    chains: tuple[EvidenceChain, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the reader must know: items ignored, a list cut short, an answer from popularity."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists, dicts and numbers, for ``recommendations.json`` and ``--json``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> "Recommendation":
+        """Return the record that ``to_json`` took apart.
+
+        Raises:
+            ValueError: A field is missing or unknown.
+        """
+        try:
+            return Recommendation(
+                **fields
+                | {
+                    "history": tuple(HistoryItem(**item) for item in fields["history"]),
+                    "items": tuple(RecommendedItem(**item) for item in fields["items"]),
+                    "chains": tuple(EvidenceChain(**chain) for chain in fields["chains"]),
+                    "notes": tuple(fields["notes"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a recommendation must have the fields of its record: {error}"
+            ) from None
