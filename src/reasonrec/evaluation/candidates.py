@@ -1,0 +1,200 @@
+"""Candidate sets: one target and C - 1 negatives that the user never touched, or given lists."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from reasonrec.data.dataset import Dataset, Part, Queries
+from reasonrec.errors import DataError
+from reasonrec.rng import stream
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items that compete with each query's target."""
+
+    item_index: np.ndarray
+    """(Q, C), int32. Column 0 is the target; -1 pads a shorter list."""
+    protocol: str
+    """The word in reports: ``candidates-C``, or ``candidates-given``."""
+
+    @property
+    def num_short(self) -> int:
+        """How many queries have fewer than C candidates."""
+        return int(np.count_nonzero((self.item_index < 0).any(axis=1)))
+
+    def write(self, path: Path) -> None:
+        """Write one row a query: ``query``, ``candidates`` (item indices, the target first)."""
+        pl.DataFrame(
+            {
+                "query": np.arange(len(self.item_index), dtype=np.int64),
+                "candidates": pl.Series(
+                    self.item_index, dtype=pl.Array(pl.Int32, self.item_index.shape[1])
+                ).cast(pl.List(pl.Int32)),
+                "protocol": pl.repeat(self.protocol, len(self.item_index), eager=True),
+            }
+        ).write_parquet(path)
+
+    @staticmethod
+    def read(path: Path, queries: Queries) -> "Candidates":
+        """Return the candidates that ``write`` stored for exactly these queries.
+
+        Raises:
+            DataError: The file is damaged, or was written for other queries.
+        """
+        try:
+            table = pl.read_parquet(path)
+            lists = table["candidates"].to_list()
+            item_index = np.asarray(lists, np.int32).reshape(len(lists), -1)
+            protocol = str(table["protocol"][0]) if len(lists) else ""
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"stored candidates must be readable; {path}: {error}. Remove it to draw anew"
+            ) from None
+        if len(item_index) != len(queries) or not np.array_equal(item_index[:, 0], queries.target):
+            raise DataError(
+                f"{path} holds candidates of other queries than these {len(queries)}; "
+                "was the data prepared anew? Remove the file to draw anew"
+            )
+        return Candidates(item_index, protocol)
+
+
+def draw_candidates(dataset: Dataset, part: Part, *, num_candidates: int, seed: int) -> Candidates:
+    """Return each query's target with ``num_candidates - 1`` uniform negatives.
+
+    A negative is an item that the user touches nowhere: not in training, in no history and as no
+    target of validation or test. Each query draws from a stream of its own, so a query's
+    candidates depend on the seed, its row, and nothing else. Where fewer items are left than
+    asked for, all of them are taken and the row is padded with -1.
+
+    Args:
+        num_candidates: C, the target included; 2 or more.
+
+    Source: ``docs/conventions.md``, *Candidates*.
+    """
+    if num_candidates < 2:
+        raise ValueError(f"num_candidates must be 2 or more; got {num_candidates}")
+    queries, num_items = dataset.queries(part), dataset.num_items
+    num_queries, num_negatives = len(queries), num_candidates - 1
+    owner = _owners(queries, dataset.num_users)
+    touched = _touched(dataset, part)
+    stage = f"candidates-{num_candidates}-{part}"
+    num_draws = 2 * num_negatives + 8
+    draws = np.empty((num_queries, num_draws), np.int64)
+    for q in range(num_queries):
+        draws[q] = stream(seed, stage, q).integers(num_items, size=num_draws)
+    keys = owner[:, None] * num_items + draws
+    is_usable = ~_is_in(keys, touched)
+    # a draw that repeats an earlier one of its row is dropped: stable sort, equal neighbours
+    order = np.argsort(draws, axis=1, kind="stable")
+    ordered = np.take_along_axis(draws, order, axis=1)
+    repeats = np.zeros_like(is_usable)
+    np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    is_usable &= ~repeats
+    place = np.cumsum(is_usable, axis=1)
+    is_usable &= place <= num_negatives
+    chosen = np.full((num_queries, num_candidates), -1, np.int32)
+    chosen[:, 0] = queries.target
+    row, column = np.nonzero(is_usable)
+    chosen[row, place[row, column]] = draws[row, column]
+    for q in np.flatnonzero(chosen[:, -1] < 0):  # rare: a small catalogue or a user of everything
+        everything = owner[q] * num_items + np.arange(num_items)
+        left = np.flatnonzero(~_is_in(everything, touched))
+        picked = stream(seed, f"{stage}-few", int(q)).permutation(left)[:num_negatives]
+        chosen[q, 1:] = -1
+        chosen[q, 1 : 1 + len(picked)] = picked
+    return Candidates(chosen, f"candidates-{num_candidates}")
+
+
+def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
+    """Return published candidate lists: a table of ``user_id`` and ``candidates`` (item ids).
+
+    The target is put first, and dropped from the rest where the list holds it. Every query of a
+    user gets the user's list.
+
+    Raises:
+        DataError: A column, a user or an item is missing.
+    """
+    try:
+        table = pl.read_parquet(path).select("user_id", "candidates")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"given candidates must be Parquet with user_id and candidates (lists of item ids); "
+            f"{path}: {error}"
+        ) from None
+    queries = dataset.queries(part)
+    asked = pl.DataFrame(
+        {
+            "query": np.arange(len(queries)),
+            "target": queries.target,
+            "user_id": pl.Series(dataset.user_ids, dtype=pl.String).gather(queries.user_index),
+        }
+    )
+    lists = asked.join(table.unique("user_id", keep="first"), on="user_id", how="left")
+    missing = lists.filter(pl.col("candidates").is_null())
+    if missing.height:
+        raise DataError(
+            f"{path} must hold candidates for every user of {part}; {missing.height} have none, "
+            f"{missing['user_id'][0]!r} among them"
+        )
+    index = pl.DataFrame(
+        {"candidates": dataset.catalogue.item_ids, "item": np.arange(dataset.num_items)}
+    )
+    long = lists.select("query", "target", "candidates").explode("candidates")
+    long = long.join(index, on="candidates", how="left", maintain_order="left")
+    unknown = long.filter(pl.col("item").is_null())
+    if unknown.height:
+        raise DataError(
+            f"{path} names {unknown['candidates'].n_unique()} items that the catalogue lacks, "
+            f"{unknown['candidates'][0]!r} among them"
+        )
+    others = long.filter(pl.col("item") != pl.col("target")).unique(
+        ["query", "item"], keep="first", maintain_order=True
+    )
+    column = others.select(pl.int_range(1, pl.len() + 1).over("query")).to_series().to_numpy()
+    chosen = np.full((len(queries), 1 + int(column.max(initial=0))), -1, np.int32)
+    chosen[:, 0] = queries.target
+    chosen[others["query"].to_numpy(), column] = others["item"].to_numpy()
+    return Candidates(chosen, "candidates-given")
+
+
+def _owners(queries: Queries, num_users: int) -> np.ndarray:
+    """Return whose touched items count for each query; an unknown user is one of its own."""
+    rows = np.arange(len(queries), dtype=np.int64)
+    return np.where(queries.user_index < 0, num_users + rows, queries.user_index).astype(np.int64)
+
+
+def _touched(dataset: Dataset, part: Part) -> np.ndarray:
+    """Return the sorted keys owner x N + item of everything that anyone touched."""
+    num_items = dataset.num_items
+    train = dataset.train
+    keys = [train.user_index.astype(np.int64) * num_items + train.item_index]
+    for name in ("valid", "test"):
+        queries = dataset.queries(name)
+        owner = _owners(queries, dataset.num_users)
+        if name != part:  # unknown users of the other part are nobody of this one
+            known = queries.user_index >= 0
+            queries, owner = queries.take(known), owner[known]
+        keys.append(owner * num_items + queries.target)
+        # the slices of one user mostly share their start: the longest holds the others
+        slices = pl.DataFrame(
+            {"owner": owner, "start": queries.history_start, "stop": queries.history_stop}
+        )
+        longest = slices.group_by("owner", "start").agg(pl.col("stop").max())
+        start, stop = longest["start"].to_numpy(), longest["stop"].to_numpy()
+        lengths = stop - start
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+        owners = np.repeat(longest["owner"].to_numpy(), lengths)
+        keys.append(owners * num_items + queries.log_item_index[events])
+    return np.unique(np.concatenate(keys))
+
+
+def _is_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
+    """Return which keys occur among the sorted ones. Same shape, bool."""
+    if len(sorted_keys) == 0:
+        return np.zeros(keys.shape, bool)
+    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return sorted_keys[place] == keys

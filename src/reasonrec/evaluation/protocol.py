@@ -1,0 +1,332 @@
+"""Measures one method: every query is scored once, ranked under each protocol, then averaged.
+
+Protocols: ``full`` ranks the target among the whole catalogue (less what the mask keeps out),
+``candidates-C`` among itself and C - 1 negatives. A mask other than the default is part of the
+protocol's word (``full-mask-none``), so that rows of different meaning never share a name.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.data.dataset import Dataset, Part, Queries
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.candidates import Candidates, draw_candidates
+from reasonrec.evaluation.significance import bootstrap_intervals
+from reasonrec.metrics import METRICS, metric_values
+from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
+from reasonrec.rng import stream
+
+PROTOCOLS = ("full", "candidates-20")
+DEFAULT_MASK: Mask = "history-except-target"
+COST = "cost"
+"""The protocol word of rows that do not depend on what is ranked."""
+FILES = ("metrics.json", "per_query.parquet", "thoughts.parquet")
+_THOUGHTS = {
+    "method": pl.String,
+    "seed": pl.Int64,
+    "query": pl.Int64,
+    "user_id": pl.String,
+    "thought": pl.String,
+    "num_tokens": pl.Int64,
+    "rank": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One number of ``metrics.json``; every method and command writes the same fields."""
+
+    dataset: str
+    split: str
+    """``leave-one-out``, ``global-time`` or ``given``; ``/valid`` follows on validation."""
+    protocol: str
+    method: str
+    metric: str
+    value: float
+    ci_low: float | None
+    """Lower end of the 95 % bootstrap interval over users. None for costs."""
+    ci_high: float | None
+    n: int
+    """Queries, or users timed, that the value is a mean over."""
+    seed: int
+    trained_on: str
+    """The rows that the method learned from, ``train`` unless it says otherwise."""
+    seconds: float
+    """Wall-clock seconds of scoring all queries."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What measuring one method gave."""
+
+    rows: tuple[MetricRow, ...]
+    per_query: pl.DataFrame
+    """One row per protocol and query: ``method``, ``seed``, ``protocol``, ``query`` (its row in
+    the part), ``user_index``, ``target``, ``history_length``, ``rank`` (infinity: masked),
+    ``num_tokens``, ``seconds`` (its share of its batch)."""
+    thoughts: pl.DataFrame
+    """One row per query of a method that thinks: ``method``, ``seed``, ``query``, ``user_id``,
+    ``thought``, ``num_tokens``, ``rank`` (under the first protocol)."""
+
+
+def evaluate(
+    recommender: Recommender,
+    dataset: Dataset,
+    *,
+    part: Part = "test",
+    protocols: Sequence[str] = PROTOCOLS,
+    mask: Mask = DEFAULT_MASK,
+    seed: int = 0,
+    batch_size: int = 256,
+    queries: np.ndarray | None = None,
+    num_queries: int | None = None,
+    candidates: Sequence[Candidates] = (),
+    trained_on: str = "train",
+    candidate_seed: int = 0,
+    num_timed_users: int = 30,
+    fit_seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Return metrics, per-query ranks, thoughts and costs of one recommender.
+
+    Args:
+        recommender: Scores histories; what it learned from is the caller's to state.
+        dataset: Holds the catalogue and the queries.
+        part: ``test``, or ``valid`` for anything that is chosen.
+        protocols: ``full`` and ``candidates-C``, in the order of the report.
+        mask: What ``full`` keeps out. Candidates never hold touched items, so it is not applied.
+        seed: The seed that the method was trained with; it names the rows.
+        batch_size: Histories scored at once. Changes no rank.
+        queries: Row numbers of the part to measure, or None for all.
+        num_queries: Measure a sample of this many instead, the same for every method and seed.
+        candidates: Stored or given candidate sets over the whole part; a protocol with a set
+            of its name uses it, and any other set is measured as a protocol more.
+        candidate_seed: Draws the negatives. One for all methods, so that they are comparable.
+        num_timed_users: Users asked one at a time for the latency. 0 leaves it out.
+        fit_seconds: Seconds that fitting took, reported as a cost.
+        progress: Called with (queries done, queries in all) after every batch.
+
+    Raises:
+        ValueError: A protocol is unknown, there are no queries, or scores cannot be ranked.
+
+    Source: ``docs/conventions.md``, *Protocols*.
+    """
+    rows = _chosen(dataset.queries(part), queries, num_queries, part)
+    asked = dataset.queries(part).take(rows)
+    sets = _candidate_sets(protocols, candidates, dataset, part, candidate_seed)
+    words = [*protocols, *(word for word in sets if word not in protocols)]
+    ranks = {word: np.empty(len(rows)) for word in words}
+    num_tokens = np.zeros(len(rows), np.int64)
+    seconds = np.empty(len(rows))
+    thoughts: list[str] = []
+    for start in range(0, len(rows), batch_size):
+        batch = slice(start, min(start + batch_size, len(rows)))
+        histories = asked.take(np.arange(batch.start, batch.stop)).histories()
+        clock = time.perf_counter()
+        scored = recommender.score(histories)
+        size = batch.stop - batch.start
+        seconds[batch] = (time.perf_counter() - clock) / size
+        for word in words:
+            if word == "full":
+                ranks[word][batch] = rank_targets(
+                    scored.scores, asked.target[batch], histories=histories, mask=mask
+                )
+            else:
+                chosen = sets[word].item_index[rows[batch]]
+                ranks[word][batch] = rank_candidates(scored.scores, chosen)
+        if scored.num_tokens is not None:
+            num_tokens[batch] = scored.num_tokens
+        thoughts.extend(scored.thoughts or ())
+        if progress:
+            progress(batch.stop, len(rows))
+
+    name = recommender.name
+    full_word = "full" if mask == DEFAULT_MASK else f"full-mask-{mask}"
+    reported = [full_word if word == "full" else word for word in words]
+    common = pl.DataFrame(
+        {
+            "query": rows.astype(np.int64),
+            "user_index": asked.user_index,
+            "target": asked.target,
+            "history_length": asked.history_stop - asked.history_start,
+            "num_tokens": num_tokens,
+            "seconds": seconds,
+        }
+    )
+    per_query = pl.concat(
+        common.with_columns(
+            pl.lit(name).alias("method"),
+            pl.lit(seed, pl.Int64).alias("seed"),
+            pl.lit(shown).alias("protocol"),
+            pl.Series("rank", ranks[word]),
+        )
+        for word, shown in zip(words, reported)
+    )
+    thought_rank = ranks[words[0]]
+    table = pl.DataFrame(
+        {
+            "method": [name] * len(thoughts),
+            "seed": [seed] * len(thoughts),
+            "query": rows[: len(thoughts)],
+            "user_id": _user_ids(dataset, asked)[: len(thoughts)],
+            "thought": thoughts,
+            "num_tokens": num_tokens[: len(thoughts)],
+            "rank": thought_rank[: len(thoughts)],
+        },
+        schema=_THOUGHTS,
+    )
+
+    def row(
+        protocol: str, metric: str, value: float, n: int, low: float | None, high: float | None
+    ) -> MetricRow:
+        return MetricRow(
+            dataset=dataset.name,
+            split=dataset.split if part == "test" else f"{dataset.split}/{part}",
+            protocol=protocol,
+            method=name,
+            metric=metric,
+            value=float(value),
+            ci_low=low,
+            ci_high=high,
+            n=n,
+            seed=seed,
+            trained_on=trained_on,
+            seconds=round(float(seconds.sum()), 4),
+        )
+
+    measured = []
+    for word, shown in zip(words, reported):
+        values = np.stack([metric_values(metric, ranks[word]) for metric in METRICS], axis=1)
+        intervals = bootstrap_intervals(
+            values, rng=stream(0, "bootstrap"), users=_resampling_users(asked)
+        )
+        measured += [
+            row(shown, metric, interval.mean, len(rows), interval.low, interval.high)
+            for metric, interval in zip(METRICS, intervals)
+        ]
+    costs = [
+        ("tokens", num_tokens.mean(), len(rows)),
+        ("users-per-second", len(rows) / max(seconds.sum(), 1e-9), len(rows)),
+    ]
+    if num_timed_users:
+        latency_ms = _time_single_users(recommender, asked, num_timed_users)
+        costs += [
+            (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
+        ]
+    if fit_seconds is not None:
+        costs.append(("fit-seconds", fit_seconds, 1))
+    measured += [row(COST, metric, value, n, None, None) for metric, value, n in costs]
+    return Evaluation(tuple(measured), per_query, table)
+
+
+def write_evaluation(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
+    """Write ``FILES`` over one or more evaluations and return their names; no manifest."""
+    folder = Path(folder)
+    write_rows(folder / "metrics.json", [row for one in evaluations for row in one.rows])
+    pl.concat([one.per_query for one in evaluations]).write_parquet(folder / "per_query.parquet")
+    pl.concat([one.thoughts for one in evaluations]).write_parquet(folder / "thoughts.parquet")
+    return list(FILES)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Return what ``write_evaluation`` wrote, as one evaluation.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        return Evaluation(
+            rows=tuple(read_rows(folder / "metrics.json")),
+            per_query=pl.read_parquet(folder / "per_query.parquet"),
+            thoughts=pl.read_parquet(folder / "thoughts.parquet"),
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise CheckpointError(
+            f"{folder} must hold {', '.join(FILES)} of an evaluation; {error}"
+        ) from None
+
+
+def write_rows(path: Path, rows: Sequence[MetricRow]) -> None:
+    """Write ``metrics.json``: one list, one row a line."""
+    lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
+    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[MetricRow]:
+    """Return the rows of a ``metrics.json``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another layout.
+    """
+    try:
+        return [MetricRow(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} must be a list of metric rows; {error}") from None
+
+
+def _chosen(
+    queries: Queries, named: np.ndarray | None, num_sampled: int | None, part: Part
+) -> np.ndarray:
+    """Return the sorted row numbers to measure."""
+    rows = np.arange(len(queries)) if named is None else np.unique(named)
+    if num_sampled is not None and num_sampled < len(rows):
+        # the data set and nothing else decides the sample: every method answers the same queries
+        rows = np.sort(stream(0, f"query-sample-{part}").permutation(rows)[:num_sampled])
+    if len(rows) == 0:
+        raise ValueError(
+            f"an evaluation needs at least one query; the {part} part gave none. "
+            "Users with fewer than three events have no query under leave-one-out"
+        )
+    return rows
+
+
+def _candidate_sets(
+    protocols: Sequence[str],
+    given: Sequence[Candidates],
+    dataset: Dataset,
+    part: Part,
+    seed: int,
+) -> dict[str, Candidates]:
+    """Return the candidates of every candidate protocol, drawing what was not handed in."""
+    sets = {one.protocol: one for one in given}
+    for word in protocols:
+        count = word.removeprefix("candidates-")
+        if word == "full" or word in sets:
+            continue
+        if count == word or not count.isdecimal() or int(count) < 2:
+            raise ValueError(f"a protocol must be full or candidates-C with C >= 2; got {word!r}")
+        sets[word] = draw_candidates(dataset, part, num_candidates=int(count), seed=seed)
+    return sets
+
+
+def _resampling_users(queries: Queries) -> np.ndarray:
+    """Return whose each query is; every query of an unknown user is a user of its own."""
+    unknown = queries.user_index < 0
+    users = queries.user_index.astype(np.int64)
+    users[unknown] = -1 - np.flatnonzero(unknown)
+    return users
+
+
+def _user_ids(dataset: Dataset, queries: Queries) -> list[str | None]:
+    return [dataset.user_ids[u] if u >= 0 else None for u in queries.user_index]
+
+
+def _time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:
+    """Return the milliseconds of asking for one user at a time, after one call to warm up."""
+    rows = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(np.int64)
+    recommender.score(queries.take(rows[:1]).histories())
+    latency_ms = np.empty(len(rows))
+    for i in range(len(rows)):
+        histories = queries.take(rows[i : i + 1]).histories()
+        clock = time.perf_counter()
+        recommender.score(histories)
+        latency_ms[i] = 1000.0 * (time.perf_counter() - clock)
+    return latency_ms

@@ -1,0 +1,163 @@
+"""How sure a mean is: bootstrap intervals and paired tests over per-query values.
+
+Queries of one user are not independent, so users are resampled and flipped, each with all of
+their queries; with one query a user this is the plain test. All means are over queries.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_CHUNK_CELLS = 4_000_000
+"""Random numbers drawn at a time; bounds memory."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the percentile interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The difference of two methods on the same queries."""
+
+    difference: float
+    """Mean of (method - reference) over queries."""
+    low: float
+    """Lower end of the bootstrap interval of the difference."""
+    high: float
+    p_bootstrap: float
+    """Two-sided: twice the share of resampled differences on the other side of 0."""
+    p_permutation: float
+    """Two-sided: share of sign flips that give a difference at least as far from 0."""
+    num_queries: int
+
+
+def bootstrap_intervals(
+    values: np.ndarray,
+    *,
+    rng: np.random.Generator,
+    users: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> list[Interval]:
+    """Return the mean of each column with its percentile bootstrap interval.
+
+    Args:
+        values: Per-query values of M metrics. (Q, M), float64; Q of 1 or more.
+        users: Whose query each row is, (Q,), integer; None takes each as a user of its own.
+        num_resamples: Bootstrap samples; the same ones serve all columns.
+        confidence: Share of the bootstrap distribution inside the interval.
+    """
+    means = _resampled_means(values, users, rng, num_resamples)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+    return [
+        Interval(float(mean), float(lo), float(hi))
+        for mean, lo, hi in zip(values.mean(axis=0), low, high)
+    ]
+
+
+def paired_test(
+    values: np.ndarray,
+    reference: np.ndarray,
+    *,
+    rng: np.random.Generator,
+    users: np.ndarray | None = None,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> PairedTest:
+    """Return how a method's per-query values differ from the reference's on the same queries.
+
+    The permutation test flips the sign of each user's differences; both p-values count the
+    observed sample among the resampled ones, so neither is ever 0.
+
+    Args:
+        values: (Q,), float64.
+        reference: (Q,), float64, row for row the same queries.
+
+    Raises:
+        ValueError: The rows differ in number, or there are none.
+    """
+    if values.shape != reference.shape or values.ndim != 1:
+        raise ValueError(
+            "a paired test needs one value per query from both methods; got shapes "
+            f"{values.shape} and {reference.shape}. Were they measured on the same queries?"
+        )
+    differences = values - reference
+    means = _resampled_means(differences[:, None], users, rng, num_resamples)[:, 0]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    one_side = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    sums, _ = _sums_by_user(differences[:, None], users)
+    flipped = _flipped_sums(sums[:, 0], rng, num_resamples)
+    observed = abs(sums.sum())
+    # equal up to rounding counts as equal: the sums differ in the order of their terms only
+    at_least = np.count_nonzero(np.abs(flipped) >= observed - 1e-12 * max(1.0, observed))
+    return PairedTest(
+        difference=float(differences.mean()),
+        low=float(low),
+        high=float(high),
+        p_bootstrap=float(min(1.0, 2.0 * (1 + one_side) / (1 + num_resamples))),
+        p_permutation=float((1 + at_least) / (1 + num_resamples)),
+        num_queries=len(differences),
+    )
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm's adjusted p-values, which hold together for all tests. (M,), float64.
+
+    The i-th smallest of M is multiplied by M - i (i from 0), made non-decreasing, cut at 1.
+    """
+    p_values = np.asarray(p_values, np.float64)
+    order = np.argsort(p_values, kind="stable")
+    steps = (len(p_values) - np.arange(len(p_values))) * p_values[order]
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def _sums_by_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return each user's sums (U, M) and number of queries (U,)."""
+    if len(values) == 0:
+        raise ValueError("an interval needs at least one query; got none")
+    if users is None:
+        return values, np.ones(len(values))
+    _, group = np.unique(users, return_inverse=True)
+    counts = np.bincount(group).astype(np.float64)
+    columns = [np.bincount(group, values[:, m]) for m in range(values.shape[1])]
+    return np.stack(columns, axis=1), counts
+
+
+def _resampled_means(
+    values: np.ndarray, users: np.ndarray | None, rng: np.random.Generator, num_resamples: int
+) -> np.ndarray:
+    """Return the mean of every column in every bootstrap sample of users, (R, M)."""
+    sums, counts = _sums_by_user(values, users)
+    num_users = len(counts)
+    table = np.column_stack([sums, counts])  # (U, M + 1)
+    totals = np.empty((num_resamples, table.shape[1]))
+    chunk = max(1, _CHUNK_CELLS // num_users)
+    for start in range(0, num_resamples, chunk):
+        rows = min(chunk, num_resamples - start)
+        drawn = rng.integers(num_users, size=(rows, num_users))
+        drawn += np.arange(rows)[:, None] * num_users
+        times = np.bincount(drawn.ravel(), minlength=rows * num_users).reshape(rows, num_users)
+        totals[start : start + rows] = times @ table  # (r, U) @ (U, M + 1)
+    return totals[:, :-1] / totals[:, -1:]
+
+
+def _flipped_sums(sums: np.ndarray, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
+    """Return the total under random signs of the users' sums, (R,)."""
+    moving = sums[sums != 0]  # a zero stays zero under either sign
+    totals = np.empty(num_resamples)
+    chunk = max(1, _CHUNK_CELLS // max(1, len(moving)))
+    for start in range(0, num_resamples, chunk):
+        rows = min(chunk, num_resamples - start)
+        signs = rng.integers(2, size=(rows, len(moving)), dtype=np.int8)
+        totals[start : start + rows] = 2.0 * (signs @ moving) - moving.sum()
+    return totals
