@@ -4,9 +4,13 @@ Exit codes: 0 done, 1 a stated failure, 2 bad usage (an option or a configuratio
 used), 130 interrupted, 141 the reader of our output went away.
 """
 
+import inspect
 import os
 import sys
+import textwrap
 from difflib import get_close_matches
+from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -64,18 +68,26 @@ def build_app(arguments: list[str]) -> App:
     """Return the application that answers ``arguments``."""
     app = App(name="reasonrec", help=HELP, version=__version__, help_format="markdown")
     app.result_action = "return_none"
-    app.meta.group_parameters = Group("Global", sort_key=0)
+    asks_help = not {"--help", "-h"}.isdisjoint(arguments)
     for position, (verb, line) in enumerate(VERBS.items()):
-        # By name, so that a verb is imported when asked for: --help needs neither torch nor polars.
-        # A fixed help text would hide the docstring, so the verb asked for gets none.
-        asked = None if verb in arguments else line
-        app.command(f"reasonrec.cli.{verb}:{verb}", name=verb, help=asked, sort_key=position)
+        asked = verb in arguments
+        app.command(
+            # By name: a verb is imported when asked for, so --help needs neither torch nor polars.
+            f"reasonrec.cli.{verb}:{verb}",
+            name=verb,
+            help=None if asked else line,  # a text here would hide the verb's own docstring
+            help_epilogue=_examples(verb) if asked and asks_help else None,
+            sort_key=position,
+        )
 
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[
-            Path | None, Parameter(help="TOML file with any of the command's keys.")
+            Path | None,
+            Parameter(
+                group=Group("Every command"), help="TOML file with any of the command's keys."
+            ),
         ] = None,
     ) -> None:
         if tokens and not tokens[0].startswith("-") and tokens[0] not in VERBS:
@@ -88,6 +100,15 @@ def build_app(arguments: list[str]) -> App:
         app(tokens, exit_on_error=False, print_error=False)
 
     return app
+
+
+def _examples(verb: str) -> str | None:
+    """Return the examples of a verb's docstring, which the parser of docstrings leaves out."""
+    function = getattr(import_module(f"reasonrec.cli.{verb}"), verb)
+    _, _, rest = (inspect.getdoc(function) or "").partition("\nExamples:\n")
+    indented = takewhile(lambda line: not line or line.startswith(" "), rest.splitlines())
+    commands = textwrap.dedent("\n".join(indented)).strip("\n")
+    return f"Examples:\n\n{textwrap.indent(commands, '    ')}" if commands else None
 
 
 def _keys_of(path: Path) -> Any:
