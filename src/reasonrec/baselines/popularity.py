@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import numpy as np
@@ -73,11 +74,7 @@ class RecentPopularity:
         """
         train, num_items = dataset.train, dataset.num_items
         if train.timestamp is None:
-            logger.warning(
-                "recent-popularity: %s has no times, so an event's age is the number of events "
-                "that its user made after it",
-                dataset.name,
-            )
+            _say_there_are_no_times(dataset.name)
             later = train.user_offsets[train.user_index + 1] - 1 - np.arange(len(train))
             weights = np.bincount(
                 train.item_index, np.exp2(-later / half_life_events), minlength=num_items
@@ -107,3 +104,13 @@ class RecentPopularity:
             # events of the very second of the question may be its own: strictly older ones only
             row = np.searchsorted(self.moments, histories.asked_at, side="left")
         return Scored(self.weights[row])
+
+
+@cache
+def _say_there_are_no_times(dataset_name: str) -> None:
+    """Warn once a set, however many settings are tried on it."""
+    logger.warning(
+        "recent-popularity: %s has no times, so an event's age is the number of events that its "
+        "user made after it",
+        dataset_name,
+    )

@@ -1,5 +1,6 @@
 """Candidate sets: one target and C - 1 negatives that the user never touched, or given lists."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import polars as pl
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import DataError
 from reasonrec.rng import stream
+
+logger = logging.getLogger(__name__)
+_MAX_UNKNOWN_FRAC = 0.05
+"""Share of given candidates that may lie outside the catalogue (NCF's MovieLens lists: 0.018)."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,10 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
     """Return published candidate lists: a table of ``user_id`` and ``candidates`` (item ids).
 
     The target is put first, and dropped from the rest where the list holds it. Every query of a
-    user gets the user's list.
+    user gets the user's list. A few items outside the catalogue are left out, said aloud.
 
     Raises:
-        DataError: A column, a user or an item is missing.
+        DataError: A column or a user is missing, or over 5 % of the items are unknown.
     """
     try:
         table = pl.read_parquet(path).select("user_id", "candidates")
@@ -145,11 +150,19 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
     long = lists.select("query", "target", "candidates").explode("candidates")
     long = long.join(index, on="candidates", how="left", maintain_order="left")
     unknown = long.filter(pl.col("item").is_null())
-    if unknown.height:
+    if unknown.height > _MAX_UNKNOWN_FRAC * long.height:
         raise DataError(
-            f"{path} names {unknown['candidates'].n_unique()} items that the catalogue lacks, "
-            f"{unknown['candidates'][0]!r} among them"
+            f"{path} must name items of the catalogue; {unknown.height} of {long.height} entries "
+            f"name others, {unknown['candidates'][0]!r} among them. Is it of another data set?"
         )
+    if unknown.height:
+        logger.warning(
+            "%s: left out %d candidates that name %d items outside the catalogue",
+            path,
+            unknown.height,
+            unknown["candidates"].n_unique(),
+        )
+        long = long.filter(pl.col("item").is_not_null())
     others = long.filter(pl.col("item") != pl.col("target")).unique(
         ["query", "item"], keep="first", maintain_order=True
     )

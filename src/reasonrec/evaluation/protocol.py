@@ -18,7 +18,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates
-from reasonrec.evaluation.significance import bootstrap_intervals
+from reasonrec.evaluation.significance import Interval, bootstrap_intervals
 from reasonrec.metrics import METRICS, metric_values
 from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
 from reasonrec.rng import stream
@@ -122,6 +122,106 @@ def evaluate(
     asked = dataset.queries(part).take(rows)
     sets = _candidate_sets(protocols, candidates, dataset, part, candidate_seed)
     words = [*protocols, *(word for word in sets if word not in protocols)]
+    answers = _ask(recommender, asked, rows, words, sets, mask, batch_size, progress)
+    full_word = "full" if mask == DEFAULT_MASK else f"full-mask-{mask}"
+    ranks = [(full_word if w == "full" else w, answers.ranks[w]) for w in words]
+
+    measured: list[tuple[str, str, Interval, int]] = []
+    for word, rank in ranks:
+        values = np.stack([metric_values(metric, rank) for metric in METRICS], axis=1)
+        intervals = bootstrap_intervals(
+            values, rng=stream(0, "bootstrap"), users=resampling_users(asked.user_index)
+        )
+        measured += [(word, m, interval, len(rows)) for m, interval in zip(METRICS, intervals)]
+    costs = [
+        ("tokens", answers.num_tokens.mean(), len(rows)),
+        ("users-per-second", len(rows) / max(answers.seconds.sum(), 1e-9), len(rows)),
+    ]
+    if num_timed_users:
+        latency_ms = _time_single_users(recommender, asked, num_timed_users)
+        costs += [
+            (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
+        ]
+    if fit_seconds is not None:
+        costs.append(("fit-seconds", fit_seconds, 1))
+    measured += [(COST, m, Interval(float(value), None, None), n) for m, value, n in costs]
+
+    metric_rows = tuple(
+        MetricRow(
+            dataset=dataset.name,
+            split=dataset.split if part == "test" else f"{dataset.split}/{part}",
+            protocol=protocol,
+            method=recommender.name,
+            metric=metric,
+            value=interval.mean,
+            ci_low=interval.low,
+            ci_high=interval.high,
+            n=n,
+            seed=seed,
+            trained_on=trained_on,
+            seconds=round(float(answers.seconds.sum()), 4),
+        )
+        for protocol, metric, interval, n in measured
+    )
+    per_query = pl.concat(
+        pl.DataFrame(
+            {
+                "method": [recommender.name] * len(rows),
+                "seed": [seed] * len(rows),
+                "protocol": [word] * len(rows),
+                "query": rows.astype(np.int64),
+                "user_index": asked.user_index,
+                "target": asked.target,
+                "history_length": (asked.history_stop - asked.history_start).astype(np.int64),
+                "rank": rank,
+                "num_tokens": answers.num_tokens,
+                "seconds": answers.seconds,
+            }
+        )
+        for word, rank in ranks
+    )
+    thinking = slice(0, len(answers.thoughts))  # all rows, or none of a method that does not think
+    users = asked.user_index[thinking]
+    thoughts = pl.DataFrame(
+        {
+            "method": [recommender.name] * len(users),
+            "seed": [seed] * len(users),
+            "query": rows[thinking],
+            "user_id": [dataset.user_ids[u] if u >= 0 else None for u in users],
+            "thought": answers.thoughts,
+            "num_tokens": answers.num_tokens[thinking],
+            "rank": ranks[0][1][thinking],
+        },
+        schema=_THOUGHTS,
+    )
+    return Evaluation(metric_rows, per_query, thoughts)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a recommender said of Q queries."""
+
+    ranks: dict[str, np.ndarray]
+    """Protocol -> (Q,), float64."""
+    num_tokens: np.ndarray
+    """(Q,), int64; 0 for a method that does not think."""
+    seconds: np.ndarray
+    """(Q,), float64. Each query's share of its batch."""
+    thoughts: list[str]
+    """Q thoughts, or none."""
+
+
+def _ask(
+    recommender: Recommender,
+    asked: Queries,
+    rows: np.ndarray,
+    words: Sequence[str],
+    sets: dict[str, Candidates],
+    mask: Mask,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> _Answers:
+    """Score every query once and rank its target under every protocol."""
     ranks = {word: np.empty(len(rows)) for word in words}
     num_tokens = np.zeros(len(rows), np.int64)
     seconds = np.empty(len(rows))
@@ -131,8 +231,7 @@ def evaluate(
         histories = asked.take(np.arange(batch.start, batch.stop)).histories()
         clock = time.perf_counter()
         scored = recommender.score(histories)
-        size = batch.stop - batch.start
-        seconds[batch] = (time.perf_counter() - clock) / size
+        seconds[batch] = (time.perf_counter() - clock) / len(histories)
         for word in words:
             if word == "full":
                 ranks[word][batch] = rank_targets(
@@ -146,84 +245,7 @@ def evaluate(
         thoughts.extend(scored.thoughts or ())
         if progress:
             progress(batch.stop, len(rows))
-
-    name = recommender.name
-    full_word = "full" if mask == DEFAULT_MASK else f"full-mask-{mask}"
-    reported = [full_word if word == "full" else word for word in words]
-    common = pl.DataFrame(
-        {
-            "query": rows.astype(np.int64),
-            "user_index": asked.user_index,
-            "target": asked.target,
-            "history_length": asked.history_stop - asked.history_start,
-            "num_tokens": num_tokens,
-            "seconds": seconds,
-        }
-    )
-    per_query = pl.concat(
-        common.with_columns(
-            pl.lit(name).alias("method"),
-            pl.lit(seed, pl.Int64).alias("seed"),
-            pl.lit(shown).alias("protocol"),
-            pl.Series("rank", ranks[word]),
-        )
-        for word, shown in zip(words, reported)
-    )
-    thought_rank = ranks[words[0]]
-    table = pl.DataFrame(
-        {
-            "method": [name] * len(thoughts),
-            "seed": [seed] * len(thoughts),
-            "query": rows[: len(thoughts)],
-            "user_id": _user_ids(dataset, asked)[: len(thoughts)],
-            "thought": thoughts,
-            "num_tokens": num_tokens[: len(thoughts)],
-            "rank": thought_rank[: len(thoughts)],
-        },
-        schema=_THOUGHTS,
-    )
-
-    def row(
-        protocol: str, metric: str, value: float, n: int, low: float | None, high: float | None
-    ) -> MetricRow:
-        return MetricRow(
-            dataset=dataset.name,
-            split=dataset.split if part == "test" else f"{dataset.split}/{part}",
-            protocol=protocol,
-            method=name,
-            metric=metric,
-            value=float(value),
-            ci_low=low,
-            ci_high=high,
-            n=n,
-            seed=seed,
-            trained_on=trained_on,
-            seconds=round(float(seconds.sum()), 4),
-        )
-
-    measured = []
-    for word, shown in zip(words, reported):
-        values = np.stack([metric_values(metric, ranks[word]) for metric in METRICS], axis=1)
-        intervals = bootstrap_intervals(
-            values, rng=stream(0, "bootstrap"), users=_resampling_users(asked)
-        )
-        measured += [
-            row(shown, metric, interval.mean, len(rows), interval.low, interval.high)
-            for metric, interval in zip(METRICS, intervals)
-        ]
-    costs = [
-        ("tokens", num_tokens.mean(), len(rows)),
-        ("users-per-second", len(rows) / max(seconds.sum(), 1e-9), len(rows)),
-    ]
-    if num_timed_users:
-        latency_ms = _time_single_users(recommender, asked, num_timed_users)
-        costs += [
-            (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
-        ]
-    if fit_seconds is not None:
-        costs.append(("fit-seconds", fit_seconds, 1))
-    measured += [row(COST, metric, value, n, None, None) for metric, value, n in costs]
-    return Evaluation(tuple(measured), per_query, table)
+    return _Answers(ranks, num_tokens, seconds, thoughts)
 
 
 def write_evaluation(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
@@ -307,16 +329,10 @@ def _candidate_sets(
     return sets
 
 
-def _resampling_users(queries: Queries) -> np.ndarray:
-    """Return whose each query is; every query of an unknown user is a user of its own."""
-    unknown = queries.user_index < 0
-    users = queries.user_index.astype(np.int64)
-    users[unknown] = -1 - np.flatnonzero(unknown)
-    return users
-
-
-def _user_ids(dataset: Dataset, queries: Queries) -> list[str | None]:
-    return [dataset.user_ids[u] if u >= 0 else None for u in queries.user_index]
+def resampling_users(user_index: np.ndarray) -> np.ndarray:
+    """Return whose each query is; every query of an unknown user (-1) is a user of its own."""
+    rows = np.arange(len(user_index), dtype=np.int64)
+    return np.where(user_index < 0, -1 - rows, user_index)
 
 
 def _time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:

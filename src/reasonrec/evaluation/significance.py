@@ -14,11 +14,11 @@ _CHUNK_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the percentile interval around it."""
+    """A mean and the percentile interval around it, where one is known."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
