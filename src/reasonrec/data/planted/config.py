@@ -26,13 +26,13 @@ SIZES: dict[Size, dict[str, int]] = {
 class CauseWeights(Config):
     """How often each cause moves a reader. Only the ratios matter."""
 
-    taste: NonNegativeFloat = 0.25
+    taste: NonNegativeFloat = 0.29
     """Taste over genre, maker and era, which drifts over a reader's life."""
-    circle: NonNegativeFloat = 0.32
+    circle: NonNegativeFloat = 0.34
     """What the few friends of the same circle read lately."""
-    series: NonNegativeFloat = 0.25
+    series: NonNegativeFloat = 0.20
     """The next volume of a series that was begun."""
-    popularity: NonNegativeFloat = 0.13
+    popularity: NonNegativeFloat = 0.12
     """The shop's best-sellers."""
     noise: PositiveFloat = 0.05
     """Any book at all. Above 0, so that no untaken item is ever impossible."""
@@ -51,7 +51,7 @@ class PlantedConfig(Config):
     """Fewest books that a reader takes. The default is that of the size."""
     max_events: PositiveInt = 30
     """Most books that a reader takes; at most half of the shop. The default is that of the size."""
-    circle_size: PositiveInt = 5
+    circle_size: PositiveInt = 4
     """Readers in a circle of friends, the reader included."""
     users_per_block: PositiveInt = 2_000
     """Readers generated at a time. Bounds the memory; another value gives another world."""
@@ -73,7 +73,8 @@ class PlantedConfig(Config):
         if not self.min_events <= self.max_events <= self.num_items // 2:
             raise ValueError(
                 "min_events <= max_events <= num_items / 2 must hold, so that nobody "
-                f"empties the shop; got {self.min_events}, {self.max_events} and {self.num_items} items"
+                f"empties the shop; got {self.min_events} and {self.max_events} events, "
+                f"{self.num_items} items"
             )
         if self.num_users >= 10_000_000:
             raise ValueError(f"num_users must be below 10,000,000; got {self.num_users}")

@@ -14,19 +14,19 @@ import numpy as np
 CAUSES = ("taste", "circle", "series", "popularity", "noise")
 TASTE, CIRCLE, SERIES, POPULARITY, NOISE = range(5)
 
-CIRCLE_MEMORY = 6
+CIRCLE_MEMORY = 5
 """How many of a friend's latest books are talked about."""
-CIRCLE_DECAY = 0.75
+CIRCLE_DECAY = 0.7
 """A friend's book counts this much less for every later book of that friend."""
 CLOSEST_WEIGHT = 4.0
 """Weight of the closest friend; every other friend of the circle weighs 1."""
 SERIES_DECAY = 0.8
 """A series counts this much less for every book taken since its latest volume."""
-GENRE_WEIGHTS = (0.5, 0.3, 0.2)
+GENRE_WEIGHTS = (0.6, 0.25, 0.15)
 """Shares of the three favourite genres."""
 OPEN_MINDED = 0.08
 """Share of taste that goes to any genre, evenly."""
-MAKER_BOOST, ERA_BOOST = 6.0, 3.0
+MAKER_BOOST, ERA_BOOST = 12.0, 4.0
 """Inside a genre a favourite maker's or era's books weigh this much more."""
 MAX_REJECTIONS = 64
 

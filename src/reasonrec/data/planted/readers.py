@@ -29,7 +29,7 @@ class Readers:
     late: np.ndarray
     """(U, 3), int32. Favourite genres at the end of life."""
     makers: np.ndarray
-    """(U, 3), int32. Favourite makers."""
+    """(U, 3), int32. Favourite makers: of the first early genre, the first late one, and any."""
     era: np.ndarray
     """(U,), int32. Favourite era."""
     offsets: np.ndarray
@@ -96,7 +96,8 @@ def draw_readers(
     early = _distinct(num_users, num_genres, rng)
     late = _distinct(num_users, num_genres, rng)
     late[:, 0] = np.where(rng.random(num_users) < 0.5, early[:, 0], late[:, 0])  # some love stays
-    makers = _makers_of(np.concatenate([early, late], axis=1), catalogue, rng)
+    any_loved = rng.permuted(np.concatenate([early, late], axis=1), axis=1)[:, 0]
+    makers = _makers_of(np.stack([early[:, 0], late[:, 0], any_loved], axis=1), catalogue, rng)
 
     num_events = rng.integers(config.min_events, config.max_events + 1, size=num_users)
     joins, leaves = 0.4 * rng.random(num_users), 1 - 0.4 * rng.random(num_users)
@@ -125,13 +126,9 @@ def _distinct(num_rows: int, num_choices: int, rng: np.random.Generator) -> np.n
 def _makers_of(
     genres: np.ndarray, catalogue: PlantedCatalogue, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return three makers a row, each a first-genre writer of one of the row's ``genres``."""
+    """Return a maker for each of the ``genres``, who writes mainly in it. (U, 3), int32."""
     home = catalogue.genre_of_maker[:, 0]
-    by_genre = np.argsort(home, kind="stable")
+    by_genre = np.argsort(home, kind="stable").astype(np.int32)
     starts = np.searchsorted(home[by_genre], np.arange(catalogue.num_genres + 1))
-    rows, columns = genres.shape
-    chosen = genres[np.arange(rows)[:, None], rng.integers(columns, size=(rows, NUM_FAVOURITES))]
-    span = starts[chosen + 1] - starts[chosen]
-    return by_genre[starts[chosen] + np.floor(rng.random(chosen.shape) * span).astype(int)].astype(
-        np.int32
-    )
+    num_writers = starts[genres + 1] - starts[genres]
+    return by_genre[starts[genres] + np.floor(rng.random(genres.shape) * num_writers).astype(int)]

@@ -1,0 +1,236 @@
+"""What is true of a planted world: exact next-item probabilities, causes and expected metrics."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from reasonrec.data.planted import kernels
+from reasonrec.data.planted.catalogue import PlantedCatalogue
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.readers import Readers
+from reasonrec.data.planted.world import WORLD_FORMAT, make_crowd, make_shop
+from reasonrec.errors import DataError
+
+BATCH = 256
+"""Queries whose probabilities are held in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Independent draws of one reader's next event."""
+
+    item: np.ndarray
+    """(D,), int32. World items."""
+    cause: np.ndarray
+    """(D,), int8. Index into ``CAUSES``."""
+    source: np.ndarray
+    """(D,), int32. A reader for ``circle``, an item for ``series``, else -1."""
+
+
+@dataclass(frozen=True)
+class ExpectedMetrics:
+    """What a ranking gets in expectation over the next items of B queries."""
+
+    cutoffs: tuple[int, ...]
+    hit: np.ndarray
+    """(B, K), float64. Expected Hit at each cutoff."""
+    ndcg: np.ndarray
+    """(B, K), float64. Expected NDCG at each cutoff; one relevant item, so its ideal gain is 1."""
+    hit_variance: np.ndarray
+    """(B, K), float64. Variance of one query's Hit over the draw of its target."""
+    ndcg_variance: np.ndarray
+    """(B, K), float64. Variance of one query's NDCG over the draw of its target."""
+
+    def mean(self, metric: str, cutoff: int) -> float:
+        """Return the expected ``hit`` or ``ndcg`` at a cutoff, averaged over the queries."""
+        return float(getattr(self, metric)[:, self.cutoffs.index(cutoff)].mean())
+
+    def standard_error(self, metric: str, cutoff: int) -> float:
+        """Return how far a measured mean strays by the draw of the targets: one standard error."""
+        variance = getattr(self, f"{metric}_variance")[:, self.cutoffs.index(cutoff)]
+        return float(np.sqrt(variance.sum()) / len(variance))
+
+
+@dataclass(frozen=True)
+class WorldTruth:
+    """The planted parameters and the log, ready to be asked.
+
+    Users and items are asked for by world index: the number in ``reader-0000042``, ``book-00007``.
+    A query is a user with the number of events that the user already had. What friends did before
+    the user's next event is known; after the user's last event, everything is.
+    """
+
+    config: PlantedConfig
+    seed: int
+    item_ids: list[str]
+    timestamp: np.ndarray
+    """(E,), int64, UTC seconds; user after user, oldest first."""
+    shop: kernels.Shop
+    crowd: kernels.Crowd
+
+    @property
+    def num_users(self) -> int:
+        return len(self.crowd.circle)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_events(self) -> np.ndarray:
+        """(U,), int64. Events that each user has in the whole log."""
+        return np.diff(self.crowd.offsets)
+
+    @staticmethod
+    def load(folder: Path | str) -> "WorldTruth":
+        """Return the truth of the world that ``write_world`` wrote to ``folder``.
+
+        Raises:
+            DataError: A file is missing or damaged, or another version of the format wrote it.
+        """
+        folder = Path(folder)
+        try:
+            described = json.loads((folder / "truth" / "world.json").read_text(encoding="utf-8"))
+            if described["format"] != WORLD_FORMAT:
+                raise DataError(
+                    f"{folder} holds a planted world of format {described['format']}, this version "
+                    f"reads format {WORLD_FORMAT}; run `reasonrec prepare planted` again"
+                )
+            items = pl.read_parquet(folder / "truth" / "items.parquet")
+            readers = Readers.from_table(pl.read_parquet(folder / "truth" / "readers.parquet"))
+            table = pl.read_parquet(folder / "items.parquet")
+            log = pl.read_parquet(folder / "interactions.parquet", columns=["item_id", "timestamp"])
+        except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"{folder} must hold a planted world with its truth/ folder ({error}); "
+                "run `reasonrec prepare planted` again"
+            ) from None
+        config = PlantedConfig(**described["config"])
+        catalogue = PlantedCatalogue(
+            table=table,
+            genre=items["genre"].to_numpy(),
+            maker=items["maker"].to_numpy(),
+            era=items["era"].to_numpy(),
+            next_volume=items["next_volume"].to_numpy(),
+            popularity=items["popularity"].to_numpy(),
+            genre_of_maker=np.empty((0, 2), np.int32),
+        )
+        item_index = log["item_id"].str.strip_prefix("book-").cast(pl.Int32).to_numpy()
+        return WorldTruth(
+            config=config,
+            seed=described["seed"],
+            item_ids=table["item_id"].to_list(),
+            timestamp=log["timestamp"].to_numpy(),
+            shop=make_shop(config, catalogue),
+            crowd=make_crowd(readers, item_index),
+        )
+
+    def next_item_probabilities(self, users: np.ndarray, num_known: np.ndarray) -> np.ndarray:
+        """Return the exact probability of every item to be each user's next one.
+
+        Args:
+            users: World indices of the users. (B,), integer.
+            num_known: Events that each user already had, 0 to the user's total. (B,), integer.
+
+        Returns:
+            (B, N), float64. Rows sum to 1; items already taken have 0, all others more than 0.
+
+        Raises:
+            ValueError: A user does not exist, or ``num_known`` is beyond the user's events.
+        """
+        users, num_known = np.asarray(users), np.asarray(num_known)
+        out = np.empty((len(users), self.num_items))
+        for start in range(0, len(users), BATCH):
+            rows = slice(start, start + BATCH)
+            self.cause_probabilities(users[rows], num_known[rows]).sum(axis=1, out=out[rows])
+        return out
+
+    def cause_probabilities(self, users: np.ndarray, num_known: np.ndarray) -> np.ndarray:
+        """Return p(cause and next item): summed over causes it is ``next_item_probabilities``.
+
+        Divided by that sum it is the posterior of the cause given the item: what a true thought
+        about a recommended item would say.
+
+        Returns:
+            (B, 5, N), float64, causes in the order of ``CAUSES``.
+
+        Raises:
+            ValueError: As ``next_item_probabilities``.
+        """
+        users, num_known = np.asarray(users, np.int64), np.asarray(num_known, np.int64)
+        self._check(users, num_known)
+        out = np.zeros((len(users), len(kernels.CAUSES), self.num_items))
+        kernels.fill_probabilities(self.shop, self.crowd, self.timestamp, users, num_known, out)
+        return out
+
+    def sample_next(
+        self, user: int, num_known: int, *, num_draws: int, rng: np.random.Generator
+    ) -> Draws:
+        """Return independent draws of one user's next event, by the function that drew the log."""
+        self._check(np.array([user]), np.array([num_known]))
+        item, source = np.empty(num_draws, np.int32), np.empty(num_draws, np.int32)
+        cause = np.empty(num_draws, np.int8)
+        kernels.draw_next(
+            self.shop, self.crowd, self.timestamp, user, num_known, rng, item, cause, source
+        )
+        return Draws(item, cause, source)
+
+    def expected_metrics(
+        self,
+        users: np.ndarray,
+        num_known: np.ndarray,
+        *,
+        cutoffs: tuple[int, ...] = (1, 3, 5, 10, 20),
+        scores: np.ndarray | None = None,
+    ) -> ExpectedMetrics:
+        """Return the exact expectation of Hit and NDCG over the users' next items.
+
+        Rank is 1 + the number of higher scores + half of the number of equal ones, over the whole
+        catalogue; nothing is masked.
+
+        Args:
+            scores: Any recommender's scores in world item order, (B, N). None takes the oracle's,
+                which no other scores can beat: a larger p is never ranked below a smaller one.
+        """
+        users, num_known = np.asarray(users), np.asarray(num_known)
+        parts: list[tuple[np.ndarray, ...]] = []
+        for start in range(0, max(len(users), 1), BATCH):
+            rows = slice(start, start + BATCH)
+            p = self.next_item_probabilities(users[rows], num_known[rows])
+            given = p if scores is None else scores[rows]
+            rank = rankdata(-given.astype(np.float32), method="average", axis=1)  # as ranked later
+            hits = [rank <= k for k in cutoffs]
+            gains = [np.where(hit, 1 / np.log2(rank + 1), 0.0) for hit in hits]
+            hit = np.stack([(p * h).sum(axis=1) for h in hits], axis=1)
+            ndcg = np.stack([(p * g).sum(axis=1) for g in gains], axis=1)
+            ndcg_square = np.stack([(p * g**2).sum(axis=1) for g in gains], axis=1)
+            parts.append((hit, ndcg, hit - hit**2, ndcg_square - ndcg**2))
+        hit, ndcg, hit_variance, ndcg_variance = (np.concatenate(part) for part in zip(*parts))
+        return ExpectedMetrics(cutoffs, hit, ndcg, hit_variance, ndcg_variance)
+
+    def locate(self, users: np.ndarray, last_items: np.ndarray) -> np.ndarray:
+        """Return how many events each user had when ``last_items`` was the latest; -1 if never.
+
+        A user takes no item twice, so the latest item alone tells the state.
+        """
+        num_known = np.empty(len(users), np.int64)
+        kernels.locate(self.crowd, users, last_items, num_known)
+        return num_known
+
+    def _check(self, users: np.ndarray, num_known: np.ndarray) -> None:
+        if len(users) and not (users.min() >= 0 and users.max() < self.num_users):
+            raise ValueError(
+                f"users must be world indices from 0 to {self.num_users - 1}; "
+                f"got {users.min()} to {users.max()}"
+            )
+        total = self.num_events[users]
+        if np.any((num_known < 0) | (num_known > total)):
+            row = int(np.argmax((num_known < 0) | (num_known > total)))
+            raise ValueError(
+                f"num_known must be from 0 to the user's number of events; got {num_known[row]} "
+                f"for user {users[row]}, who has {total[row]}"
+            )
