@@ -1,0 +1,226 @@
+"""Sampling thoughts: the prompt is read once, each token is drawn from the language head, and
+whatever a look-up finds is inserted between the model's own tokens.
+
+The last state of every thought, at the end of the answer marker, falls out of the same pass, so
+ranking after a thought costs no further one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.records import Lookup
+from reasonrec.traces.prompts import ANSWER, THINK, Prompts
+
+LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
+"""(prompt rows, item indices asked about) -> the evidence for each."""
+
+
+@dataclass
+class Generated:
+    """R thoughts, G for each of P prompts, prompt by prompt (R = P * G)."""
+
+    token_ids: Tensor
+    """(R, S), from ``<think>`` to the end of the answer marker, right-padded."""
+    lengths: Tensor
+    """(R,)."""
+    is_written: Tensor
+    """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
+    token_logp: Tensor
+    """(R, S), float32 log-probability of each written token under the sampler's own temperature-1
+    distribution; 0 elsewhere."""
+    pre_states: Tensor
+    """(R, D), at the last token of the prompt."""
+    post_states: Tensor
+    """(R, D), at the last token of the answer marker."""
+    is_truncated: Tensor
+    """(R,), True where the marker had to be forced because the budget was used up."""
+    evidence: list[list[Lookup]]
+    """What each thought looked up, in order."""
+
+
+@torch.no_grad()
+def think(
+    model: ReasoningRecommender,
+    prompts: Prompts,
+    look_up: LookUp | None,
+    *,
+    max_tokens: int,
+    group_size: int = 1,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Generated:
+    """Return ``group_size`` thoughts for every prompt.
+
+    Args:
+        look_up: Asked whenever a thought has written `` After [Title]``; None for no look-ups.
+        max_tokens: Most tokens of a thought, inserted ones included; the answer marker comes on top.
+        temperature: Divides the token logits; 0 takes the likeliest token. The stored
+            log-probabilities are those of temperature 1.
+        generator: Source of randomness; needed unless ``temperature`` is 0.
+    """
+    if temperature > 0 and generator is None:
+        raise ValueError("sampling with a temperature above 0 needs a generator")
+    writer, device = model.writer, model.device
+    G = group_size
+    R = len(prompts.lengths) * G
+    start, answer = writer.encode(THINK), writer.encode(ANSWER)
+    states, cache, lengths = _read_prompts(model, prompts)
+    pre = states.repeat_interleave(G, 0)
+    if G > 1:
+        cache.batch_repeat_interleave(G)
+    prompt_lengths = lengths.repeat_interleave(G)
+    T = prompts.token_ids.shape[1]
+    S = max_tokens + len(answer) + len(start)
+    tokens = torch.full((R, S), writer.pad_id, device=device)
+    is_written = torch.zeros((R, S), dtype=torch.bool, device=device)
+    token_logp = torch.zeros((R, S), device=device)
+    mask = torch.zeros((R, T + S), dtype=torch.long, device=device)
+    mask[:, :T] = torch.arange(T, device=device) < prompt_lengths[:, None]
+    post = torch.zeros_like(pre)
+    rows = [_Row(list(start)) for _ in range(R)]
+    forbidden = torch.tensor(
+        [t for t in {writer.pad_id, writer.tokenizer.bos_token_id, start[0]} if t is not None],
+        device=device,
+    )
+    current = torch.full((R,), start[0], device=device)
+    ends = torch.zeros(R, dtype=torch.long, device=device)
+    active = list(range(R))
+    for step in range(S):
+        tokens[:, step] = torch.where(ends > 0, writer.pad_id, current)
+        mask[:, T + step] = (ends == 0).long()
+        out = model.run_backbone(
+            model.embed(current[:, None]),
+            attention_mask=mask[:, : T + step + 1],
+            position_ids=(prompt_lengths + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        state = out.last_hidden_state[:, 0]
+        done = [r for r in active if rows[r].is_answered(step, answer)]
+        if done:
+            index = torch.tensor(done, device=device)
+            post[index] = state[index].to(post.dtype)
+            ends[index] = step + 1
+            active = [r for r in active if rows[r].end is None]
+        if not active:
+            break
+        logits = model.language_logits(state)
+        logits[:, forbidden] = -torch.inf
+        drawn, logp = _draw(logits, temperature, generator)
+        queued = torch.full((R,), -1, dtype=torch.long)
+        for r in active:
+            if rows[r].queue:
+                queued[r] = rows[r].queue.popleft()
+            elif step + 1 >= max_tokens + len(start):
+                rows[r].force(answer)
+                queued[r] = rows[r].queue.popleft()
+        queued = queued.to(device)
+        is_own = (queued < 0) & (ends == 0)
+        current = torch.where(queued >= 0, queued, drawn)
+        if step + 1 < S:
+            is_written[:, step + 1] = is_own
+            token_logp[:, step + 1] = torch.where(is_own, logp, 0.0)
+        _advance(model, rows, active, current.tolist(), is_own.tolist(), look_up, G)
+    length = int(ends.max())
+    return Generated(
+        tokens[:, :length], ends, is_written[:, :length], token_logp[:, :length], pre, post,
+        torch.tensor([row.is_truncated for row in rows], device=device),
+        [row.evidence for row in rows],
+    )  # fmt: skip
+
+
+class _Row:
+    """One thought while it is written."""
+
+    __slots__ = ("end", "evidence", "is_truncated", "queue", "tokens")
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.queue: deque[int] = deque()
+        self.evidence: list[Lookup] = []
+        self.is_truncated = False
+        self.end: int | None = None
+
+    def is_answered(self, step: int, answer: list[int]) -> bool:
+        if self.tokens[-len(answer) :] == answer and not self.queue:
+            self.end = step
+            return True
+        return False
+
+    def force(self, answer: list[int]) -> None:
+        self.queue.extend(answer)
+        self.is_truncated = True
+
+
+def _advance(
+    model: ReasoningRecommender,
+    rows: list[_Row],
+    active: list[int],
+    current: list[int],
+    is_own: list[bool],
+    look_up: LookUp | None,
+    group_size: int,
+) -> None:
+    """Append this step's tokens, and queue the evidence that written ones ask for."""
+    closing = model.writer.closing_tokens
+    asking, items = [], []
+    for r in active:
+        row = rows[r]
+        row.tokens.append(current[r])
+        if look_up is None or not is_own[r] or current[r] not in closing:
+            continue
+        item = model.writer.asked_item(model.tokenizer.decode(row.tokens))
+        if item is not None:
+            asking.append(r)
+            items.append(item)
+    if look_up is None or not asking:
+        return
+    found = look_up([r // group_size for r in asking], items)
+    for r, evidence in zip(asking, found, strict=True):
+        rows[r].evidence.append(evidence)
+        rows[r].queue.extend(model.writer.lookup_tokens([k.item_index for k in evidence.links]))
+
+
+def _draw(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return token ids (R,) and their temperature-1 log-probabilities (R,)."""
+    logp = logits.log_softmax(-1)
+    if temperature == 0:
+        best = logp.max(-1)
+        return best.indices, best.values
+    heated = logp if temperature == 1 else (logits / temperature).log_softmax(-1)
+    # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
+    # multinomial draw over the vocabulary on a CPU
+    cumulative = heated.exp().cumsum(-1)
+    uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    drawn = drawn.clamp(max=logits.shape[-1] - 1)
+    return drawn[:, 0], logp.gather(-1, drawn)[:, 0]
+
+
+def _read_prompts(model: ReasoningRecommender, prompts: Prompts) -> tuple[Tensor, Any, Tensor]:
+    """Return the states after the prompts (P, D), the key-value cache, and the lengths (P,)."""
+    ids = torch.from_numpy(prompts.token_ids).to(model.device)
+    lengths = torch.from_numpy(prompts.lengths).to(model.device)
+    position = torch.arange(ids.shape[1], device=ids.device)
+    out = model.run_backbone(
+        model.embed(ids),
+        attention_mask=(position < lengths[:, None]).long(),
+        position_ids=position.expand_as(ids),
+        use_cache=True,
+    )
+    states = read_states(out.last_hidden_state, (lengths - 1)[:, None])[:, 0]
+    return states, out.past_key_values, lengths
+
+
+@torch.no_grad()
+def read_prompts(model: ReasoningRecommender, prompts: Prompts) -> Tensor:
+    """Return the states after the prompts, (P, D): where ranking without a thought starts."""
+    return _read_prompts(model, prompts)[0]

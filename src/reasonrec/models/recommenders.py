@@ -1,0 +1,114 @@
+"""The trained model as a recommender: without a thought, and with one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reasonrec.models.generation import Generated, read_prompts, think
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.records import Histories, Lookup, Scored
+from reasonrec.rng import stream_seed
+from reasonrec.traces.prompts import ANSWER, THINK
+from reasonrec.traces.verbaliser import Verbaliser
+
+
+@dataclass(frozen=True)
+class NoThinkRecommender:
+    """Ranks with the state after the prompt; meets `reasonrec.baselines.contract.Recommender`."""
+
+    model: ReasoningRecommender
+    name: str = "no-think"
+    batch_size: int = 256
+
+    def score(self, histories: Histories) -> Scored:
+        self.model.eval()
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        for rows in _batches(len(histories), self.batch_size):
+            prompts = self.model.writer.prompts(histories.take(rows))
+            with torch.no_grad():
+                scores[rows] = self.model.score_states(read_prompts(self.model, prompts)).cpu().numpy()
+        return Scored(scores)
+
+
+@dataclass(frozen=True)
+class ThinkingRecommender:
+    """Writes a thought, looking things up in the graph, then ranks with the state it reached.
+
+    Meets `reasonrec.baselines.contract.Recommender`.
+    """
+
+    model: ReasoningRecommender
+    verbaliser: Verbaliser
+    """Holds the graph that thoughts look things up in."""
+    name: str = "think"
+    max_tokens: int = 48
+    temperature: float = 0.0
+    """0 writes the likeliest thought; above 0 samples."""
+    num_samples: int = 1
+    """Thoughts per user whose softmax rankings are averaged; the first is shown."""
+    seed: int = 0
+    batch_size: int = 128
+
+    def score(self, histories: Histories) -> Scored:
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        thoughts: list[str] = []
+        num_tokens: list[int] = []
+        evidence: list[tuple[Lookup, ...]] = []
+        for rows in _batches(len(histories), self.batch_size):
+            part = histories.take(rows)
+            written = self.write(part)
+            scores[rows] = self._scores(written)
+            first = range(0, len(written.evidence), self.num_samples)
+            thoughts += [self.text(written, r) for r in first]
+            lengths = written.lengths.reshape(len(part), -1).sum(1)
+            num_tokens += lengths.tolist()
+            evidence += [tuple(written.evidence[r]) for r in first]
+        return Scored(scores, tuple(thoughts), np.array(num_tokens, np.int64), tuple(evidence))
+
+    def write(self, histories: Histories) -> Generated:
+        """Return ``num_samples`` thoughts for every history."""
+        self.model.eval()
+        prompts = self.model.writer.prompts(histories)
+        generator = torch.Generator(self.model.device)
+        generator.manual_seed(stream_seed(self.seed, "think"))
+        return think(
+            self.model,
+            prompts,
+            look_up_for(self.verbaliser, histories),
+            max_tokens=self.max_tokens,
+            group_size=self.num_samples,
+            temperature=self.temperature,
+            generator=generator,
+        )
+
+    def text(self, written: Generated, row: int) -> str:
+        """Return one thought without its markers."""
+        tokens = written.token_ids[row, : int(written.lengths[row])].tolist()
+        text = str(self.model.tokenizer.decode(tokens))
+        return text.removeprefix(THINK).removesuffix(ANSWER).strip()
+
+    @torch.no_grad()
+    def _scores(self, written: Generated) -> np.ndarray:
+        states = self.model.readout(written.pre_states, written.post_states)
+        scores = self.model.score_states(states)
+        if self.num_samples > 1:
+            grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
+            scores = grouped.logsumexp(1) - np.log(self.num_samples)
+        return scores.cpu().numpy()
+
+
+def look_up_for(verbaliser: Verbaliser, histories: Histories):
+    """Return the function that answers the look-ups of thoughts about these histories."""
+
+    def answer(rows: list[int], items: list[int]) -> Sequence[Lookup]:
+        part = histories.take(np.array(rows))
+        table = verbaliser.look_up(part, np.array(items, np.int32))
+        return [table.record(i, item) for i, item in enumerate(items)]
+
+    return answer
+
+
+def _batches(num_rows: int, size: int) -> list[np.ndarray]:
+    return [np.arange(i, min(i + size, num_rows)) for i in range(0, num_rows, size)]

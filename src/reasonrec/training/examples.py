@@ -1,0 +1,208 @@
+"""Training examples: windows of the training log, with or without thoughts, as tensors.
+
+Every event of every user is a target once an epoch. A window shows up to ``max_history`` events;
+the state after each of them predicts the next one, and branches attach a thought to some of them.
+The order of all epochs is drawn up beforehand from the seed, so that resuming is skipping.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from reasonrec.data.dataset import InteractionLog
+from reasonrec.records import Histories
+from reasonrec.rng import stream
+from reasonrec.traces.prompts import PromptWriter
+from reasonrec.traces.verbaliser import Verbaliser
+
+NONE = -100
+"""Label of a position without a target, as in torch's losses."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W slices of a training log; the last event of each is a target only."""
+
+    start: np.ndarray
+    """(W,), int64, first event."""
+    last: np.ndarray
+    """(W,), int64, last event, included."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+def schedule_windows(
+    log: InteractionLog, *, max_history: int, num_epochs: int, batch_size: int, seed: int
+) -> Windows:
+    """Return the windows of all epochs in training order.
+
+    In each epoch a user's events are cut every ``max_history`` events from a random offset on;
+    neighbouring windows share one event, which is a target in the first and history in the second.
+    Windows of similar length share a batch; batches come in random order.
+    """
+    epochs = [_windows_of_epoch(log, max_history, stream(seed, "windows", e)) for e in range(num_epochs)]
+    ordered = [
+        _shuffle(start, last, batch_size, stream(seed, "window-order", e))
+        for e, (start, last) in enumerate(epochs)
+    ]
+    return Windows(*(np.concatenate(column) for column in zip(*ordered, strict=True)))
+
+
+def _windows_of_epoch(
+    log: InteractionLog, max_history: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    begin, num_events = log.user_offsets[:-1], np.diff(log.user_offsets)
+    begin, num_events = begin[num_events > 0], num_events[num_events > 0]
+    L = max_history
+    offset = np.where(num_events > L + 1, rng.integers(0, L, len(begin)), 0)
+    num_windows = np.maximum(1, -(-(num_events - 1 + offset) // L))
+    user = np.repeat(np.arange(len(begin)), num_windows)
+    k = np.arange(len(user)) - np.repeat(num_windows.cumsum() - num_windows, num_windows)
+    start = np.maximum(0, k * L - offset[user])
+    last = np.minimum(num_events[user] - 1, (k + 1) * L - offset[user])
+    return begin[user] + start, begin[user] + last
+
+
+def _shuffle(
+    start: np.ndarray, last: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    order = rng.permutation(len(start))
+    pool = 16 * batch_size  # sort by length inside pools, so that padding stays small
+    length = (last - start)[order]
+    order = order[np.lexsort((length, np.arange(len(order)) // pool))]
+    num_whole = len(order) // batch_size
+    batches = order[: num_whole * batch_size].reshape(num_whole, batch_size)
+    order = np.concatenate([batches[rng.permutation(num_whole)].ravel(), order[num_whole * batch_size :]])
+    return start[order], last[order]
+
+
+def histories_before(log: InteractionLog, event: np.ndarray, *, last: int | None = None) -> Histories:
+    """Return what each event's user had done before it: the whole history, or its ``last`` events.
+
+    Args:
+        event: (B,), positions in the log; the event itself is not part of its history.
+    """
+    user = log.user_index[event]
+    start = log.user_offsets[user]
+    if last is not None:
+        start = np.maximum(start, event - last)
+    return _slice(log, start, event, asked=event)
+
+
+def _slice(log: InteractionLog, start: np.ndarray, stop: np.ndarray, asked: np.ndarray) -> Histories:
+    lengths = stop - start
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Histories(
+        user_index=log.user_index[asked],
+        item_index=log.item_index[events],
+        offsets=offsets,
+        rating=None if log.rating is None else log.rating[events],
+        timestamp=None if log.timestamp is None else log.timestamp[events],
+        asked_at=None if log.timestamp is None else log.timestamp[asked],
+    )
+
+
+class WindowDataset(TorchDataset):
+    """Builds the tensors of `Batch` for windows; with a verbaliser, also thoughts as branches.
+
+    Args:
+        num_branches: Thoughts per window, each after another position of it.
+    """
+
+    def __init__(
+        self,
+        log: InteractionLog,
+        windows: Windows,
+        writer: PromptWriter,
+        *,
+        verbaliser: Verbaliser | None = None,
+        num_branches: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.log = log
+        self.windows = windows
+        self.writer = writer
+        self.verbaliser = verbaliser
+        self.num_branches = num_branches
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return one batch for the named windows; torch calls this with a batch's indices."""
+        index = np.asarray(rows)
+        start, last = self.windows.start[index], self.windows.last[index]
+        prompts = self.writer.prompts(_slice(self.log, start, last, asked=last))
+        H = prompts.item_ends.shape[1]
+        column = np.arange(H)
+        is_target = column <= (last - start)[:, None]
+        begins_user = self.log.user_offsets[self.log.user_index[start]] == start
+        is_target[:, 0] = begins_user  # in the middle of a user the empty prompt predicts nothing
+        event = np.minimum(start[:, None] + column, last[:, None])
+        next_item = np.where(is_target, self.log.item_index[event], NONE)
+        batch = {
+            "trunk_ids": torch.from_numpy(prompts.token_ids),
+            "trunk_lengths": torch.from_numpy(prompts.lengths),
+            "item_ends": torch.from_numpy(prompts.item_ends),
+            "next_item": torch.from_numpy(next_item).long(),
+        }
+        if self.verbaliser is not None:
+            batch |= self._branches(index, start, last, begins_user, prompts.item_ends)
+        return batch
+
+    def _branches(
+        self,
+        index: np.ndarray,
+        start: np.ndarray,
+        last: np.ndarray,
+        begins_user: np.ndarray,
+        item_ends: np.ndarray,
+    ) -> dict[str, Tensor]:
+        assert self.verbaliser is not None
+        G, length = self.num_branches, last - start
+        lowest = np.minimum(np.where(begins_user, 1, 10), length)  # not after a cut-off history
+        draws = np.stack([stream(self.seed, "branches", int(i)).random(G) for i in index])
+        column = lowest[:, None] + (draws * (length - lowest + 1)[:, None]).astype(np.int64)
+        event = (start[:, None] + column).ravel()
+        exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
+        histories = histories_before(self.log, event)
+        keys = (index[:, None] * G + np.arange(G)).ravel()
+        thoughts = self.verbaliser.write(histories, seed=self.seed, keys=keys)
+        ids, lengths, written = pad_branches(thoughts.tokens, thoughts.is_written, self.writer.pad_id)
+        B, S = len(index), ids.shape[1]
+        target = np.where(exists, self.log.item_index[event], NONE)
+        return {
+            "branch_ids": torch.from_numpy(ids).reshape(B, G, S),
+            "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
+            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
+            "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
+            "target": torch.from_numpy(target).long().reshape(B, G),
+        }
+
+
+def pad_branches(
+    tokens: list[list[int]], is_written: list[list[bool]], pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return token ids (R, S), lengths (R,) and written marks (R, S), padded on the right."""
+    lengths = np.array([len(row) for row in tokens], np.int64)
+    inside = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    ids = np.full(inside.shape, pad_id, np.int64)
+    ids[inside] = [token for row in tokens for token in row]
+    written = np.zeros(inside.shape, bool)
+    written[inside] = [mark for row in is_written for mark in row]
+    return ids, lengths, written
+
+
+def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Collate nothing: `WindowDataset` builds whole batches."""
+    return batch

@@ -1,0 +1,279 @@
+"""One training loop for every stage: a thin `transformers.Trainer` over a pure loss.
+
+Data order is drawn up before the run, so a checkpoint plus a position is all that resuming needs:
+weights, optimiser, schedule, random states and step come back, and the numbers are those of a run
+that was never interrupted. Devices, DDP, FSDP2 and DeepSpeed come with the Trainer.
+"""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from reasonrec.config import Config
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+
+LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
+"""(model, batch) -> scalar loss and named parts to log."""
+Validate = Callable[[ReasoningRecommender], dict[str, float]]
+"""model -> named values; the one called ``valid/ndcg@10`` chooses the best step."""
+CHOSEN_BY = "valid/ndcg@10"
+_COMPLETE = "complete"
+
+
+class OptimiserConfig(Config):
+    """Optimiser and schedule of one stage."""
+
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_frac: NonNegativeFloat = 0.05
+    """Share of all steps over which the learning rate rises to its peak."""
+    schedule: str = "cosine"
+    """Name of a schedule of transformers, such as ``cosine``, ``linear``, ``constant_with_warmup``."""
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = 64
+    """Rows per step and process: windows, or prompts in reinforcement learning."""
+    num_validations: PositiveInt = 10
+    """How often in a run the model is validated and a checkpoint is written."""
+    num_threads: NonNegativeInt = 0
+    """Threads of torch. 0 leaves them as they are."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a run of the loop went."""
+
+    best_step: int
+    best_score: float
+    seconds: float
+
+
+def fit(
+    model: ReasoningRecommender,
+    data: Dataset,
+    loss: LossFunction,
+    validate: Validate,
+    config: OptimiserConfig,
+    *,
+    out: Path,
+    seed: int,
+    label: str,
+    collate: Callable[[Any], Any],
+) -> Fitted:
+    """Train ``model`` in place, from the last checkpoint in ``out`` if there is one.
+
+    The weights of the best validation are in the model at the end. ``out/metrics.jsonl`` receives
+    a row for every logged step; ``out/checkpoints`` is removed when the run is done.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    num_steps = -(-len(data) // config.batch_size)  # pyright: ignore[reportArgumentType]
+    every = max(1, num_steps // config.num_validations)
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        max_steps=num_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=int(config.warmup_frac * num_steps),
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=max(1, min(every, num_steps // 100)),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+    )
+    metrics = MetricsFile(out / "metrics.jsonl")
+    trainer = _Trainer(
+        model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate,
+        callbacks=[metrics, _Bar(label, num_steps)],
+        loss=loss, validate=validate, metrics=metrics, best=out / "best",
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(out / "checkpoints")
+    if last:
+        shutil.copytree(last / "best", out / "best", dirs_exist_ok=True)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    score = json.loads((out / "best" / "score.json").read_text())
+    load_model(model, str(out / "best" / "model.safetensors"))
+    model.eval()
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return Fitted(score["step"], score[CHOSEN_BY], metrics.seconds)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint; half-written ones are removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _COMPLETE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON row per logged step; forgets rows that a resumed run will write again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = 0.0
+        self._started = time.perf_counter()
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, parts: dict[str, float]) -> None:
+        """Remember the parts of one step; their mean is logged with the next row."""
+        for name, value in parts.items():
+            self._sums.setdefault(name, []).append(value)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        elapsed = self.seconds + time.perf_counter() - self._started
+        row = {"step": step, "seconds": round(elapsed, 2)} | values
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if row["step"] <= state.global_step]
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        self._started = time.perf_counter()
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, float] | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        if not logs or "loss" not in logs:
+            return
+        values = {f"train/{k}": float(v) for k, v in logs.items() if k in ("loss", "learning_rate")}
+        values |= {name: sum(v) / len(v) for name, v in self._sums.items()}
+        self._sums.clear()
+        self.write(state.global_step, values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.seconds += time.perf_counter() - self._started
+        self._started = time.perf_counter()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class _Bar(TrainerCallback):
+    """A progress bar on standard error, only where someone watches."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+            console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._task = self._progress.add_task(label, total=total)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._progress.stop()
+
+
+class _Trainer(Trainer):
+    """Hands batches to a pure loss, keeps data in the given order, and saves what is ours."""
+
+    def __init__(
+        self, *, loss: LossFunction, validate: Validate, metrics: MetricsFile, best: Path, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._loss, self._validate, self._metrics, self._best = loss, validate, metrics, best
+        self.model_accepts_loss_kwargs = False
+        best.mkdir(parents=True, exist_ok=True)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # pyright: ignore[reportArgumentType]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
+        self._metrics.add(parts)
+        return (value, {}) if return_outputs else value
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        model = self.model
+        assert isinstance(model, ReasoningRecommender)
+        model.eval()
+        values = self._validate(model)
+        model.train()
+        step = self.state.global_step
+        self._metrics.write(step, values)
+        path = self._best / "score.json"
+        best = json.loads(path.read_text()) if path.exists() else None
+        if best is None or best["step"] >= step or values[CHOSEN_BY] > best[CHOSEN_BY]:
+            save_model(model, str(self._best / "model.safetensors.partial"))
+            (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
+            path.write_text(json.dumps({"step": step} | values))
+        return values
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(Path(output_dir) / "model.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(model or self.model, str(Path(resume_from_checkpoint) / "model.safetensors"))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        # the best so far belongs to the state: a resumed run must not remember later bests
+        shutil.copytree(self._best, folder / "best", dirs_exist_ok=True)
+        (folder / _COMPLETE).touch()
