@@ -223,4 +223,6 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
     try:
         return pl.read_parquet(folder / name)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{folder / name} cannot be read ({error}); prepare the data again") from None
+        raise DataError(
+            f"{folder / name} cannot be read ({error}); prepare the data again"
+        ) from None

@@ -1,0 +1,107 @@
+"""Rows that are sound but not wanted: each filter is asked for by name, and counted."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+import numpy as np
+import polars as pl
+
+from reasonrec.data.timestamps import SECOND_US
+from reasonrec.errors import DataError
+from reasonrec.rng import stream
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one filter did: rows, users and items of the log before and after it."""
+
+    name: str
+    rows_before: int
+    users_before: int
+    items_before: int
+    rows_after: int
+    users_after: int
+    items_after: int
+
+
+def apply_filters(
+    events: pl.DataFrame,
+    *,
+    since: date | None,
+    until: date | None,
+    min_rating: float | None,
+    sample_users: int | None,
+    k_core: int | None,
+    seed: int,
+) -> tuple[pl.DataFrame, tuple[Step, ...]]:
+    """Return the events that pass, and a record of each filter that was asked for, in this order.
+
+    Args:
+        events: ``user_id``, ``item``, and for the filters that need them ``rating``, ``micros``.
+        since: First day kept, UTC.
+        until: Last day kept, UTC.
+        k_core: Least number of events of each user and each item, both at once.
+
+    Raises:
+        DataError: A filter needs a column that the log lacks, or nothing is left.
+    """
+    steps: list[Step] = []
+    for day, name in ((since, "since"), (until, "until")):
+        if day is not None:
+            _need(events, "micros", name)
+            start = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+            edge = int(start) * SECOND_US
+            is_kept = (
+                pl.col("micros") >= edge
+                if name == "since"
+                else pl.col("micros") < edge + 86_400 * SECOND_US
+            )
+            events = _step(steps, f"{name} {day}", events, events.filter(is_kept))
+    if min_rating is not None:
+        _need(events, "rating", "min_rating")
+        kept = events.filter(pl.col("rating") >= min_rating)
+        events = _step(steps, f"rating at least {min_rating:g}", events, kept)
+    if sample_users is not None:
+        users = events["user_id"].unique().sort()
+        if sample_users < len(users):
+            chosen = stream(seed, "prepare-users").permutation(len(users))[:sample_users]
+            kept = events.filter(pl.col("user_id").is_in(users.gather(np.sort(chosen)).implode()))
+        else:
+            kept = events
+        events = _step(steps, f"sample of {sample_users:,} users", events, kept)
+    if k_core is not None:
+        kept = events.filter(pl.Series(_core_mask(events, k_core)))
+        events = _step(steps, f"{k_core}-core", events, kept)
+    return events, tuple(steps)
+
+
+def _core_mask(events: pl.DataFrame, k: int) -> np.ndarray:
+    user = events["user_id"].rank("dense").to_numpy() - 1
+    item = events["item"].to_numpy()
+    alive = np.ones(events.height, bool)
+    while True:
+        user_counts = np.bincount(user[alive], minlength=int(user.max(initial=0)) + 1)
+        item_counts = np.bincount(item[alive], minlength=int(item.max(initial=0)) + 1)
+        kept = alive & (user_counts[user] >= k) & (item_counts[item] >= k)
+        if kept.sum() == alive.sum():
+            return kept
+        alive = kept
+
+
+def _step(steps: list[Step], name: str, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    steps.append(Step(name, *_counts(before), *_counts(after)))
+    if after.is_empty():
+        raise DataError(
+            f"some events must pass every filter; none of {before.height:,} passed {name}"
+        )
+    return after
+
+
+def _counts(events: pl.DataFrame) -> tuple[int, int, int]:
+    return events.height, events["user_id"].n_unique(), events["item"].n_unique()
+
+
+def _need(events: pl.DataFrame, column: str, option: str) -> None:
+    if column not in events.columns:
+        what = {"micros": "timestamps", "rating": "ratings"}[column]
+        raise DataError(f"{option} needs {what}; this log has none. Leave {option} out")

@@ -1,0 +1,296 @@
+"""Raw files -> a prepared folder: read, validate, filter, split, number, write.
+
+The files of the folder are described in ``dataset.py``. Reading, in this order: rows that are
+unusable are set aside with a reason (``validation.py``), rows that are unwanted are filtered
+(``filters.py``), what is left is split (``splits.py``, ``given.py``).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from reasonrec.data.dataset import FILES, Dataset
+from reasonrec.data.filters import apply_filters
+from reasonrec.data.given import (
+    GivenQueries,
+    choose_files,
+    from_histories,
+    from_log,
+    read_queries,
+)
+from reasonrec.data.prepare_config import PrepareConfig
+from reasonrec.data.raw import ROW, RawTables, Table
+from reasonrec.data.sources.files import read_parquet
+from reasonrec.data.sources.locate import locate, opened
+from reasonrec.data.splits import (
+    Events,
+    Questions,
+    Split,
+    drop_short_histories,
+    global_time,
+    leave_one_out,
+    sort_events,
+)
+from reasonrec.data.statistics import (
+    describe_items,
+    describe_log,
+    describe_queries,
+    describe_train,
+    notes,
+)
+from reasonrec.data.timestamps import SECOND_US
+from reasonrec.data.validation import (
+    CleanItems,
+    CleanLog,
+    check_share,
+    clean_items,
+    clean_log,
+    count_reasons,
+    no_rejects,
+)
+from reasonrec.errors import DataError, ReasonrecError
+from reasonrec.manifest import (
+    fingerprint,
+    is_finished,
+    make_folder,
+    read_manifest,
+    write_manifest,
+)
+
+
+def prepare(
+    source: str | Path,
+    out: Path,
+    config: PrepareConfig | None = None,
+    seed: int = 0,
+    *,
+    extra_config: Mapping[str, Any] | None = None,
+    now_s: float | None = None,
+) -> Dataset:
+    """Return the data set made of a raw log, written to ``out``; a finished one is only loaded.
+
+    Args:
+        source: A folder, an archive or an interactions file in a known layout; or the name of a
+            set in the folder ``REASONREC_DATA``, or of one that its publisher offers.
+        seed: Draws ``sample_users``; nothing else is random.
+        extra_config: Further keys for the manifest: how the source itself was made.
+        now_s: UTC seconds; events later than a day after it are broken. None is the present.
+
+    Raises:
+        DataError: The source cannot be found, read or used, or changed since ``out`` was written.
+        CheckpointError: ``out`` holds another run.
+        ReasonrecError: ``out`` cannot be written.
+    """
+    config = config or PrepareConfig()
+    start = time.perf_counter()
+    out = Path(out)
+    path = locate(source)
+    name = config.name or _name_of(path)
+    config = config.model_copy(update={"name": name})
+    with opened(path, config.items) as raw:
+        is_given = config.split == "given" and not raw.queries
+        splits = choose_files(raw.splits, config.given_split) if is_given else {}
+        files = {**raw.files, **{file.name: file for file in splits.values()}}
+        inputs = {key: fingerprint(files[key]) for key in sorted(files)}
+        resolved = config.model_dump(mode="json") | dict(extra_config or {})
+        _refuse_changed_data(out, inputs)
+        if is_finished(out, stage="prepare", inputs=inputs, config=resolved, seed=seed):
+            return Dataset.load(out)
+        make_folder(out)
+        queries = raw.queries if config.split == "given" else {}
+        raw = replace(raw, queries=queries or {k: read_parquet(f) for k, f in splits.items()})
+        tables, statistics = _build(raw, config, seed, time.time() if now_s is None else now_s)
+    _write(out, tables, {"name": name, "split": config.split, "source": str(source)} | statistics)
+    write_manifest(
+        out,
+        stage="prepare",
+        inputs=inputs,
+        config=resolved,
+        outputs=list(FILES),
+        seconds=time.perf_counter() - start,
+        seed=seed,
+    )
+    return Dataset.load(out)
+
+
+def _build(
+    raw: RawTables, config: PrepareConfig, seed: int, now_s: float
+) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """Return the tables of the prepared folder by file name, and the statistics."""
+    items, sound = _validated(raw, config, now_s)
+    rows, steps = apply_filters(
+        sound.events,
+        since=config.since,
+        until=config.until,
+        min_rating=config.min_rating,
+        sample_users=config.sample_users,
+        k_core=config.k_core,
+        seed=seed,
+    )
+    catalogue, rows, num_unseen = _catalogue(items.table, rows, config)
+    given, bad_queries = _given_queries(raw, catalogue["item_id"], config)
+    users = _all_users(rows, given)
+    events = sort_events(rows, users)
+    split = _split(events, users, given, config)
+    valid = drop_short_histories(split.valid, config.min_history)
+    test = drop_short_histories(split.test, config.min_history)
+    rejected = {"items": items.rejected, "interactions": sound.rejected, "queries": bad_queries}
+    statistics = {
+        "layout": raw.layout,
+        "log": describe_log(events, sound.num_rows),
+        "catalogue": describe_items(items, catalogue.height, num_unseen),
+        "rejected": {name: count_reasons(table) for name, table in rejected.items()},
+        "filters": [asdict(step) for step in steps],
+        "train": describe_train(split.train),
+        "valid": describe_queries(split.valid, valid, split),
+        "test": describe_queries(split.test, test, split),
+        "notes": [*raw.notes, *notes(sound, events), *split.notes],
+    }
+    return {
+        "items.parquet": catalogue,
+        "users.parquet": users.to_frame("user_id"),
+        "train.parquet": _events_table(split.train, with_user=True),
+        "histories.parquet": _events_table(split.histories, with_user=False),
+        "valid.parquet": _queries_table(valid),
+        "test.parquet": _queries_table(test),
+        "rejected.parquet": pl.concat(rejected.values()),
+    }, statistics
+
+
+def _validated(raw: RawTables, config: PrepareConfig, now_s: float) -> tuple[CleanItems, CleanLog]:
+    if raw.items is None and not config.titles_from_ids:
+        raise DataError(
+            f"{raw.log.file} needs an item table with item_id and title beside it; there is none. "
+            "Add items.csv, name one with --items, or call items by their ids with "
+            "--titles-from-ids"
+        )
+    items = clean_items(
+        raw.items or _items_of(raw.log),
+        max_title_chars=config.max_title_chars,
+        max_description_chars=config.max_description_chars,
+    )
+    limit = config.max_rejected_frac
+    check_share(items.rejected, items.num_rows, what="items", max_frac=limit)
+    sound = clean_log(
+        raw.log,
+        items.table["item_id"],
+        now_s=now_s,
+        rating_scale=config.rating_scale or raw.rating_scale,
+        keep_duplicates=config.keep_duplicates,
+    )
+    if not sound.num_rows:
+        raise DataError(f"{raw.log.file} must hold interactions; it has none")
+    check_share(sound.rejected, sound.num_rows, what="interactions", max_frac=limit)
+    if sound.events.is_empty():
+        raise DataError(f"{raw.log.file} must hold a usable interaction; none is left")
+    return items, sound
+
+
+def _catalogue(
+    items: pl.DataFrame, rows: pl.DataFrame, config: PrepareConfig
+) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """Return the items that can be recommended, the events with their numbers, and how many items
+    no event names."""
+    seen = np.zeros(items.height, bool)
+    seen[rows["item"].to_numpy()] = True
+    keep = config.k_core is None if config.keep_unseen_items is None else config.keep_unseen_items
+    if keep:
+        return items, rows, int((~seen).sum())
+    renumbered = (np.cumsum(seen) - 1).astype(np.int32)[rows["item"].to_numpy()]
+    return items.filter(pl.Series(seen)), rows.with_columns(item=pl.Series(renumbered)), 0
+
+
+def _given_queries(
+    raw: RawTables, item_ids: pl.Series, config: PrepareConfig
+) -> tuple[dict[str, GivenQueries], pl.DataFrame]:
+    given, bad = {}, [no_rejects()]
+    for part, table in raw.queries.items():
+        file = f"{part} split"
+        given[part], rejected = read_queries(table, item_ids, file=file)
+        check_share(
+            rejected, table.height, what=f"queries of the {file}", max_frac=config.max_rejected_frac
+        )
+        bad.append(rejected)
+    return given, pl.concat(bad)
+
+
+def _split(
+    events: Events, users: pl.Series, given: dict[str, GivenQueries], config: PrepareConfig
+) -> Split:
+    if config.split == "leave-one-out":
+        return leave_one_out(events)
+    if config.split == "global-time":
+        return global_time(events, valid_frac=config.valid_frac, test_frac=config.test_frac)
+    if "valid" not in given:
+        return from_histories(given["test"], users)
+    return from_log(events, given["valid"], given["test"], users)
+
+
+def _all_users(rows: pl.DataFrame, given: dict[str, GivenQueries]) -> pl.Series:
+    parts = [rows["user_id"].unique(), *(queries.user_id for queries in given.values())]
+    return pl.concat([part.rename("user_id") for part in parts]).unique().sort()
+
+
+def _items_of(log: Table) -> Table:
+    ids = (
+        log.frame.select(pl.col("item_id").cast(pl.String)).drop_nulls().unique(maintain_order=True)
+    )
+    number = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
+    return Table(log.file, ids.with_columns(number.alias(ROW), title="item_id"))
+
+
+def _events_table(events: Events, *, with_user: bool) -> pl.DataFrame:
+    columns = {"user_index": events.user} if with_user else {}
+    columns["item_index"] = events.item
+    if events.rating is not None:
+        columns["rating"] = events.rating
+    if events.micros is not None:
+        columns["timestamp"] = events.micros // SECOND_US
+    return pl.DataFrame(columns)
+
+
+def _queries_table(questions: Questions) -> pl.DataFrame:
+    columns = {
+        "user_index": questions.user.astype(np.int32),
+        "target": questions.target.astype(np.int32),
+        "history_start": questions.start.astype(np.int64),
+        "history_stop": questions.stop.astype(np.int64),
+    }
+    if questions.micros is not None:
+        columns["timestamp"] = questions.micros // SECOND_US
+    return pl.DataFrame(columns)
+
+
+def _write(out: Path, tables: dict[str, pl.DataFrame], statistics: dict[str, Any]) -> None:
+    try:
+        for name, table in tables.items():
+            table.write_parquet(out / name)
+        text = json.dumps(statistics, indent=2, ensure_ascii=False)
+        (out / "statistics.json").write_text(text + "\n", encoding="utf-8")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ReasonrecError(f"the output folder must be writable; {out}: {error}") from None
+
+
+def _refuse_changed_data(out: Path, inputs: dict[str, str]) -> None:
+    if not (out / "manifest.json").exists():
+        return
+    found = read_manifest(out)
+    changed = [
+        name for name, digest in inputs.items() if found["inputs"].get(name, digest) != digest
+    ]
+    if found["stage"] == "prepare" and changed:
+        raise DataError(
+            f"{', '.join(changed)} changed since {out} was prepared from it. Prepare into another "
+            "folder, or remove this one and all that was trained on it"
+        )
+
+
+def _name_of(path: Path) -> str:
+    inner = path.resolve()
+    return inner.stem if inner.is_file() else inner.name

@@ -1,0 +1,285 @@
+"""One file -> one table, whatever is wrong with the file.
+
+CSV and JSON lines keep every value as text; Parquet keeps its types. A row that cannot be read is
+set aside; a file that cannot be read is a ``DataError``. Bytes that are no UTF-8 are taken for
+Latin-1 in item tables (MovieLens is published so), and replaced by U+FFFD in logs, whose ids are
+then refused one by one.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from reasonrec.data.raw import REJECTED_SCHEMA, ROW, Table, rejected_rows
+from reasonrec.errors import DataError
+
+_SURPLUS = "_surplus"
+_READ_ERRORS = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    OSError,
+    EOFError,
+    zlib.error,
+)
+SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson")
+
+
+def read_log(path: Path, columns: Sequence[str]) -> Table:
+    """Return those of ``columns`` that an interaction file has, in file order.
+
+    Raises:
+        DataError: The file is empty, damaged, or of no known kind.
+    """
+    kind = _kind(path)
+    if kind == "parquet":
+        found = parquet_columns(path)
+        return Table(
+            path.name, _numbered(_read_parquet(path, [name for name in columns if name in found]))
+        )
+    if kind == "jsonl":
+        return _log_from_json_lines(path, columns)
+    found = csv_header(path, "\t" if kind == "tsv" else ",")
+    return read_csv(path, found, wanted=columns, separator="\t" if kind == "tsv" else ",")
+
+
+def read_items(path: Path) -> Table:
+    """Return an item table with all its columns.
+
+    Raises:
+        DataError: The file is empty, damaged, or of no known kind.
+    """
+    kind = _kind(path)
+    if kind == "parquet":
+        return Table(path.name, _numbered(_read_parquet(path, None)))
+    if kind == "jsonl":
+        return items_from_json_lines(path)
+    separator = "\t" if kind == "tsv" else ","
+    text, notes = read_text(path)
+    header = _header_fields(text.partition("\n")[0], separator)
+    table = read_csv(path, header, separator=separator, text=text)
+    return replace(table, notes=notes)
+
+
+def read_csv(
+    path: Path,
+    header: Sequence[str],
+    *,
+    wanted: Sequence[str] | None = None,
+    separator: str = ",",
+    has_header: bool = True,
+    quoted: bool = True,
+    text: str | None = None,
+) -> Table:
+    """Return a delimited file as text columns; rows with too many fields are set aside.
+
+    Args:
+        header: Names of the columns of the file, all of them.
+        wanted: Those to keep; None keeps all.
+        text: Content of the file, where it had to be decoded already.
+    """
+    if len(set(header)) != len(header):
+        raise DataError(f"the columns of {path} must have different names; got {list(header)}")
+    schema = dict.fromkeys((*header, _SURPLUS), pl.String)
+    keep = [name for name in header if wanted is None or name in wanted]
+    try:
+        frame = pl.read_csv(
+            path if text is None else io.BytesIO(text.encode("utf-8", "replace")),
+            schema=schema,
+            columns=[*keep, _SURPLUS],
+            missing_columns="insert",
+            has_header=False,
+            skip_rows=int(has_header),
+            separator=separator,
+            quote_char='"' if quoted else None,
+            encoding="utf8-lossy",
+            truncate_ragged_lines=True,
+            missing_utf8_is_empty_string=False,
+        )
+    except pl.exceptions.NoDataError:
+        frame = pl.DataFrame(schema=dict.fromkeys((*keep, _SURPLUS), pl.String))
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    frame = _numbered(frame)
+    surplus = frame.filter(pl.col(_SURPLUS).is_not_null())
+    return Table(
+        path.name,
+        frame.filter(pl.col(_SURPLUS).is_null()).drop(_SURPLUS),
+        rejected_rows(surplus, "more fields than the header names", file=path.name),
+    )
+
+
+def csv_header(path: Path, separator: str = ",") -> list[str]:
+    """Return the column names of a delimited file, which may be gzipped.
+
+    Raises:
+        DataError: The file is empty or cannot be read.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline(1 << 20).decode("utf-8", "replace")
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    if not line.strip():
+        raise DataError(f"{path} must start with a line of column names; it is empty")
+    return _header_fields(line, separator)
+
+
+def read_lines(path: Path) -> pl.DataFrame:
+    """Return a text file as ``_row`` and ``line``; blank lines are null."""
+    try:
+        frame = pl.read_csv(
+            path,
+            has_header=False,
+            schema={"line": pl.String},
+            separator="\x1f",
+            quote_char=None,
+            encoding="utf8-lossy",
+            truncate_ragged_lines=True,
+        )
+    except pl.exceptions.NoDataError:
+        frame = pl.DataFrame(schema={"line": pl.String})
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    return _numbered(frame)
+
+
+def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the content of a text file, and a note if it was not UTF-8."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    try:
+        return content.decode("utf-8-sig"), ()
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), (f"{path.name} is not UTF-8; it was read as Latin-1",)
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the column names of a Parquet file, or a ``DataError`` if it is none."""
+    try:
+        return list(pl.read_parquet_schema(path))
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Return a whole Parquet file, or a ``DataError`` if it is damaged."""
+    return _read_parquet(path, None)
+
+
+def items_from_json_lines(path: Path, columns: Sequence[str] | None = None) -> Table:
+    """Return an item table of JSON objects, one a line; lists stay lists, objects become text."""
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    bad: list[tuple[str, int, str, str]] = []
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if not isinstance(row, dict):
+                    text = line.decode("utf-8", "replace").strip()[:2000]
+                    bad.append((path.name, number, "not a JSON object", text))
+                    continue
+                rows.append(row if columns is None else {k: row[k] for k in columns if k in row})
+                numbers.append(number)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    frame = pl.DataFrame(
+        [_series(name, [row.get(name) for row in rows]) for name in names]
+        + [pl.Series(ROW, numbers, dtype=pl.Int64)]
+    )
+    return Table(path.name, frame, pl.DataFrame(bad, schema=REJECTED_SCHEMA, orient="row"))
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {list}:
+        return pl.Series(name, [_texts(value) for value in values], dtype=pl.List(pl.String))
+    if kinds in ({bool}, {float}, {int, float}):
+        return pl.Series(name, values, strict=False)
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values if value is not None):
+        return pl.Series(name, values, dtype=pl.Int64)
+    return pl.Series(name, [_text(value) for value in values], dtype=pl.String)
+
+
+def _texts(values: list[Any] | None) -> list[str | None] | None:
+    return None if values is None else [_text(value) for value in values]
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text
+
+
+def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
+    lines = read_lines(path).filter(pl.col("line").str.strip_chars() != "")
+    parsed = pl.col("line").str.json_path_match
+    is_object = parsed("$").str.starts_with("{").fill_null(False)
+    frame = lines.filter(is_object).select(
+        ROW, *(parsed(f"$.{name}").alias(name) for name in columns)
+    )
+    present = [name for name in columns if frame[name].null_count() < frame.height]
+    bad = lines.filter(~is_object)
+    return Table(
+        path.name,
+        frame.select(ROW, *present),
+        rejected_rows(bad, "not a JSON object", file=path.name),
+    )
+
+
+def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+
+
+def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW))
+
+
+def _header_fields(line: str, separator: str) -> list[str]:
+    fields = line.lstrip("\ufeff").rstrip("\r\n").split(separator)
+    return [field.strip().strip('"').strip() for field in fields]
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    if not path.is_file():
+        raise DataError(f"there must be a file at {path}; found none")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} must hold a table; it is empty")
+    for kind, endings in {
+        "parquet": (".parquet",),
+        "jsonl": (".jsonl", ".ndjson", ".json"),
+        "tsv": (".tsv",),
+        "csv": (".csv",),
+    }.items():
+        if name.endswith(endings):
+            return kind
+    raise DataError(f"{path} must be one of {', '.join(SUFFIXES)}")
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(
+        f"{path} cannot be read: {reason[:300]}. Is it complete, and of the kind its name says?"
+    )

@@ -1,0 +1,45 @@
+"""The two-table contract itself: ``interactions.*`` and ``items.*`` in one folder, or two paths.
+
+Also the layout with published splits beside the tables: ``split_valid.parquet``,
+``split_test.parquet``, or ``split_NAME_valid.parquet`` and ``split_NAME_test.parquet``.
+"""
+
+from pathlib import Path
+
+from reasonrec.data.raw import LOG_COLUMNS, RawTables
+from reasonrec.data.sources.files import SUFFIXES, read_items, read_log
+
+LAYOUT = "interactions.{parquet,csv,tsv,jsonl} and items.{parquet,csv,tsv,jsonl}"
+
+
+def recognises(folder: Path) -> bool:
+    """Return whether the folder has an interactions table."""
+    return table_file(folder, "interactions") is not None
+
+
+def read(folder: Path) -> RawTables:
+    """Return the tables of such a folder; the item table may be missing."""
+    log = table_file(folder, "interactions")
+    assert log is not None
+    splits = {path.stem: path for path in sorted(folder.glob("split_*.parquet"))}
+    return read_pair(log, table_file(folder, "items"), splits)
+
+
+def read_pair(log: Path, items: Path | None, splits: dict[str, Path] | None = None) -> RawTables:
+    """Return the tables of two files, wherever they lie."""
+    table = None if items is None else read_items(items)
+    files = {log.name: log} if items is None else {log.name: log, items.name: items}
+    return RawTables(
+        layout="tables",
+        log=read_log(log, LOG_COLUMNS),
+        items=table,
+        files=files,
+        splits=splits or {},
+        notes=() if table is None else table.notes,
+    )
+
+
+def table_file(folder: Path, stem: str) -> Path | None:
+    """Return ``stem`` with the first known ending that exists in ``folder``."""
+    paths = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
