@@ -13,7 +13,7 @@ _ONE = np.uint64(1)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def mixed(state: np.uint64, value: int) -> np.uint64:
+def mixed(state, value):
     """Return ``state`` with ``value`` stirred in (the finaliser of SplitMix64, Steele 2014)."""
     z = (state ^ np.uint64(value)) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -22,7 +22,7 @@ def mixed(state: np.uint64, value: int) -> np.uint64:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def uniform(state: np.uint64) -> float:
+def uniform(state):
     """Return a number above 0 and at most 1 that depends on ``state`` alone."""
     return float((state >> np.uint64(11)) + _ONE) / 9007199254740992.0  # 53 bits: n / 2**53
 
@@ -99,7 +99,7 @@ def visible_occurrences(
     user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
     item, user, asked_at, limit, state, events,
 ):  # fmt: skip
-    """Fill ``events`` with older events of others on ``item``; return how many, at most ``limit``.
+    """Fill ``events`` with older events of others on ``item``; return how many of how many.
 
     Past ``limit`` they are evenly spaced in time from a random start. The user's own events are
     taken out before spacing: the answer is the one of a graph without them.
@@ -113,7 +113,7 @@ def visible_occurrences(
             if event_user[event] != user:
                 events[taken] = event
                 taken += 1
-        return taken
+        return taken, taken
     own = own_ranks(
         user_offsets, event_item, event_time, item_offsets, occurrence_event, user, item, asked_at
     )
@@ -126,7 +126,7 @@ def visible_occurrences(
         for r in range(len(own)):
             rank += rank >= own[r]
         events[j] = occurrence_event[start + rank]
-    return taken
+    return taken, total
 
 
 @njit(nogil=True, cache=True)
@@ -150,7 +150,7 @@ def look_up_rows(
         if via < 0:
             continue
         state = mixed(mixed(seed, user), via)
-        num_events = visible_occurrences(
+        num_events, _ = visible_occurrences(
             user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
             via, user, limit, max_neighbours, state, events,
         )  # fmt: skip
@@ -283,3 +283,240 @@ def _count_overlap(
                 slot_overlap[slot] += 1
     for k in range(len(recent)):
         slot_of_item[recent[k]] = -1
+
+
+@njit(nogil=True, cache=True)
+def _mark_history(
+    user_offsets, event_item, event_time, item_offsets, occurrence_event,
+    items, candidate, user, asked_at, by_degree, slot_of_item, distinct, rate,
+):  # fmt: skip
+    """Number the distinct history items, oldest first, with their weight; return how many.
+
+    The weight is 1 / (1 + others' older events), so that hubs do not dominate, or 1.
+    """
+    size = 0
+    for item in items:
+        if item != candidate and slot_of_item[item] < 0:
+            slot_of_item[item] = size
+            distinct[size] = item
+            start = item_offsets[item]
+            rate[size] = 1.0 + num_older(
+                event_time, occurrence_event, start, item_offsets[item + 1], asked_at
+            )
+            size += 1
+    if user >= 0:
+        for event in range(user_offsets[user], user_offsets[user + 1]):
+            if event_time[event] >= asked_at:
+                break
+            slot = slot_of_item[event_item[event]]
+            if slot >= 0:
+                rate[slot] -= 1.0
+    for slot in range(size):
+        rate[slot] = 1.0 / rate[slot] if by_degree else 1.0
+    return size
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _waiting_time(state, rate):
+    """Return an exponential draw; the k smallest of many are a weighted sample without return."""
+    return -np.log(uniform(state)) / rate
+
+
+@njit(nogil=True, cache=True)
+def _insert(key, user, row, keys, out_user):
+    """Keep the smallest keys of a row in order; return the place taken, or -1."""
+    place = len(keys)
+    while place > 0 and (
+        out_user[row, place - 1] < 0
+        or key < keys[place - 1]
+        or (key == keys[place - 1] and user < out_user[row, place - 1])
+    ):
+        place -= 1
+    if place == len(keys):
+        return -1
+    for k in range(len(keys) - 1, place, -1):
+        keys[k] = keys[k - 1]
+        out_user[row, k] = out_user[row, k - 1]
+    keys[place] = key
+    out_user[row, place] = user
+    return place
+
+
+@njit(nogil=True, cache=True)
+def sample_candidate_closed(
+    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
+    user_index, candidates, history_item, history_start, history_stop, asked_at,
+    max_neighbours, by_overlap, by_degree, seed, slot_of_item, last_of_user,
+    out_first, out_user, out_second, out_weight, out_closable,
+):  # fmt: skip
+    """Write up to K chains a row that end on its candidate; see ``sampling.sample_chains``."""
+    num_chains = out_user.shape[1]
+    longest = 1
+    for row in range(len(user_index)):
+        longest = max(longest, history_stop[row] - history_start[row])
+    events = np.empty(max_neighbours, np.int64)
+    distinct = np.empty(longest, np.int64)
+    rate = np.empty(longest)
+    counted_by = np.empty(longest, np.int64)
+    keys = np.empty(num_chains)
+    for row in range(len(user_index)):
+        candidate, user, limit = candidates[row], user_index[row], asked_at[row]
+        if candidate < 0:
+            continue
+        size = _mark_history(
+            user_offsets, event_item, event_time, item_offsets, occurrence_event,
+            history_item[history_start[row] : history_stop[row]], candidate, user, limit,
+            by_degree, slot_of_item, distinct, rate,
+        )  # fmt: skip
+        state = mixed(mixed(mixed(seed, user), candidate), limit)
+        num_events, total = visible_occurrences(
+            user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
+            candidate, user, limit, max_neighbours, state, events,
+        )  # fmt: skip
+        counted_by[:size] = -1
+        closable = 0
+        for j in range(num_events if size else 0):
+            neighbour = event_user[events[j]]
+            if last_of_user[neighbour] == row:
+                continue
+            last_of_user[neighbour] = row
+            state_of_neighbour = mixed(state, neighbour)
+            overlap, mass, best_key, best_slot = 0, 0.0, np.inf, -1
+            for event in range(user_offsets[neighbour], user_offsets[neighbour + 1]):
+                if event_time[event] >= limit:
+                    break
+                slot = slot_of_item[event_item[event]]
+                if slot < 0 or counted_by[slot] == neighbour:
+                    continue
+                counted_by[slot] = neighbour
+                overlap += 1
+                mass += rate[slot]
+                key = _waiting_time(mixed(state_of_neighbour, distinct[slot]), rate[slot])
+                if key < best_key:
+                    best_key, best_slot = key, slot
+            if overlap == 0:
+                continue
+            closable += overlap
+            share = overlap if by_overlap else 1
+            key = _waiting_time(state_of_neighbour, share * mass)
+            place = _insert(key, neighbour, row, keys, out_user)
+            if place >= 0:
+                for k in range(num_chains - 1, place, -1):
+                    out_first[row, k] = out_first[row, k - 1]
+                    out_second[row, k] = out_second[row, k - 1]
+                    out_weight[row, k] = out_weight[row, k - 1]
+                out_first[row, place] = distinct[best_slot]
+                out_second[row, place] = candidate
+                out_weight[row, place] = share * rate[best_slot]
+        if num_events:
+            out_closable[row] = closable * (total / num_events)
+        for slot in range(size):
+            slot_of_item[distinct[slot]] = -1
+
+
+@njit(nogil=True, cache=True)
+def sample_history_closed(
+    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
+    user_index, history_item, history_start, history_stop, asked_at,
+    max_neighbours, by_overlap, by_degree, seed,
+    slot_of_item, overlap_of_user, mass_of_user, last_of_user,
+    out_first, out_user, out_second, out_weight, out_closable,
+):  # fmt: skip
+    """Write up to K chains a row between two history items; see ``sampling.sample_chains``."""
+    num_chains = out_user.shape[1]
+    longest = 1
+    for row in range(len(user_index)):
+        longest = max(longest, history_stop[row] - history_start[row])
+    events = np.empty(max_neighbours, np.int64)
+    touched = np.empty(min(len(overlap_of_user), longest * max_neighbours), np.int64)
+    distinct = np.empty(longest, np.int64)
+    rate = np.empty(longest)
+    counted_by = np.empty(longest, np.int64)
+    keys = np.empty(num_chains)
+    for row in range(len(user_index)):
+        user, limit = user_index[row], asked_at[row]
+        size = _mark_history(
+            user_offsets, event_item, event_time, item_offsets, occurrence_event,
+            history_item[history_start[row] : history_stop[row]], -1, user, limit,
+            by_degree, slot_of_item, distinct, rate,
+        )  # fmt: skip
+        state = mixed(mixed(seed, user), limit)
+        for slot in range(size):
+            state = mixed(state, distinct[slot])
+        num_touched = 0
+        for slot in range(size):
+            num_events, _ = visible_occurrences(
+                user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
+                distinct[slot], user, limit, max_neighbours, mixed(state, distinct[slot]), events,
+            )  # fmt: skip
+            for j in range(num_events):
+                neighbour = event_user[events[j]]
+                if last_of_user[neighbour] < 0:
+                    touched[num_touched] = neighbour
+                    num_touched += 1
+                    overlap_of_user[neighbour] = 0
+                    mass_of_user[neighbour] = 0.0
+                if last_of_user[neighbour] != slot:
+                    last_of_user[neighbour] = slot
+                    overlap_of_user[neighbour] += 1
+                    mass_of_user[neighbour] += rate[slot]
+        closable = 0
+        for t in range(num_touched):
+            neighbour = touched[t]
+            last_of_user[neighbour] = -1
+            overlap = overlap_of_user[neighbour]
+            if overlap < 2:
+                continue
+            closable += overlap * (overlap - 1) // 2
+            share = overlap if by_overlap else 1
+            key = _waiting_time(mixed(state, neighbour), share * mass_of_user[neighbour])
+            _insert(key, neighbour, row, keys, out_user)
+        out_closable[row] = closable
+        for k in range(num_chains):
+            neighbour = out_user[row, k]
+            if neighbour < 0:
+                break
+            # the two shared items with the shortest waiting times, in the order of the history
+            counted_by[:size] = -1
+            first, second, first_key, second_key = -1, -1, np.inf, np.inf
+            for event in range(user_offsets[neighbour], user_offsets[neighbour + 1]):
+                if event_time[event] >= limit:
+                    break
+                slot = slot_of_item[event_item[event]]
+                if slot < 0 or counted_by[slot] == neighbour:
+                    continue
+                counted_by[slot] = neighbour
+                key = _waiting_time(mixed(mixed(state, neighbour), distinct[slot]), rate[slot])
+                if key < first_key:
+                    first, second, first_key, second_key = slot, first, key, first_key
+                elif key < second_key:
+                    second, second_key = slot, key
+            share = overlap_of_user[neighbour] if by_overlap else 1
+            out_first[row, k] = distinct[min(first, second)]
+            out_second[row, k] = distinct[max(first, second)]
+            out_weight[row, k] = share * rate[first] * rate[second]
+        for slot in range(size):
+            slot_of_item[distinct[slot]] = -1
+
+
+@njit(nogil=True, cache=True)
+def draw_untouched(user_index, row_key, touched_keys, drawn_from, num_items, seed, max_attempts):
+    """Return for each row an item whose key, user * N + item, is not in the sorted keys; or -1.
+
+    Uniform over the catalogue, or over the entries of ``drawn_from`` if it has any.
+    """
+    drawn = np.full(len(user_index), -1, np.int32)
+    for row in range(len(user_index)):
+        state = mixed(mixed(seed, user_index[row]), row_key[row])
+        for attempt in range(max_attempts):
+            share = 1.0 - uniform(mixed(state, attempt))  # at least 0 and below 1
+            if len(drawn_from):
+                item = np.int64(drawn_from[int(share * len(drawn_from))])
+            else:
+                item = np.int64(share * num_items)
+            key = np.int64(user_index[row]) * num_items + item
+            place = np.searchsorted(touched_keys, key)
+            if place == len(touched_keys) or touched_keys[place] != key:
+                drawn[row] = item
+                break
+    return drawn

@@ -90,12 +90,7 @@ def look_up(
             "max_neighbours must be at least 1 and reverse_share from 0 to 1; "
             f"got {max_neighbours} and {reverse_share}"
         )
-    offsets = checked(offsets, np.int64, "the offsets of exclude_items", num_rows + 1)
-    items = checked(items, np.int32, "exclude_items", len(items), graph.num_items)
-    if offsets[0] < 0 or offsets[-1] > len(items) or (np.diff(offsets) < 0).any():
-        raise ValueError(f"the offsets of exclude_items must ascend from 0 to {len(items)}")
-    if len(items) and items.min() < 0:
-        raise ValueError("exclude_items must hold items of the catalogue; got -1. Drop such events")
+    items, offsets = checked_history(graph, items, offsets, num_rows, name="exclude_items")
     shape = (num_rows, num_links)
     table = LookupTable(
         item_index=np.full(shape, -1, np.int32),
@@ -129,3 +124,16 @@ def look_up(
         table.neighbour_index,
     )
     return table
+
+
+def checked_history(
+    graph: InteractionGraph, items: np.ndarray, offsets: np.ndarray, num_rows: int, *, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a ragged table of items as the compiled loops want it, or a ``ValueError``."""
+    offsets = checked(offsets, np.int64, f"the offsets of {name}", num_rows + 1)
+    items = checked(items, np.int32, name, len(items), graph.num_items)
+    if offsets[0] < 0 or offsets[-1] > len(items) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"the offsets of {name} must ascend from 0 to {len(items)}")
+    if len(items) and items.min() < 0:
+        raise ValueError(f"{name} must hold items of the catalogue; got -1. Drop such events")
+    return items, offsets
