@@ -6,7 +6,10 @@ import numpy as np
 
 
 def stream(seed: int, stage: str, *indices: int) -> np.random.Generator:
-    """Return the generator of one (seed, stage, indices), for example one user of one stage."""
+    """Return the generator of one (seed, stage, indices), for example one user of one stage.
+
+    A stage gives the same number of indices everywhere: numpy reads a missing index as 0.
+    """
     return np.random.default_rng([seed, crc32(stage.encode()), *indices])
 
 

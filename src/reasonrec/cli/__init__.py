@@ -68,6 +68,7 @@ def build_app(arguments: list[str]) -> App:
     """Return the application that answers ``arguments``."""
     app = App(name="reasonrec", help=HELP, version=__version__, help_format="markdown")
     app.result_action = "return_none"
+    app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # see main
     asks_help = not {"--help", "-h"}.isdisjoint(arguments)
     for position, (verb, line) in enumerate(VERBS.items()):
         asked = verb in arguments
@@ -90,11 +91,11 @@ def build_app(arguments: list[str]) -> App:
             ),
         ] = None,
     ) -> None:
-        if tokens and not tokens[0].startswith("-") and tokens[0] not in VERBS:
+        if tokens and tokens[0] not in {*VERBS, "--help", "-h", "--version"}:
             # cyclopts would import every verb to word this
             near = get_close_matches(tokens[0], VERBS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
-            raise cyclopts.CycloptsError(msg=f"Unknown command {tokens[0]}. {hint}")
+            raise cyclopts.CycloptsError(msg=f"A command comes first; got {tokens[0]}. {hint}")
         if config is not None:
             app.config = _keys_of(config)
         app(tokens, exit_on_error=False, print_error=False)

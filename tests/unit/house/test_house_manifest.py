@@ -1,0 +1,146 @@
+"""Stage folders: finished, unfinished, damaged, of another version, or of another run."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from reasonrec.errors import CheckpointError, ReasonrecError
+from reasonrec.manifest import (
+    FORMAT,
+    fingerprint,
+    is_finished,
+    make_folder,
+    read_manifest,
+    stopwatch,
+    write_manifest,
+)
+
+
+def finish(folder: Path, *, content: str = "1", config: dict[str, object] | None = None) -> Path:
+    make_folder(folder)
+    (folder / "table.csv").write_text(content, encoding="utf-8")
+    write_manifest(
+        folder,
+        stage="chains",
+        inputs={"data": "abc"},
+        config=config or {"max_hops": 3},
+        outputs=["table.csv"],
+        seconds=1.5,
+        seed=7,
+    )
+    return folder
+
+
+def asked(**changes):
+    return {
+        "stage": "chains", "inputs": {"data": "abc"}, "config": {"max_hops": 3}, "seed": 7
+    } | changes  # fmt: skip
+
+
+def test_a_finished_folder_is_finished_for_the_same_question(tmp_path):
+    assert is_finished(finish(tmp_path / "run"), **asked())
+
+
+def test_a_folder_without_a_manifest_is_unfinished(tmp_path):
+    assert not is_finished(tmp_path, **asked())
+    assert not is_finished(tmp_path / "absent", **asked())
+    with pytest.raises(CheckpointError, match="run the same command again and it continues"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "traces"}, "another stage: was 'chains', now 'traces'"),
+        ({"config": {"max_hops": 5}}, "another config: max_hops was 3, now 5"),
+        ({"seed": 8}, "another seed: was 7, now 8"),
+        ({"inputs": {"data": "def"}}, "another inputs: data was 'abc', now 'def'"),
+    ],
+)
+def test_a_folder_of_another_run_is_never_taken_for_this_one(tmp_path, changes, message):
+    folder = finish(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=message):
+        is_finished(folder, **asked(**changes))
+
+
+def test_a_configuration_counts_as_equal_after_the_way_through_json(tmp_path):
+    folder = finish(tmp_path / "run", config={"cutoffs": (1, 5), "name": "é"})
+    assert is_finished(folder, **asked(config={"cutoffs": (1, 5), "name": "é"}))
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0", "[1, 2]", '"text"', "null"])
+def test_a_damaged_manifest_is_a_stated_failure(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_of_another_format_says_both_numbers(tmp_path):
+    folder = finish(tmp_path / "run")
+    manifest = read_manifest(folder) | {"format": FORMAT + 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    expected = rf"written in format {FORMAT + 1}, this version reads format {FORMAT}"
+    with pytest.raises(CheckpointError, match=expected):
+        read_manifest(folder)
+
+
+def test_a_folder_has_the_fingerprint_of_what_it_holds(tmp_path):
+    one, same = finish(tmp_path / "one"), finish(tmp_path / "same")
+    other = finish(tmp_path / "other", content="2")
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_the_fingerprint_of_a_file_is_its_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, example B.1
+    assert fingerprint(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+def test_an_unfinished_folder_has_no_fingerprint(tmp_path):
+    with pytest.raises(CheckpointError, match="not a finished stage folder"):
+        fingerprint(tmp_path)
+
+
+def test_an_output_that_was_not_written_leaves_no_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_manifest(
+            tmp_path, stage="chains", inputs={}, config={}, outputs=["absent.csv"], seconds=0.0
+        )
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_manifest_names_versions_seed_and_time(tmp_path):
+    manifest = read_manifest(finish(tmp_path / "run"))
+    assert manifest["seed"] == 7
+    assert manifest["seconds"] == 1.5
+    assert {"python", "reasonrec", "torch", "polars"} <= manifest["versions"].keys()
+    assert manifest["written_at"].endswith("Z")
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReasonrecError, match=r"must be writable; .*file"):
+        make_folder(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_nobody_may_write_to_is_refused(tmp_path):
+    # root may write where the mode forbids it, so root gets a place that refuses everyone
+    folder = Path("/proc/run") if os.geteuid() == 0 else tmp_path / "shut"
+    if os.geteuid() != 0:
+        folder.mkdir(mode=0o500)
+    with pytest.raises(ReasonrecError, match="must be writable"):
+        make_folder(folder)
+
+
+def test_making_a_folder_leaves_nothing_in_it(tmp_path):
+    assert list(make_folder(tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_the_stopwatch_tells_the_time_of_a_block_that_failed():
+    with pytest.raises(ZeroDivisionError), stopwatch() as spent:
+        1 / 0  # noqa: B018
+    assert spent[0] >= 0
