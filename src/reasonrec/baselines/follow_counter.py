@@ -36,7 +36,7 @@ class FollowCounter:
         cls,
         dataset: Dataset,
         *,
-        num_steps: int = 3,
+        num_steps: int = 5,
         reverse_share: float = 0.3,
         total_power: float = 0.5,
         recency_power: float = 1.0,

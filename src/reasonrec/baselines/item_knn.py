@@ -34,8 +34,8 @@ class ItemKnn:
         *,
         num_neighbours: int = 100,
         shrinkage: float = 10.0,
-        recency_power: float = 0.5,
-        max_events: int = 50,
+        recency_power: float = 1.0,
+        max_events: int = 10,
         prior_weight: float = 1e-3,
     ) -> Self:
         """Return the neighbours of every item, counted over the users of ``dataset.train``.

@@ -61,7 +61,7 @@ class RecentPopularity:
         dataset: Dataset,
         *,
         half_life_days: float = 30.0,
-        half_life_events: float = 2.0,
+        half_life_events: float = 0.5,
         num_moments: int = 128,
     ) -> Self:
         """Return the decayed counts of ``dataset.train``.

@@ -17,11 +17,11 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "popularity": {},
     "recent-popularity": {
         "half_life_days": (30.0, 3.0, 10.0, 100.0, 300.0, 1000.0),
-        "half_life_events": (2.0, 0.5, 1.0, 5.0, 20.0),
+        "half_life_events": (0.5, 1.0, 2.0, 5.0, 20.0),
     },
     "item-knn": {
         "recency_power": (1.0, 0.0, 0.5, 1.5, 2.0),
-        "max_events": (20, 5, 10, 50, 1000),
+        "max_events": (10, 5, 20, 50, 1000),
         "shrinkage": (10.0, 0.0, 3.0, 30.0, 100.0),
         "num_neighbours": (100, 20, 50, 200, 1000),
         "prior_weight": (1e-3, 1e-2, 1e-1),
@@ -29,7 +29,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
     "follow-counter": {
         "total_power": (0.5, 0.0, 0.3, 0.7, 1.0),
         "recency_power": (1.0, 0.5, 1.5, 2.0),
-        "num_steps": (3, 1, 2, 5, 10),
+        "num_steps": (5, 1, 2, 3, 10),
         "reverse_share": (0.3, 0.0, 0.1, 0.6, 1.0),
         "max_events": (20, 5, 10, 50),
         "prior_weight": (1e-3, 1e-2, 1e-1),

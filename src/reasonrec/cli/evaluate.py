@@ -1,0 +1,106 @@
+"""``reasonrec evaluate``: measure methods on held-out queries."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from reasonrec.data.dataset import Dataset
+    from reasonrec.evaluation.measure import Contestant
+
+
+def evaluate(
+    *methods: str,
+    data: Path,
+    out: Path,
+    seed: int = 0,
+    candidates: Path | None = None,
+    json: bool = False,
+    settings: Annotated[EvaluateConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Measure methods on held-out queries: accuracy with intervals, tokens, time.
+
+    Examples:
+        reasonrec evaluate popularity item-knn follow-counter --data runs/shop --out runs/floor
+        reasonrec evaluate oracle runs/no-think --data runs/shop --out runs/eval --part valid
+        reasonrec evaluate item-knn --data runs/shop --out runs/tuned --tune 30 --json
+
+    Args:
+        methods: Floor methods by name, oracle (planted worlds), or folders of trained models.
+            The whole floor if none is named.
+        data: Folder that `reasonrec prepare` wrote.
+        out: Folder to write. A finished one is left as it is.
+        seed: Names the rows of methods that are fitted here; a model folder has its own.
+        candidates: Published candidate lists (user_id, candidates) to measure as well.
+        json: Print the metric rows as JSON instead of a table.
+    """
+    from rich.console import Console
+
+    from reasonrec.baselines.floor import FLOOR
+    from reasonrec.cli.progress import method_progress
+    from reasonrec.data.dataset import Dataset
+    from reasonrec.evaluation.measure import measure
+    from reasonrec.evaluation.table import results_table
+
+    settings = settings or EvaluateConfig()
+    dataset = Dataset.load(data)
+    contestants = [
+        find_contestant(word, dataset, seed=seed, tune=settings.tune) for word in methods or FLOOR
+    ]
+    labels = [contestant.label for contestant in contestants]
+    if len(set(labels)) < len(labels):
+        raise CheckpointError(f"each method can be named once; got {', '.join(labels)}")
+    with method_progress() as progress:
+        evaluations = measure(
+            contestants,
+            dataset,
+            out,
+            settings,
+            seed=seed,
+            candidates_file=candidates,
+            progress=progress,
+        )
+    if json:
+        print((out / "metrics.json").read_text(encoding="utf-8"), end="")
+        return
+    rows = [row for evaluation in evaluations for row in evaluation.rows]
+    console = Console()
+    console.print(results_table(rows, title=f"{dataset.name}, {rows[0].split}, n = {rows[0].n}"))
+    console.print(f"written: {out}", highlight=False)
+
+
+def find_contestant(word: str, dataset: "Dataset", *, seed: int, tune: int) -> "Contestant":
+    """Return the method that a word of the command line names.
+
+    Raises:
+        CheckpointError: It is neither a known word nor a finished model folder.
+    """
+    from reasonrec.baselines.floor import FLOOR
+    from reasonrec.evaluation.measure import Contestant, floor_contestant
+    from reasonrec.manifest import read_manifest
+
+    if word in FLOOR:
+        return floor_contestant(word, dataset, seed=seed, tune=tune)
+    if word == "oracle":
+        from reasonrec.data.planted.oracle import OracleRecommender
+
+        return Contestant(word, seed, word, lambda _: OracleRecommender(dataset))
+    folder = Path(word)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"a method must be one of {', '.join(FLOOR)}, oracle, or a model folder; got {word}"
+        )
+    manifest = read_manifest(folder)
+    from reasonrec.methods.r2ec import load_recommender
+
+    return Contestant(
+        label="-".join(folder.resolve().parts[-2:]),
+        seed=manifest.get("seed") or 0,
+        source=manifest["fingerprint"],
+        open=lambda _: load_recommender(folder, dataset),
+        trained_on=manifest.get("trained_on", "train"),
+    )

@@ -1,0 +1,42 @@
+"""What ``reasonrec evaluate`` can be told."""
+
+from typing import Self
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from reasonrec.config import Config
+from reasonrec.data.dataset import Part
+from reasonrec.evaluation.protocol import DEFAULT_MASK, PROTOCOLS
+from reasonrec.models.ranking import Mask
+
+
+class EvaluateConfig(Config):
+    """How methods are measured."""
+
+    part: Part = "test"
+    """Queries to answer. Choose on valid, report on test."""
+    protocols: tuple[str, ...] = PROTOCOLS
+    """What a target competes with: full (the catalogue) or candidates-C (C - 1 random others)."""
+    mask: Mask = DEFAULT_MASK
+    """What the full protocol keeps out of the ranking."""
+    num_queries: PositiveInt | None = None
+    """Answer a sample of this many queries, the same for all methods. All if not given."""
+    batch_size: PositiveInt = 256
+    """Histories scored at once. Changes time and memory only."""
+    candidate_seed: NonNegativeInt = 0
+    """Draws the negatives, for all methods alike."""
+    num_timed_users: NonNegativeInt = 30
+    """Users asked one at a time to measure latency."""
+    tune: NonNegativeInt = 0
+    """Settings of each floor method tried on validation first; 0 keeps the defaults."""
+
+    @model_validator(mode="after")
+    def check_protocols(self) -> Self:
+        for word in self.protocols:
+            count = word.removeprefix("candidates-")
+            is_drawn = count != word and count.isdecimal() and int(count) >= 2
+            if word != "full" and not is_drawn:
+                raise ValueError(f"a protocol must be full or candidates-C, C of 2 or more: {word}")
+        if len(set(self.protocols)) != len(self.protocols) or not self.protocols:
+            raise ValueError("protocols must name at least one, and none twice")
+        return self

@@ -1,0 +1,192 @@
+"""The evaluate stage: measures several methods on the same queries, one finished folder each.
+
+``<out>/methods/<label>/`` holds each method's own numbers and manifest, so that an interrupted
+run continues with the next method; ``<out>/`` holds all of them together, manifest last.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.baselines.floor import fit_floor
+from reasonrec.data.dataset import Dataset
+from reasonrec.errors import DataError
+from reasonrec.evaluation.candidates import Candidates, draw_candidates, given_candidates
+from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.protocol import (
+    Evaluation,
+    evaluate,
+    read_evaluation,
+    write_evaluation,
+)
+from reasonrec.evaluation.tuning import tune_floor
+from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method that waits to be measured; opening it may load or fit."""
+
+    label: str
+    """Names its folder; unique among the contestants."""
+    seed: int
+    """The seed that it was trained with."""
+    source: str
+    """What it is, for the manifest: a fixed word, or the fingerprint of its folder."""
+    open: Callable[[Path], Recommender]
+    """Returns the method; may write to the folder that it is given (what tuning tried)."""
+    is_fitted_here: bool = False
+    """Whether opening it is fitting, whose seconds are reported."""
+    trained_on: str = "train"
+
+
+def floor_contestant(name: str, dataset: Dataset, *, seed: int, tune: int) -> Contestant:
+    """Return a floor method that is fitted, and with ``tune`` above 0 tuned first, when opened."""
+
+    def open_method(folder: Path) -> Recommender:
+        if not tune:
+            return fit_floor(name, dataset)
+        (tuned,) = tune_floor(dataset, budget=tune, names=[name])
+        trials = [{"settings": dict(t.settings), "ndcg@10": t.value} for t in tuned.trials]
+        chosen = {"method": name, "settings": dict(tuned.best.settings), "trials": trials}
+        (folder / "tuning.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+        return fit_floor(name, dataset, **tuned.best.settings)
+
+    return Contestant(name, seed, name, open_method, is_fitted_here=True)
+
+
+def measure(
+    contestants: Sequence[Contestant],
+    dataset: Dataset,
+    out: Path,
+    config: EvaluateConfig,
+    *,
+    seed: int = 0,
+    candidates_file: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Evaluation, ...]:
+    """Return and write the evaluation of every contestant, in their order.
+
+    Args:
+        candidates_file: Published candidate lists, measured as ``candidates-given`` as well.
+        progress: Called with (label, queries done, queries in all).
+
+    Raises:
+        DataError: The part has no queries, or the candidates do not fit the data.
+        CheckpointError: ``out`` holds another evaluation.
+    """
+    out = make_folder(out)
+    queries = dataset.queries(config.part)
+    if len(queries) == 0:
+        raise DataError(
+            f"{dataset.name} must hold {config.part} queries to measure anything; it has none. "
+            "Under leave-one-out a user needs three events to be asked about"
+        )
+    inputs = {"data": dataset.fingerprint}
+    if candidates_file is not None:
+        if not candidates_file.is_file():
+            raise DataError(
+                f"the candidates must be a Parquet file; found none at {candidates_file}"
+            )
+        inputs["candidates"] = fingerprint(candidates_file)
+    settings = config.model_dump(mode="json")
+    whole = {"methods": {c.label: {"source": c.source, "seed": c.seed} for c in contestants}}
+    if is_finished(out, stage="evaluate", inputs=inputs, config=settings | whole, seed=seed):
+        return tuple(read_evaluation(out / "methods" / c.label) for c in contestants)
+    with stopwatch() as spent:
+        sets = _candidates(dataset, config, out)
+        if candidates_file is not None:
+            sets.append(given_candidates(candidates_file, dataset, config.part))
+        evaluations = tuple(
+            _measure_one(
+                contestant,
+                dataset,
+                out / "methods" / contestant.label,
+                config,
+                sets,
+                inputs,
+                progress,
+            )
+            for contestant in contestants
+        )
+        outputs = write_evaluation(out, evaluations)
+    write_manifest(
+        out,
+        stage="evaluate",
+        inputs=inputs,
+        config=settings | whole,
+        outputs=outputs,
+        seconds=spent[0],
+        seed=seed,
+        extra={"data_folder": str(dataset.folder)},
+    )
+    return evaluations
+
+
+def _measure_one(
+    contestant: Contestant,
+    dataset: Dataset,
+    folder: Path,
+    config: EvaluateConfig,
+    sets: Sequence[Candidates],
+    inputs: Mapping[str, str],
+    progress: Callable[[str, int, int], None] | None,
+) -> Evaluation:
+    """Measure one method, or read what an interrupted run measured already."""
+    make_folder(folder)
+    settings = config.model_dump(mode="json") | {"source": contestant.source}
+    if is_finished(
+        folder, stage="evaluate-method", inputs=inputs, config=settings, seed=contestant.seed
+    ):
+        return read_evaluation(folder)
+    with stopwatch() as spent:
+        with stopwatch() as opening:
+            recommender = contestant.open(folder)
+        report = progress
+        evaluation = evaluate(
+            recommender,
+            dataset,
+            part=config.part,
+            protocols=config.protocols,
+            mask=config.mask,
+            seed=contestant.seed,
+            batch_size=config.batch_size,
+            num_queries=config.num_queries,
+            candidates=sets,
+            trained_on=contestant.trained_on,
+            num_timed_users=config.num_timed_users,
+            fit_seconds=opening[0] if contestant.is_fitted_here else None,
+            progress=None
+            if report is None
+            else lambda done, total: report(contestant.label, done, total),
+        )
+        outputs = write_evaluation(folder, [evaluation])
+    write_manifest(
+        folder,
+        stage="evaluate-method",
+        inputs=inputs,
+        config=settings,
+        outputs=outputs,
+        seconds=spent[0],
+        seed=contestant.seed,
+    )
+    return evaluation
+
+
+def _candidates(dataset: Dataset, config: EvaluateConfig, out: Path) -> list[Candidates]:
+    """Return the drawn candidate sets; an interrupted run's are read back."""
+    sets = []
+    for word in config.protocols:
+        if word == "full":
+            continue
+        path = out / f"{word}-{config.part}-seed{config.candidate_seed}.parquet"
+        if not path.exists():
+            count = int(word.removeprefix("candidates-"))
+            drawn = draw_candidates(
+                dataset, config.part, num_candidates=count, seed=config.candidate_seed
+            )
+            drawn.write(path)
+        sets.append(Candidates.read(path, dataset.queries(config.part)))
+    return sets

@@ -1,0 +1,208 @@
+"""The table of results, for a terminal and for Markdown. Methods are rows, in order of arrival."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reasonrec.evaluation.protocol import COST, MetricRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    ("full", "hit@10"),
+    ("full", "ndcg@10"),
+    ("candidates-20", "hit@1"),
+    ("candidates-20", "ndcg@10"),
+)
+"""What a table shows if nothing else is asked for: (protocol, metric)."""
+_TITLES = {"hit": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method over its seeds."""
+
+    value: float
+    """Mean over seeds."""
+    low: float | None
+    """One seed: the ends of its interval. More: None."""
+    high: float | None
+    seed_sd: float | None
+    """Standard deviation over seeds (n - 1). None for one seed."""
+    oracle_share: float | None
+    """Value / the oracle's value, where the oracle is among the methods."""
+
+
+@dataclass(frozen=True)
+class MethodLine:
+    """One method's line of the table."""
+
+    method: str
+    trained_on: str
+    num_seeds: int
+    cells: tuple[Cell | None, ...]
+    """One for each column; None where it was not measured."""
+    tokens: float | None
+    """Mean tokens a query."""
+    latency_ms: float | None
+    """Median for one user asked alone."""
+    seconds: float
+    """Scoring all queries, mean over seeds."""
+
+
+def summarise(
+    rows: Iterable[MetricRow], columns: Sequence[tuple[str, str]] = COLUMNS
+) -> tuple[MethodLine, ...]:
+    """Return a line for each (method, trained_on), averaged over seeds, in order of arrival.
+
+    Raises:
+        ValueError: The rows mix data sets or splits, whose numbers cannot share a table.
+    """
+    rows = list(rows)
+    sets = sorted({(row.dataset, row.split) for row in rows})
+    if len(sets) > 1:
+        raise ValueError(f"one table holds one data set and split; got {sets}")
+    groups: dict[tuple[str, str], list[MetricRow]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.trained_on), []).append(row)
+    oracle = [row for row in rows if row.method == "oracle"]
+    return tuple(
+        MethodLine(
+            method=method,
+            trained_on=trained_on,
+            num_seeds=len({row.seed for row in group}),
+            cells=tuple(_cell(group, oracle, *column) for column in columns),
+            tokens=_mean(group, COST, "tokens"),
+            latency_ms=_mean(group, COST, "latency-p50-ms"),
+            seconds=float(np.mean(list({row.seed: row.seconds for row in group}.values()))),
+        )
+        for (method, trained_on), group in groups.items()
+    )
+
+
+def results_table(
+    rows: Iterable[MetricRow],
+    *,
+    columns: Sequence[tuple[str, str]] = COLUMNS,
+    title: str | None = None,
+) -> "Table":
+    """Return the results as a rich table: value, below it the interval and the oracle's share."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = summarise(rows, columns)
+    best = _best(lines, len(columns))
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("method")
+    for protocol, metric in columns:
+        table.add_column(f"{_metric_title(metric)}\n{protocol}", justify="right")
+    for heading in ("tokens", "ms/user", "seconds"):
+        table.add_column(heading, justify="right")
+    for line in lines:
+        cells = [Text(line.method), Text(_seeds(line), style="dim")]
+        row = [Text("\n").join(cells) if line.num_seeds > 1 else cells[0]]
+        for i, cell in enumerate(line.cells):
+            if cell is None:
+                row.append(Text("-", style="dim"))
+                continue
+            value = Text(_short(cell.value), style="bold" if line.method in best[i] else "")
+            row.append(Text("\n").join([value, Text(_below(cell), style="dim")]))
+        row += [Text(_number(line.tokens)), Text(_number(line.latency_ms))]
+        table.add_row(*row, Text(_number(line.seconds)))
+    return table
+
+
+def results_markdown(
+    rows: Iterable[MetricRow], *, columns: Sequence[tuple[str, str]] = COLUMNS
+) -> str:
+    """Return the results as a Markdown table, one line a method."""
+    headings = [f"{_metric_title(metric)} {protocol}" for protocol, metric in columns]
+    headings = ["method", "trained on", *headings, "tokens", "ms/user", "seconds"]
+    text = [
+        "| " + " | ".join(headings) + " |",
+        "| --- | --- |" + " --: |" * (len(headings) - 2),
+    ]
+    for line in summarise(rows, columns):
+        cells = [
+            "-" if cell is None else f"{_short(cell.value)} ({_below(cell)})".replace(" ()", "")
+            for cell in line.cells
+        ]
+        name = line.method + (f" ({_seeds(line)})" if line.num_seeds > 1 else "")
+        costs = [_number(value) for value in (line.tokens, line.latency_ms, line.seconds)]
+        text.append("| " + " | ".join([name, line.trained_on, *cells, *costs]) + " |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(
+    group: Sequence[MetricRow], oracle: Sequence[MetricRow], protocol: str, metric: str
+) -> Cell | None:
+    found = [row for row in group if (row.protocol, row.metric) == (protocol, metric)]
+    if not found:
+        return None
+    value = float(np.mean([row.value for row in found]))
+    known = _mean(oracle, protocol, metric)
+    alone = found[0] if len(found) == 1 else None
+    return Cell(
+        value=value,
+        low=alone.ci_low if alone else None,
+        high=alone.ci_high if alone else None,
+        seed_sd=None if alone else float(np.std([row.value for row in found], ddof=1)),
+        oracle_share=value / known if known and group[0].method != "oracle" else None,
+    )
+
+
+def _mean(group: Sequence[MetricRow], protocol: str, metric: str) -> float | None:
+    values = [row.value for row in group if (row.protocol, row.metric) == (protocol, metric)]
+    return float(np.mean(values)) if values else None
+
+
+def _best(lines: Sequence[MethodLine], num_columns: int) -> list[set[str]]:
+    """Return for each column the method with the highest value; the oracle does not compete."""
+    best: list[set[str]] = []
+    for i in range(num_columns):
+        values = {
+            line.method: cell.value
+            for line in lines
+            if (cell := line.cells[i]) is not None and line.method != "oracle"
+        }
+        top = max(values.values(), default=None)
+        best.append({method for method, value in values.items() if value == top})
+    return best
+
+
+def _below(cell: Cell) -> str:
+    """Return what stands under a value: its interval or spread, and the share of the oracle."""
+    parts = []
+    if cell.low is not None and cell.high is not None:
+        parts.append(f"{_short(cell.low, 3)}-{_short(cell.high, 3)}")
+    elif cell.seed_sd is not None:
+        parts.append(f"±{_short(cell.seed_sd)}")
+    if cell.oracle_share is not None:
+        parts.append(f"{cell.oracle_share:.0%}")
+    return " ".join(parts)
+
+
+def _seeds(line: MethodLine) -> str:
+    return f"{line.num_seeds} seeds"
+
+
+def _metric_title(metric: str) -> str:
+    kind, _, cutoff = metric.partition("@")
+    return f"{_TITLES.get(kind, kind)}@{cutoff}"
+
+
+def _short(value: float, digits: int = 4) -> str:
+    """Return .1234 for 0.1234, and 1.0000 in full."""
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def _number(value: float | None) -> str:
+    """Return three meaningful digits at most."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
