@@ -1,0 +1,99 @@
+"""Time graph building, look-ups and chains on one core, on a prepared folder or a made-up log.
+
+    python benchmarks/chains.py --data runs/ml-100k
+    python benchmarks/chains.py --num-events 10000000
+
+Prints one JSON object a line: what was timed, how many a second, on which data, commit and machine.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import numpy as np
+
+from reasonrec.data.dataset import Dataset, InteractionLog
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.graph.chains import train_queries
+from reasonrec.graph.config import READINGS
+from reasonrec.graph.lookup import look_up
+from reasonrec.graph.sampling import sample_chains
+from reasonrec.machine import describe_machine
+
+_SECONDS = 2.0
+"""Least time that each measurement runs, after one untimed run that compiles."""
+
+
+def made_up_log(num_events: int, *, seed: int = 0) -> tuple[InteractionLog, int]:
+    """Return a log of 20 events a user and 50 an item, popular as in a Zipf law of exponent 0.8."""
+    rng = np.random.default_rng(seed)
+    num_users, num_items = max(num_events // 20, 1), max(num_events // 50, 1)
+    popularity = np.cumsum(1.0 / np.arange(1, num_items + 1) ** 0.8)
+    items = np.searchsorted(popularity, rng.random(num_events) * popularity[-1])
+    users = np.sort(rng.integers(0, num_users, num_events)).astype(np.int32)
+    times = rng.integers(0, 10**9, num_events)
+    order = np.lexsort([times, users])
+    log = InteractionLog(users, items.astype(np.int32), num_users, timestamp=times[order])
+    return log, num_items
+
+
+def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int = 5000) -> None:
+    """Print the speeds; ``data`` is a prepared folder, else a log is made up."""
+    if data is not None:
+        dataset = Dataset.load(data)
+        name, log, num_items = dataset.name, dataset.train, dataset.num_items
+    else:
+        log, num_items = made_up_log(num_events)
+        name = f"zipf-{num_events}"
+    machine = describe_machine(Path())
+    asked_git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked_git, capture_output=True, text=True, check=True).stdout.strip()
+    facts = {
+        "data": name, "num_events": len(log), "num_users": log.num_users, "num_items": num_items,
+        "commit": commit, "machine": f"{machine.cpu}, {machine.num_cores} cores", "num_threads": 1,
+    }  # fmt: skip
+
+    def report(what: str, num_things: int, work: Callable[[], Any]) -> None:
+        work()
+        runs, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < _SECONDS:
+            work()
+            runs += 1
+        speed = round(num_things * runs / spent)
+        print(json.dumps({"what": what, "per_second": speed, **facts}), flush=True)
+
+    report("events built into a graph", len(log), lambda: InteractionGraph.build(log, num_items))
+    graph = InteractionGraph.build(log, num_items)
+    queries = train_queries(log, per_user=5)
+    rows = np.random.default_rng(0).permutation(len(queries))[:num_rows]
+    queries = queries.take(rows)
+    histories = queries.histories()
+    ragged = (histories.item_index, histories.offsets)
+    asked = {"user_index": queries.user_index, "asked_at": histories.asked_at, "seed": 0}
+    via = histories.item_index[histories.offsets[1:] - 1]  # what the user took last
+    for weighted in (True, False):
+        report(
+            f"look-ups, overlap weight {'on' if weighted else 'off'}",
+            len(queries),
+            lambda weighted=weighted: look_up(
+                graph, via_item=via, exclude_items=ragged, overlap_weight=weighted, **asked
+            ),
+        )
+    for reading in READINGS:
+        target = queries.target if reading == "candidate-closed" else None
+        chains = sample_chains(graph, histories, target, reading=reading, seed=0)
+        report(
+            f"chains, {reading}",
+            len(chains),
+            lambda reading=reading, target=target: sample_chains(
+                graph, histories, target, reading=reading, seed=0
+            ),
+        )
+
+
+if __name__ == "__main__":
+    cyclopts.run(run)
