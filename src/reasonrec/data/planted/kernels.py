@@ -66,7 +66,20 @@ class Crowd(NamedTuple):
     """(E,), int32. Each reader's items, oldest first; filled in as the log is drawn."""
 
 
+# arrays must come writable and contiguous: other kinds would be compiled anew
 compiled: Any = numba.njit(cache=True, nogil=True)
+
+
+@compiled
+def bisect(values, start, stop, target):
+    """Return the first place in [start, stop) of the sorted values that is at least ``target``."""
+    while start < stop:
+        middle = (start + stop) // 2
+        if values[middle] < target:
+            start = middle + 1
+        else:
+            stop = middle
+    return start
 
 
 @compiled
@@ -162,7 +175,9 @@ def draw_from_taste(shop, crowd, user, num_known, rng, shelf_weights):
 def fill_taste(shop, crowd, user, num_known, out):
     """Fill in the base weights of taste over all items; they sum to 1."""
     num_genres = len(shop.shelf_starts) - 1
-    genres = np.full(num_genres, OPEN_MINDED / num_genres)
+    genres = np.empty(num_genres)
+    for genre in range(num_genres):
+        genres[genre] = OPEN_MINDED / num_genres
     late = life_frac(crowd, user, num_known)
     for rank in range(len(GENRE_WEIGHTS)):
         share = (1 - OPEN_MINDED) * GENRE_WEIGHTS[rank]
@@ -184,10 +199,9 @@ def fill_base(shop, crowd, user, num_known, cause, out):
     """Fill in the base weights of taste, popularity or noise over all items."""
     if cause == TASTE:
         fill_taste(shop, crowd, user, num_known, out)
-    elif cause == POPULARITY:
-        out[:] = shop.popularity
     else:
-        out[:] = 1.0
+        for item in range(len(out)):
+            out[item] = shop.popularity[item] if cause == POPULARITY else 1.0
 
 
 @compiled
@@ -198,8 +212,7 @@ def draw_untaken(shop, crowd, user, num_known, cause, taken, rng, scratch):
         if cause == TASTE:
             item = draw_from_taste(shop, crowd, user, num_known, rng, scratch)
         elif cause == POPULARITY:
-            place = np.searchsorted(shop.popularity_cdf, rng.random(), side="right")
-            item = min(place, num_items - 1)
+            item = bisect(shop.popularity_cdf, 0, num_items - 1, rng.random())
         else:
             item = int(rng.random() * num_items)
         if not taken[item]:
@@ -226,12 +239,13 @@ def draw_event(shop, crowd, user, num_known, num_done, taken, rng, scratch, cand
     in_series = series_candidates(
         shop, crowd, user, num_known, taken, series_items, series_weights, series_sources
     )
-    causes = shop.weights.copy()
+    for cause in range(len(CAUSES)):
+        scratch[cause] = shop.weights[cause]
     if in_circle == 0:
-        causes[CIRCLE] = 0.0
+        scratch[CIRCLE] = 0.0
     if in_series == 0:
-        causes[SERIES] = 0.0
-    cause = pick(causes, len(causes), rng.random())
+        scratch[SERIES] = 0.0
+    cause = pick(scratch, len(CAUSES), rng.random())
     if cause == CIRCLE:
         place = pick(circle_weights, in_circle, rng.random())
         return circle_items[place], cause, circle_sources[place]
@@ -245,9 +259,12 @@ def draw_event(shop, crowd, user, num_known, num_done, taken, rng, scratch, cand
 @compiled
 def make_candidates(crowd):
     """Return room for the candidates of any circle and any series of one reader."""
-    most_friends = np.max(np.diff(crowd.member_starts))
-    most_events = np.max(np.diff(crowd.offsets))
-    c, s = most_friends * CIRCLE_MEMORY, most_events
+    c, s = 0, 0
+    for circle in range(len(crowd.member_starts) - 1):
+        size = crowd.member_starts[circle + 1] - crowd.member_starts[circle]
+        c = max(c, size * CIRCLE_MEMORY)
+    for user in range(len(crowd.offsets) - 1):
+        s = max(s, crowd.offsets[user + 1] - crowd.offsets[user])
     return (
         np.empty(c, np.int32), np.empty(c), np.empty(c, np.int32),
         np.empty(s, np.int32), np.empty(s), np.empty(s, np.int32),
@@ -300,8 +317,8 @@ def count_before(crowd, timestamp, user, num_known, num_done):
         elif is_over:
             num_done[friend] = last - first
         else:
-            side = timestamp[event] + (1 if friend < user else 0)
-            num_done[friend] = np.searchsorted(timestamp[first:last], side)
+            until = timestamp[event] + (1 if friend < user else 0)
+            num_done[friend] = bisect(timestamp, first, last, until) - first
 
 
 @compiled
@@ -332,9 +349,12 @@ def fill_probabilities(shop, crowd, timestamp, users, num_known, out):
                     out[row, cause, item] = 0.0
                 total += out[row, cause, item]
             if total > 0:
-                out[row, cause] *= shop.weights[cause] / total
                 total_weight += shop.weights[cause]
-        out[row] /= total_weight
+                for item in range(len(taken)):
+                    out[row, cause, item] *= shop.weights[cause] / total
+        for cause in range(len(CAUSES)):
+            for item in range(len(taken)):
+                out[row, cause, item] /= total_weight
         mark(crowd, user, known, taken, False)
 
 

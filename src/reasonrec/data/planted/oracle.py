@@ -7,6 +7,7 @@ import numpy as np
 from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted.truth import ExpectedMetrics, WorldTruth
 from reasonrec.errors import DataError
+from reasonrec.metrics import METRICS
 from reasonrec.records import Histories, Scored
 
 MAX_STRANGER_SAMPLE = 2_000
@@ -56,11 +57,11 @@ class OracleRecommender:
         return Scored(scores)
 
     def expected_metrics(
-        self, histories: Histories, *, cutoffs: tuple[int, ...] = (1, 3, 5, 10, 20)
+        self, histories: Histories, *, metrics: tuple[str, ...] = METRICS
     ) -> ExpectedMetrics:
-        """Return the oracle's exact expected Hit and NDCG for the known readers among the rows."""
+        """Return the oracle's exact expected metrics for the known readers among the rows."""
         rows = np.flatnonzero(histories.user_index >= 0)
-        return self.truth.expected_metrics(*self._states(histories, rows), cutoffs=cutoffs)
+        return self.truth.expected_metrics(*self._states(histories, rows), metrics=metrics)
 
     def _states(self, histories: Histories, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the world user and number of known events of each of the named rows."""

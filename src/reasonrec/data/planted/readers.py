@@ -61,17 +61,19 @@ class Readers:
         """Return the readers of the whole world from ``truth/readers.parquet``."""
 
         def favourites(name: str) -> np.ndarray:
-            columns = [table[f"{name}_{rank}"].to_numpy() for rank in range(NUM_FAVOURITES)]
-            return np.ascontiguousarray(np.stack(columns, axis=1))
+            columns = [
+                table[f"{name}_{rank}"].to_numpy(writable=True) for rank in range(NUM_FAVOURITES)
+            ]
+            return np.stack(columns, axis=1)
 
-        num_events = table["num_events"].to_numpy()
+        num_events = table["num_events"].to_numpy(writable=True)
         return Readers(
-            circle=table["circle"].to_numpy(),
-            closest=table["closest"].to_numpy(),
+            circle=table["circle"].to_numpy(writable=True),
+            closest=table["closest"].to_numpy(writable=True),
             early=favourites("early"),
             late=favourites("late"),
             makers=favourites("maker"),
-            era=table["era"].to_numpy(),
+            era=table["era"].to_numpy(writable=True),
             offsets=np.concatenate([[0], np.cumsum(num_events)]).astype(np.int64),
         )
 

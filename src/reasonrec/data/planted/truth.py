@@ -14,6 +14,7 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.planted.readers import Readers
 from reasonrec.data.planted.world import WORLD_FORMAT, make_crowd, make_shop
 from reasonrec.errors import DataError
+from reasonrec.metrics import METRICS, metric_values
 
 BATCH = 256
 """Queries whose probabilities are held in memory at a time."""
@@ -35,24 +36,22 @@ class Draws:
 class ExpectedMetrics:
     """What a ranking gets in expectation over the next items of B queries."""
 
-    cutoffs: tuple[int, ...]
-    hit: np.ndarray
-    """(B, K), float64. Expected Hit at each cutoff."""
-    ndcg: np.ndarray
-    """(B, K), float64. Expected NDCG at each cutoff; one relevant item, so its ideal gain is 1."""
-    hit_variance: np.ndarray
-    """(B, K), float64. Variance of one query's Hit over the draw of its target."""
-    ndcg_variance: np.ndarray
-    """(B, K), float64. Variance of one query's NDCG over the draw of its target."""
+    metrics: tuple[str, ...]
+    """K names as in ``metrics.METRICS``."""
+    values: np.ndarray
+    """(B, K), float64. Expectation over the draw of each query's target."""
+    variances: np.ndarray
+    """(B, K), float64. Variance over the draw of each query's target."""
 
-    def mean(self, metric: str, cutoff: int) -> float:
-        """Return the expected ``hit`` or ``ndcg`` at a cutoff, averaged over the queries."""
-        return float(getattr(self, metric)[:, self.cutoffs.index(cutoff)].mean())
+    def mean(self, metric: str) -> float:
+        """Return the expectation averaged over the queries; NaN if there are none."""
+        values = self.values[:, self.metrics.index(metric)]
+        return float(values.mean()) if len(values) else float("nan")
 
-    def standard_error(self, metric: str, cutoff: int) -> float:
-        """Return how far a measured mean strays by the draw of the targets: one standard error."""
-        variance = getattr(self, f"{metric}_variance")[:, self.cutoffs.index(cutoff)]
-        return float(np.sqrt(variance.sum()) / len(variance))
+    def standard_error(self, metric: str) -> float:
+        """Return how far a measured average strays by the draw of the targets: one deviation."""
+        variances = self.variances[:, self.metrics.index(metric)]
+        return float(np.sqrt(variances.sum()) / len(variances)) if len(variances) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,19 @@ class WorldTruth:
         config = PlantedConfig(**described["config"])
         catalogue = PlantedCatalogue(
             table=table,
-            genre=items["genre"].to_numpy(),
-            maker=items["maker"].to_numpy(),
-            era=items["era"].to_numpy(),
-            next_volume=items["next_volume"].to_numpy(),
-            popularity=items["popularity"].to_numpy(),
+            genre=items["genre"].to_numpy(writable=True),
+            maker=items["maker"].to_numpy(writable=True),
+            era=items["era"].to_numpy(writable=True),
+            next_volume=items["next_volume"].to_numpy(writable=True),
+            popularity=items["popularity"].to_numpy(writable=True),
             genre_of_maker=np.empty((0, 2), np.int32),
         )
-        item_index = log["item_id"].str.strip_prefix("book-").cast(pl.Int32).to_numpy()
+        item_index = log["item_id"].str.strip_prefix("book-").cast(pl.Int32).to_numpy(writable=True)
         return WorldTruth(
             config=config,
             seed=described["seed"],
             item_ids=table["item_id"].to_list(),
-            timestamp=log["timestamp"].to_numpy(),
+            timestamp=log["timestamp"].to_numpy(writable=True),
             shop=make_shop(config, catalogue),
             crowd=make_crowd(readers, item_index),
         )
@@ -184,33 +183,32 @@ class WorldTruth:
         users: np.ndarray,
         num_known: np.ndarray,
         *,
-        cutoffs: tuple[int, ...] = (1, 3, 5, 10, 20),
+        metrics: tuple[str, ...] = METRICS,
         scores: np.ndarray | None = None,
     ) -> ExpectedMetrics:
-        """Return the exact expectation of Hit and NDCG over the users' next items.
+        """Return the exact expectation of each metric over the users' next items.
 
-        Rank is 1 + the number of higher scores + half of the number of equal ones, over the whole
-        catalogue; nothing is masked.
+        An item counts its p times what it would gain at its rank, which is 1 + the number of
+        higher scores + half of the number of equal ones, over the whole catalogue, nothing masked.
 
         Args:
-            scores: Any recommender's scores in world item order, (B, N). None takes the oracle's,
-                which no other scores can beat: a larger p is never ranked below a smaller one.
+            scores: Any recommender's scores in world item order, (B, N). None takes the oracle's:
+                gains fall with rank, so no other order can expect more.
         """
         users, num_known = np.asarray(users), np.asarray(num_known)
-        parts: list[tuple[np.ndarray, ...]] = []
-        for start in range(0, max(len(users), 1), BATCH):
+        values = np.empty((len(users), len(metrics)))
+        squares = np.empty_like(values)
+        for start in range(0, len(users), BATCH):
             rows = slice(start, start + BATCH)
             p = self.next_item_probabilities(users[rows], num_known[rows])
             given = p if scores is None else scores[rows]
-            rank = rankdata(-given.astype(np.float32), method="average", axis=1)  # as ranked later
-            hits = [rank <= k for k in cutoffs]
-            gains = [np.where(hit, 1 / np.log2(rank + 1), 0.0) for hit in hits]
-            hit = np.stack([(p * h).sum(axis=1) for h in hits], axis=1)
-            ndcg = np.stack([(p * g).sum(axis=1) for g in gains], axis=1)
-            ndcg_square = np.stack([(p * g**2).sum(axis=1) for g in gains], axis=1)
-            parts.append((hit, ndcg, hit - hit**2, ndcg_square - ndcg**2))
-        hit, ndcg, hit_variance, ndcg_variance = (np.concatenate(part) for part in zip(*parts))
-        return ExpectedMetrics(cutoffs, hit, ndcg, hit_variance, ndcg_variance)
+            # float32, since that is what gets ranked
+            rank = rankdata(-given.astype(np.float32), method="average", axis=1)
+            for column, metric in enumerate(metrics):
+                gains = metric_values(metric, rank)
+                values[rows, column] = (p * gains).sum(axis=1)
+                squares[rows, column] = (p * gains**2).sum(axis=1)
+        return ExpectedMetrics(metrics, values, squares - values**2)
 
     def locate(self, users: np.ndarray, last_items: np.ndarray) -> np.ndarray:
         """Return how many events each user had when ``last_items`` was the latest; -1 if never.
