@@ -19,7 +19,13 @@ from reasonrec.evaluation.protocol import (
     write_rows,
 )
 from reasonrec.evaluation.significance import holm, paired_test
-from reasonrec.evaluation.table import COLUMNS, results_markdown
+from reasonrec.evaluation.table import (
+    COLUMNS,
+    metric_title,
+    protocol_title,
+    results_markdown,
+    short,
+)
 from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
 from reasonrec.metrics import metric_values
 from reasonrec.rng import stream
@@ -247,23 +253,33 @@ def _values_by_method(
 
 def comparison_table(comparisons: Sequence[Comparison]) -> "Table":
     """Return the tests as a rich table; a difference that Holm keeps below 0.05 is bold."""
-    from rich import box
     from rich.table import Table
 
     title = f"difference from {comparisons[0].reference}, same queries"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("method")
-    table.add_column("metric")
-    for heading in ("difference", "95 % interval", "p", "p (Holm)"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title=title,
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="bold dim",
+        title_justify="left",
+    )
+    for heading in ("method", "metric"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("differs by", "95 % interval", "p", "Holm's p"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in comparisons:
         table.add_row(
             one.method,
-            f"{one.metric} {one.protocol}",
-            f"{one.difference:+.4f}",
-            f"{one.ci_low:+.4f} to {one.ci_high:+.4f}",
+            f"{metric_title(one.metric)} {protocol_title(one.protocol)}",
+            _signed(one.difference),
+            f"{_signed(one.ci_low)} to {_signed(one.ci_high)}",
             f"{one.p_permutation:.4f}",
             f"{one.p_holm:.4f}",
             style="bold" if one.p_holm < 0.05 else "",
         )
     return table
+
+
+def _signed(value: float) -> str:
+    """Return +.0123 for 0.0123."""
+    return ("-" if value < 0 else "+") + short(abs(value))

@@ -90,18 +90,24 @@ def results_table(
     title: str | None = None,
 ) -> "Table":
     """Return the results as a rich table: value, below it the interval and the oracle's share."""
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     lines = summarise(rows, columns)
     best = _best(lines, len(columns))
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("method")
+    table = Table(
+        title=title,
+        box=None,
+        padding=(0, 1, 0, 0),  # narrow: with intervals it just fits 80 columns
+        header_style="bold dim",
+        title_justify="left",
+    )
+    table.add_column("method", no_wrap=True)
     for protocol, metric in columns:
-        table.add_column(f"{_metric_title(metric)}\n{protocol}", justify="right")
-    for heading in ("tokens", "ms/user", "seconds"):
-        table.add_column(heading, justify="right")
+        heading = f"{metric_title(metric)}\n{protocol_title(protocol)}"
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("tokens\n/user", "ms\n/user", "sec.\nall"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         cells = [Text(line.method), Text(_seeds(line), style="dim")]
         row = [Text("\n").join(cells) if line.num_seeds > 1 else cells[0]]
@@ -109,8 +115,9 @@ def results_table(
             if cell is None:
                 row.append(Text("-", style="dim"))
                 continue
-            value = Text(_short(cell.value), style="bold" if line.method in best[i] else "")
-            row.append(Text("\n").join([value, Text(_below(cell), style="dim")]))
+            value = Text(short(cell.value), style="bold" if line.method in best[i] else "")
+            below = [Text(text, style="dim") for text in _below(cell)]
+            row.append(Text("\n").join([value, *below]))
         row += [Text(_number(line.tokens)), Text(_number(line.latency_ms))]
         table.add_row(*row, Text(_number(line.seconds)))
     return table
@@ -120,7 +127,7 @@ def results_markdown(
     rows: Iterable[MetricRow], *, columns: Sequence[tuple[str, str]] = COLUMNS
 ) -> str:
     """Return the results as a Markdown table, one line a method."""
-    headings = [f"{_metric_title(metric)} {protocol}" for protocol, metric in columns]
+    headings = [f"{metric_title(metric)} {protocol}" for protocol, metric in columns]
     headings = ["method", "trained on", *headings, "tokens", "ms/user", "seconds"]
     text = [
         "| " + " | ".join(headings) + " |",
@@ -128,7 +135,7 @@ def results_markdown(
     ]
     for line in summarise(rows, columns):
         cells = [
-            "-" if cell is None else f"{_short(cell.value)} ({_below(cell)})".replace(" ()", "")
+            "-" if cell is None else f"{short(cell.value)} ({', '.join(_below(cell))})"
             for cell in line.cells
         ]
         name = line.method + (f" ({_seeds(line)})" if line.num_seeds > 1 else "")
@@ -174,35 +181,43 @@ def _best(lines: Sequence[MethodLine], num_columns: int) -> list[set[str]]:
     return best
 
 
-def _below(cell: Cell) -> str:
+def _below(cell: Cell) -> list[str]:
     """Return what stands under a value: its interval or spread, and the share of the oracle."""
     parts = []
     if cell.low is not None and cell.high is not None:
-        parts.append(f"{_short(cell.low, 3)}-{_short(cell.high, 3)}")
+        parts.append(f"{short(cell.low, 3)}-{short(cell.high, 3)}")
     elif cell.seed_sd is not None:
-        parts.append(f"±{_short(cell.seed_sd)}")
+        parts.append(f"±{short(cell.seed_sd)}")
     if cell.oracle_share is not None:
-        parts.append(f"{cell.oracle_share:.0%}")
-    return " ".join(parts)
+        parts.append(f"{cell.oracle_share:.0%} of oracle")
+    return parts
 
 
 def _seeds(line: MethodLine) -> str:
     return f"{line.num_seeds} seeds"
 
 
-def _metric_title(metric: str) -> str:
+def metric_title(metric: str) -> str:
+    """Return HR@10 for ``hit@10``, as papers print it."""
     kind, _, cutoff = metric.partition("@")
     return f"{_TITLES.get(kind, kind)}@{cutoff}"
 
 
-def _short(value: float, digits: int = 4) -> str:
-    """Return .1234 for 0.1234, and 1.0000 in full."""
+def protocol_title(protocol: str) -> str:
+    """Return a protocol's word, short enough for a column."""
+    return protocol.replace("candidates-", "1 of ")
+
+
+def short(value: float, digits: int = 4) -> str:
+    """Return .1234 for 0.1234, and 1.0000 in full: of use for values of 0 or more."""
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text
 
 
 def _number(value: float | None) -> str:
-    """Return three meaningful digits at most."""
+    """Return a cost in at most two meaningful digits below 100, and no more than hundredths."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+    if 0 < value < 0.01:
+        return "<.01"
+    return short(value, 2) if value < 1 and value else f"{value:.{0 if value >= 10 else 1}f}"
