@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from reasonrec.data.planted.config import PlantedConfig, Size
 from reasonrec.data.prepare_config import PrepareConfig
+from reasonrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +22,8 @@ def prepare(
     out: Path,
     seed: int = 0,
     json: bool = False,
+    size: Size | None = None,
+    planted: Annotated[PlantedConfig | None, Parameter(name="planted")] = None,
     config: Annotated[PrepareConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Turn a raw log into a data set: validated, filtered, split, counted.
@@ -27,6 +31,7 @@ def prepare(
     Bad rows are set aside with a reason each in OUT/rejected.parquet; too many of them stop the
     command. Nothing is filtered unless you ask. Examples:
 
+        reasonrec prepare planted --size small --out data/planted
         reasonrec prepare ml-100k --out data/ml-100k
         reasonrec prepare my-shop/ --out data/my-shop --split global-time --k-core 5
         reasonrec prepare log.csv --items items.csv --out data/log --min-rating 4
@@ -34,15 +39,27 @@ def prepare(
 
     Args:
         source: A folder, a .zip or an interactions file; or the name of a set in the folder that
-            REASONREC_DATA names, or of one that its publisher offers (ml-100k, ml-1m, …).
+            REASONREC_DATA names, or of one that its publisher offers (ml-100k, ml-1m, …); or
+            `planted`, a generated shop whose truth is known.
         out: Folder to write.
-        seed: Draws the users of --sample-users; nothing else is random.
+        seed: Draws the planted world, and the users of --sample-users; nothing else is random.
+        size: Size of the planted world, where nothing else of it is set.
+        planted: The planted world in detail.
         json: Print the statistics as JSON instead of a table.
     """
     from reasonrec.data.prepare import prepare as prepare_data
+    from reasonrec.data.prepare import prepare_planted
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    dataset = prepare_data(source, out, config, seed)
+    if source == "planted":
+        if size is not None and planted is not None:
+            raise ConfigError("give the size of a planted world once: as --planted.size")
+        world = planted or PlantedConfig(size=size or "demo")
+        dataset = prepare_planted(out, world, config, seed)
+    elif size is not None or planted is not None:
+        raise ConfigError(f"--size and --planted belong to the source `planted`; got {source!r}")
+    else:
+        dataset = prepare_data(source, out, config, seed)
     if json:
         print(json_format.dumps(dataset.statistics, indent=2, ensure_ascii=False))
     else:

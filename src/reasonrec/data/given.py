@@ -8,7 +8,7 @@ split that was made on another order of the log (Games 2018) apart from that log
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,22 @@ class GivenQueries:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def take(self, rows: np.ndarray) -> "GivenQueries":
+        """Return the named queries (sorted indices) with their histories."""
+        is_kept = np.zeros(len(self), bool)
+        is_kept[rows] = True
+        events = np.repeat(is_kept, self.lengths)
+        return replace(
+            self,
+            user_id=self.user_id.gather(rows),
+            target=self.target[rows],
+            micros=None if self.micros is None else self.micros[rows],
+            item=self.item[events],
+            lengths=self.lengths[rows],
+            rating=None if self.rating is None else self.rating[events],
+            history_micros=None if self.history_micros is None else self.history_micros[events],
+        )
 
 
 def choose_files(files: Mapping[str, Path], name: str | None) -> dict[str, Path]:
@@ -168,15 +184,12 @@ def from_log(events: Events, valid: GivenQueries, test: GivenQueries, user_ids: 
 def from_histories(test: GivenQueries, user_ids: pl.Series) -> Split:
     """Return the split made of a test file alone: its histories, less their last event, train.
 
-    Raises:
-        DataError: A user has several rows, so that one row's target is in another row's history.
+    Of several rows of one user the longest stays, or the target of one would be trained on as the
+    history of another.
     """
+    num_rows, users = len(test), _codes(test.user_id, user_ids)
+    test = test.take(np.sort(_longest_rows(users, test.lengths)))
     users = _codes(test.user_id, user_ids)
-    if len(np.unique(users)) < len(users):
-        raise DataError(
-            "a published test file without validation and times must have one row a user; "
-            f"{len(users):,} rows name {len(np.unique(users)):,} users"
-        )
     events = _history_events(test, users, len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(test.lengths)]).astype(np.int64)
     asked = np.flatnonzero(test.lengths >= 2)  # one event cannot be both history and target
@@ -194,8 +207,15 @@ def from_histories(test: GivenQueries, user_ids: pl.Series) -> Split:
             "the published test file has no validation beside it, or the log no times: training "
             "holds the histories of the test file, the last event of each is the validation "
             "target, and the order of the log is not used",
+            f"{num_rows - len(test):,} rows of users with another row were left out",
         ),
     )
+
+
+def _longest_rows(users: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    order = np.lexsort((np.arange(len(users)), -lengths, users))
+    _, first = np.unique(users[order], return_index=True)
+    return order[first]
 
 
 def _assemble(

@@ -24,6 +24,7 @@ from reasonrec.data.given import (
     from_log,
     read_queries,
 )
+from reasonrec.data.planted import PlantedConfig, write_world
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.data.raw import ROW, RawTables, Table
 from reasonrec.data.sources.files import read_parquet
@@ -117,6 +118,24 @@ def prepare(
         seed=seed,
     )
     return Dataset.load(out)
+
+
+def prepare_planted(
+    out: Path, world: PlantedConfig, config: PrepareConfig | None = None, seed: int = 0
+) -> Dataset:
+    """Return the data set made of a planted world, which is written to ``out/world`` first.
+
+    Raises:
+        CheckpointError: ``out`` holds another world or another preparation of it.
+    """
+    folder = Path(out) / "world"
+    if not (Path(out) / "manifest.json").exists():
+        make_folder(folder)
+        write_world(folder, world, seed)
+    config = config or PrepareConfig()
+    config = config.model_copy(update={"name": config.name or "planted"})
+    extra = {"planted": world.model_dump(mode="json")}
+    return prepare(folder, out, config, seed, extra_config=extra)
 
 
 def _build(

@@ -61,6 +61,12 @@ class PrepareConfig(Config):
             raise ValueError("valid_frac and test_frac must leave events to train on: sum below 1")
         if self.since and self.until and self.since > self.until:
             raise ValueError(f"since must not be after until; got {self.since} and {self.until}")
+        filters = ("since", "until", "min_rating", "sample_users", "k_core")
+        asked = [name for name in filters if getattr(self, name) is not None]
+        if self.split == "given" and asked:
+            raise ValueError(
+                f"a given split is published for the whole log; {', '.join(asked)} would change it"
+            )
         if self.rating_scale and not self.rating_scale[0] < self.rating_scale[1]:
             raise ValueError(f"rating_scale must be low, high; got {self.rating_scale}")
         return self

@@ -86,24 +86,23 @@ def read_csv(
     """
     if len(set(header)) != len(header):
         raise DataError(f"the columns of {path} must have different names; got {list(header)}")
-    schema = dict.fromkeys((*header, _SURPLUS), pl.String)
     keep = [name for name in header if wanted is None or name in wanted]
     try:
-        frame = pl.read_csv(
-            path if text is None else io.BytesIO(text.encode("utf-8", "replace")),
-            schema=schema,
-            columns=[*keep, _SURPLUS],
-            missing_columns="insert",
-            has_header=False,
-            skip_rows=int(has_header),
-            separator=separator,
-            quote_char='"' if quoted else None,
-            encoding="utf8-lossy",
-            truncate_ragged_lines=True,
-            missing_utf8_is_empty_string=False,
+        frame = (
+            pl.scan_csv(
+                path if text is None else io.BytesIO(text.encode("utf-8", "replace")),
+                schema=dict.fromkeys((*header, _SURPLUS), pl.String),
+                missing_columns="insert",
+                has_header=False,
+                skip_rows=int(has_header),
+                separator=separator,
+                quote_char='"' if quoted else None,
+                encoding="utf8-lossy",
+                truncate_ragged_lines=True,
+            )
+            .select(*keep, _SURPLUS)
+            .collect()
         )
-    except pl.exceptions.NoDataError:
-        frame = pl.DataFrame(schema=dict.fromkeys((*keep, _SURPLUS), pl.String))
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
     frame = _numbered(frame)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reasonrec.data.fetch import PUBLISHED, fetch
 from reasonrec.data.raw import RawTables
-from reasonrec.data.sources import tables
+from reasonrec.data.sources import amazon, minionerec, movielens, recbole, tables
 from reasonrec.errors import DataError
 
 MAX_UNPACKED_BYTES = 50 * 2**30
@@ -27,7 +27,7 @@ class Layout:
 
 def layouts() -> tuple[Layout, ...]:
     """Return every layout that can be read; the first that recognises a folder reads it."""
-    modules = (tables,)
+    modules = (tables, movielens, amazon, recbole, minionerec)
     return tuple(Layout(m.LAYOUT, m.recognises, m.read) for m in modules)
 
 
@@ -94,7 +94,9 @@ def _read_folder(folder: Path) -> RawTables:
 
 
 def _recognised(folder: Path) -> tuple[Path, Layout] | None:
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    inner = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] not in "._"
+    ]
     for place in (folder, *(inner if len(inner) == 1 else ())):
         for layout in layouts():
             if layout.recognises(place):
