@@ -15,10 +15,9 @@ from reasonrec.evaluation.protocol import (
     MetricRow,
     read_evaluation,
     read_rows,
-    resampling_users,
     write_rows,
 )
-from reasonrec.evaluation.significance import holm, paired_test
+from reasonrec.evaluation.significance import holm, paired_test, resampling_users
 from reasonrec.evaluation.table import (
     COLUMNS,
     metric_title,

@@ -18,7 +18,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates
-from reasonrec.evaluation.significance import Interval, bootstrap_intervals
+from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.metrics import METRICS, metric_values
 from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
 from reasonrec.rng import stream
@@ -327,12 +327,6 @@ def _candidate_sets(
             raise ValueError(f"a protocol must be full or candidates-C with C >= 2; got {word!r}")
         sets[word] = draw_candidates(dataset, part, num_candidates=int(count), seed=seed)
     return sets
-
-
-def resampling_users(user_index: np.ndarray) -> np.ndarray:
-    """Return whose each query is; every query of an unknown user (-1) is a user of its own."""
-    rows = np.arange(len(user_index), dtype=np.int64)
-    return np.where(user_index < 0, -1 - rows, user_index)
 
 
 def _time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:

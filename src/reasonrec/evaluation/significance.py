@@ -121,6 +121,12 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def resampling_users(user_index: np.ndarray) -> np.ndarray:
+    """Return whose each query is; every query of an unknown user (-1) is a user of its own."""
+    rows = np.arange(len(user_index), dtype=np.int64)
+    return np.where(user_index < 0, -1 - rows, user_index)
+
+
 def _sums_by_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return each user's sums (U, M) and number of queries (U,)."""
     if len(values) == 0:

@@ -220,4 +220,6 @@ def _number(value: float | None) -> str:
         return "-"
     if 0 < value < 0.01:
         return "<.01"
-    return short(value, 2) if value < 1 and value else f"{value:.{0 if value >= 10 else 1}f}"
+    if 0 < value < 1:
+        return short(value, 2)
+    return f"{value:.1f}" if 0 < value < 10 else f"{value:.0f}"
