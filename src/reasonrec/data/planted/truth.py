@@ -193,7 +193,8 @@ class WorldTruth:
 
         Args:
             scores: Any recommender's scores in world item order, (B, N). None takes the oracle's:
-                gains fall with rank, so no other order can expect more.
+                gains fall with rank, so no other order can expect more. Ties could: of 19
+                equal top scores all have rank 10, so the rule for ties rewards them.
         """
         users, num_known = np.asarray(users), np.asarray(num_known)
         values = np.empty((len(users), len(metrics)))
