@@ -160,16 +160,17 @@ def _build(
     valid = drop_short_histories(split.valid, config.min_history)
     test = drop_short_histories(split.test, config.min_history)
     rejected = {"items": items.rejected, "interactions": sound.rejected, "queries": bad_queries}
+    log = describe_log(events, sound.num_rows)
     statistics = {
         "layout": raw.layout,
-        "log": describe_log(events, sound.num_rows),
+        "log": log,
         "catalogue": describe_items(items, catalogue.height, num_unseen),
         "rejected": {name: count_reasons(table) for name, table in rejected.items()},
         "filters": [asdict(step) for step in steps],
         "train": describe_train(split.train),
         "valid": describe_queries(split.valid, valid, split),
         "test": describe_queries(split.test, test, split),
-        "notes": [*raw.notes, *notes(sound, events), *split.notes],
+        "notes": [*raw.notes, *notes(sound, log), *split.notes],
     }
     return {
         "items.parquet": catalogue,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from reasonrec.data.splits import Events, Questions, Split
 from reasonrec.data.timestamps import SECOND_US
@@ -17,7 +18,7 @@ def describe_log(events: Events, num_rows: int) -> dict[str, Any]:
         "rows": num_rows,
         "events": len(events),
         "users": int((lengths > 0).sum()),
-        "items": len(np.unique(events.item)),
+        "items": _count_distinct(events.item),
         "events_per_user_median": float(np.median(lengths[lengths > 0])),
         "events_per_user_max": int(lengths.max()),
         "has_rating": events.rating is not None,
@@ -47,8 +48,8 @@ def describe_train(train: Events) -> dict[str, Any]:
     """Return the counts of the training events."""
     return {
         "events": len(train),
-        "users": len(np.unique(train.user)),
-        "items": len(np.unique(train.item)),
+        "users": _count_distinct(train.user),
+        "items": _count_distinct(train.item),
     }
 
 
@@ -65,7 +66,7 @@ def describe_queries(asked: Questions, kept: Questions, split: Split) -> dict[st
     return {
         "queries": len(kept),
         "left_out_short_history": len(asked) - len(kept),
-        "users": len(np.unique(kept.user)),
+        "users": _count_distinct(kept.user),
         "history_median": float(np.median(lengths)) if len(kept) else None,
         "empty_history": int((lengths == 0).sum()),
         "target_never_trained": int((~np.isin(kept.target, split.train.item)).sum()),
@@ -74,22 +75,21 @@ def describe_queries(asked: Questions, kept: Questions, split: Split) -> dict[st
     }
 
 
-def notes(sound: CleanLog, events: Events) -> list[str]:
-    """Return what a reader should be told about the log, in sentences."""
+def notes(sound: CleanLog, log: dict[str, Any]) -> list[str]:
+    """Return what a reader should be told about a log that was described, in sentences."""
     said = []
     units = {unit: count for unit, count in sound.units.items() if unit != "seconds"}
     if units:
         counts = ", ".join(f"{count:,} {unit}" for unit, count in sound.units.items())
         mixed = "mixed units of time in one file" if len(sound.units) > 1 else "times"
         said.append(f"{mixed} were converted to UTC seconds: {counts}")
-    ties = share_of_ties(events)
+    ties, repeats = log["frac_tied_in_time"], log["frac_repeats"]
     if ties is None:
         column = "position" if "position" in sound.events.columns else "the order of the file"
         said.append(f"the log has no times: the order inside a user is that of {column}")
     elif ties > 0:
         rule = "position" if "position" in sound.events.columns else "the order of the file"
         said.append(f"{ties:.1%} of the events share the time of the one before; ties keep {rule}")
-    repeats = share_of_repeats(events)
     if repeats > 0:
         said.append(f"{repeats:.1%} of the events repeat an item that the user had already taken")
     return said
@@ -106,7 +106,7 @@ def share_of_ties(events: Events) -> float | None:
 def share_of_repeats(events: Events) -> float:
     """Return the share of events whose item the same user had already taken."""
     pairs = events.user.astype(np.int64) * (int(events.item.max(initial=0)) + 1) + events.item
-    return 1 - len(np.unique(pairs)) / max(len(events), 1)
+    return 1 - _count_distinct(pairs) / max(len(events), 1)
 
 
 def count_repeated_targets(questions: Questions, histories: Events) -> int:
@@ -116,12 +116,16 @@ def count_repeated_targets(questions: Questions, histories: Events) -> int:
     rows = np.repeat(questions.start - starts[:-1], lengths) + np.arange(starts[-1])
     hit = histories.item[rows] == np.repeat(questions.target, lengths)
     owner = np.repeat(np.arange(len(questions)), lengths)
-    return len(np.unique(owner[hit]))
+    return _count_distinct(owner[hit])
 
 
 def moment(micros: int) -> str:
     """Return a time as people write it, in UTC."""
     return str(np.datetime64(int(micros) // SECOND_US, "s")) + "Z"
+
+
+def _count_distinct(values: np.ndarray) -> int:
+    return pl.Series(values).n_unique()  # several times quicker than numpy's
 
 
 def _rounded(value: Any) -> float | None:
