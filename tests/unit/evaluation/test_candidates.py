@@ -1,0 +1,130 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from reasonrec.errors import DataError
+from reasonrec.evaluation.candidates import Candidates, draw_candidates, given_candidates
+from toys import toy_dataset
+
+
+def random_dataset(seed, *, num_users=40, num_items=50):
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(num_items, size=rng.integers(3, 12)).tolist() for _ in range(num_users)]
+    return rows, toy_dataset(rows, [f"item {i}" for i in range(num_items)])
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize("seed", range(3))
+def test_negatives_are_distinct_and_nothing_that_the_user_touches_anywhere(part, seed):
+    rows, dataset = random_dataset(seed)
+    queries = dataset.queries(part)
+    drawn = draw_candidates(dataset, part, num_candidates=20, seed=seed)
+    assert drawn.protocol == "candidates-20"
+    assert drawn.num_short == 0
+    np.testing.assert_array_equal(drawn.item_index[:, 0], queries.target)
+    for user, (_, *negatives) in zip(queries.user_index, drawn.item_index.tolist()):
+        assert len(set(negatives)) == 19
+        # a row of the toy holds training, both histories and both targets
+        assert not set(negatives) & set(rows[user])
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_others():
+    _, dataset = random_dataset(0)
+    first, again, other = (
+        draw_candidates(dataset, "test", num_candidates=20, seed=seed).item_index
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_querys_negatives_do_not_depend_on_the_other_queries():
+    rows, dataset = random_dataset(0)
+    few = toy_dataset(rows[:5], dataset.catalogue.titles)
+    drawn = draw_candidates(dataset, "test", num_candidates=10, seed=3).item_index
+    np.testing.assert_array_equal(
+        draw_candidates(few, "test", num_candidates=10, seed=3).item_index, drawn[:5]
+    )
+
+
+def test_negatives_are_uniform_over_the_untouched_items():
+    # 3,000 users of items 0, 1, 2; each draws 2 of the 5 others: 0.4 x 3,000 = 1,200 expected
+    # for each, with standard deviation sqrt(3,000 x 0.4 x 0.6) = 27; four of them are allowed
+    dataset = toy_dataset([[0, 1, 2]] * 3000, [f"item {i}" for i in range(8)])
+    drawn = draw_candidates(dataset, "test", num_candidates=3, seed=0)
+    counts = np.bincount(drawn.item_index[:, 1:].ravel(), minlength=8)
+    assert np.all(counts[:3] == 0)
+    assert np.all(np.abs(counts[3:] - 1200) < 4 * 27)
+
+
+def test_too_small_a_catalogue_gives_what_is_left_and_padding():
+    dataset = toy_dataset([[0, 1, 2], [0, 1, 2, 3, 4]], list("abcde"))
+    drawn = draw_candidates(dataset, "test", num_candidates=20, seed=0)
+    assert sorted(drawn.item_index[0, 1:3].tolist()) == [3, 4]
+    assert np.all(drawn.item_index[0, 3:] == -1)
+    assert np.all(drawn.item_index[1, 1:] == -1)  # this user touched everything
+    assert drawn.num_short == 2
+
+
+def test_unknown_users_keep_their_own_history_out():
+    rows, dataset = random_dataset(1)
+    nobody = np.full(len(dataset.test), -1, np.int32)
+    test = type(dataset.test)(**{**vars(dataset.test), "user_index": nobody})
+    drawn = draw_candidates(
+        type(dataset)(**{**vars(dataset), "test": test}), "test", num_candidates=20, seed=0
+    )
+    for row, (_, *negatives) in zip(rows, drawn.item_index.tolist()):
+        assert not set(negatives) & set(row)
+
+
+def test_stored_candidates_read_back_the_same(tmp_path):
+    _, dataset = random_dataset(0)
+    drawn = draw_candidates(dataset, "test", num_candidates=20, seed=0)
+    drawn.write(tmp_path / "candidates.parquet")
+    again = Candidates.read(tmp_path / "candidates.parquet", dataset.test)
+    np.testing.assert_array_equal(again.item_index, drawn.item_index)
+    assert again.protocol == drawn.protocol
+
+
+def test_stored_candidates_of_other_queries_are_refused(tmp_path):
+    _, dataset = random_dataset(0)
+    draw_candidates(dataset, "valid", num_candidates=5, seed=0).write(tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="candidates of other queries"):
+        Candidates.read(tmp_path / "c.parquet", dataset.test)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="must be readable"):
+        Candidates.read(tmp_path / "c.parquet", dataset.test)
+
+
+def given_lists(folder, users, lists):
+    path = folder / "given.parquet"
+    pl.DataFrame({"user_id": users, "candidates": lists}).write_parquet(path)
+    return path
+
+
+def test_given_lists_put_the_target_first_and_drop_repeats(tmp_path):
+    dataset = toy_dataset([[0, 1, 2], [1, 2, 3]], list("abcde"))  # test targets 2 and 3
+    path = given_lists(tmp_path, ["u1", "u0"], [["i4", "i3", "i0"], ["i4", "i4"]])
+    chosen = given_candidates(path, dataset, "test")
+    assert chosen.protocol == "candidates-given"
+    assert chosen.item_index.tolist() == [[2, 4, -1], [3, 4, 0]]
+
+
+def test_given_lists_must_cover_every_user_and_name_known_items(tmp_path):
+    dataset = toy_dataset([[0, 1, 2], [1, 2, 3]], list("abcde"))
+    path = given_lists(tmp_path, ["u0"], [["i4"]])
+    with pytest.raises(DataError, match="1 have none, 'u1' among them"):
+        given_candidates(path, dataset, "test")
+    path = given_lists(tmp_path, ["u0", "u1"], [["i4"], ["B0001"]])
+    with pytest.raises(DataError, match="1 of 2 entries name others, 'B0001'"):
+        given_candidates(path, dataset, "test")
+    pl.DataFrame({"user": ["u0"]}).write_parquet(path)
+    with pytest.raises(DataError, match="Parquet with user_id and candidates"):
+        given_candidates(path, dataset, "test")
+
+
+def test_a_few_unknown_given_items_are_left_out_aloud(tmp_path, caplog):
+    dataset = toy_dataset([[0, 1, 2]], [f"item {i}" for i in range(40)])
+    path = given_lists(tmp_path, ["u0"], [[f"i{i}" for i in range(3, 33)] + ["gone"]])
+    assert given_candidates(path, dataset, "test").item_index.shape == (1, 31)
+    assert "left out 1 candidates" in caplog.text
