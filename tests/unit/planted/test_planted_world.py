@@ -1,5 +1,6 @@
 """The written tables: determinism, the recorded reasons against the mechanism, configuration."""
 
+import shutil
 import time
 from collections import Counter
 
@@ -28,6 +29,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny_world
     assert other != (tiny_world / "interactions.parquet").read_bytes()
     found = {str(f.relative_to(tiny_world)) for f in tiny_world.rglob("*") if f.is_file()}
     assert found == set(FILES)  # no parts are left behind
+
+
+def test_what_a_cut_off_run_left_behind_changes_nothing(tiny_world, tmp_path):
+    write_world(tmp_path / "longer", PlantedConfig(size="tiny", num_users=200), 3)
+    (tmp_path / "parts").mkdir()
+    shutil.copy(tmp_path / "longer" / "interactions.parquet", tmp_path / "parts/log-000004.parquet")
+    write_world(tmp_path, PlantedConfig(size="tiny"), 11)
+    name = "interactions.parquet"
+    assert (tmp_path / name).read_bytes() == (tiny_world / name).read_bytes()
 
 
 def test_blocks_do_not_depend_on_the_order_in_which_they_are_made(tiny_world):

@@ -48,6 +48,7 @@ def write_world(folder: Path, config: PlantedConfig, seed: int) -> None:
         ReasonrecError: The folder cannot be written to.
     """
     folder = make_folder(folder)
+    shutil.rmtree(folder / "parts", ignore_errors=True)  # of a run that was cut off
     truth, parts = make_folder(folder / "truth"), make_folder(folder / "parts")
     catalogue = build_catalogue(config, seed)
     catalogue.table.write_parquet(folder / "items.parquet")
