@@ -83,11 +83,9 @@ def think(
     mask = torch.zeros((R, T + S), dtype=torch.long, device=device)
     mask[:, :T] = torch.arange(T, device=device) < prompt_lengths[:, None]
     post = torch.zeros_like(pre)
-    rows = [_Row(list(start)) for _ in range(R)]
-    forbidden = torch.tensor(
-        [t for t in {writer.pad_id, writer.tokenizer.bos_token_id, start[0]} if t is not None],
-        device=device,
-    )
+    rows = [_Row(start) for _ in range(R)]
+    never = {writer.pad_id, writer.tokenizer.bos_token_id} | (set(start) if len(start) == 1 else set())
+    forbidden = torch.tensor([t for t in never if t is not None], device=device)
     current = torch.full((R,), start[0], device=device)
     ends = torch.zeros(R, dtype=torch.long, device=device)
     active = list(range(R))
@@ -140,9 +138,9 @@ class _Row:
 
     __slots__ = ("end", "evidence", "is_truncated", "queue", "tokens")
 
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self.queue: deque[int] = deque()
+    def __init__(self, start: list[int]) -> None:
+        self.tokens = start[:1]
+        self.queue: deque[int] = deque(start[1:])
         self.evidence: list[Lookup] = []
         self.is_truncated = False
         self.end: int | None = None

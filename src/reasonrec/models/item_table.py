@@ -25,6 +25,7 @@ class ItemTable(nn.Module):
     """
 
     encoded: Tensor
+    steps_since_refresh: Tensor
 
     def __init__(
         self, kind: ItemRows, num_items: int, width: int, *, title_token_ids: Tensor | None = None
@@ -42,8 +43,13 @@ class ItemTable(nn.Module):
             self.learned = nn.Parameter(torch.zeros(num_items, width))
         encoded = torch.zeros(num_items if "text" in kind else 0, width, dtype=torch.float32)
         self.register_buffer("encoded", encoded)
-        self.steps_since_refresh = 0
-        """Optimiser steps since every row was encoded; logged as staleness."""
+        # a buffer, so that an interrupted run refreshes at the steps of an uninterrupted one
+        self.register_buffer("steps_since_refresh", torch.zeros((), dtype=torch.long))
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether rows come from text and so grow stale while the model is trained."""
+        return "text" in self.kind
 
     def forward(
         self, token_embeddings: Tensor, live: tuple[Tensor, Tensor] | None = None

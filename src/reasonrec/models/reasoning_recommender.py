@@ -116,6 +116,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         titles: list[str],
         head: HeadConfig,
         item_ids: list[str] | None = None,
+        item_texts: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
@@ -123,6 +124,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         self.head = head
         self.titles = titles
         self.item_ids = item_ids if item_ids is not None else [str(i) for i in range(len(titles))]
+        self.item_texts = item_texts if item_texts is not None else titles
         self.writer = PromptWriter(tokenizer, titles, max_history=head.max_history)
         tokens = self.writer.title_token_ids
         width = self.backbone.get_input_embeddings().weight.shape[1]
@@ -136,9 +138,6 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     @property
     def device(self) -> torch.device:
-        return self.readout_device()
-
-    def readout_device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
     @property
@@ -182,7 +181,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         outputs = Outputs()
         hidden_trunk, hidden_branch = self._hidden(batch)
         drop = self.head.dropout
-        rows = self.item_rows()
+        rows = self.item_rows(self._live_rows(batch))
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
@@ -254,13 +253,42 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     # ---- item rows from text -----------------------------------------------------------------
 
-    def encode_items(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return the rows (K, D) of items from their text prompts (K, T), right-padded."""
+    def encode_items(self, item_index: Tensor) -> Tensor:
+        """Return the rows (K, D) of items (K,) from their text, with gradient."""
+        ids, counts = self.writer.item_prompts([self.item_texts[i] for i in item_index.tolist()])
+        token_ids = torch.from_numpy(ids).to(self.device)
+        lengths = torch.from_numpy(counts).to(self.device)
         position = torch.arange(token_ids.shape[1], device=token_ids.device)
         hidden = self.run_backbone(
             self.embed(token_ids), attention_mask=(position < lengths[:, None]).long(), use_cache=False
         ).last_hidden_state
         return read_states(hidden, (lengths - 1)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def refresh_items(self, *, batch_size: int = 256) -> None:
+        """Encode every item's text anew; does nothing where rows are learned per item."""
+        if not self.item_table.is_encoded:
+            return
+        was_training = self.training
+        self.eval()
+        for start in range(0, self.num_items, batch_size):
+            index = torch.arange(start, min(start + batch_size, self.num_items), device=self.device)
+            self.item_table.store(index, self.encode_items(index))
+        self.item_table.steps_since_refresh.zero_()
+        self.train(was_training)
+
+    def _live_rows(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Encode the batch's targets with gradient, as the loss needs them (R²ec, appendix F)."""
+        if not (self.item_table.is_encoded and torch.is_grad_enabled()):
+            return None
+        labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
+        if not labels:
+            return None
+        targets = torch.cat(labels).unique()
+        targets = targets[targets >= 0]
+        rows = self.encode_items(targets)
+        self.item_table.store(targets, rows.detach())
+        return targets, rows
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -276,7 +304,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             if not name.startswith("backbone.") and tensor.numel()
         }
         save_file(tensors, folder / "rec_head.safetensors")
-        catalogue = {"item_ids": self.item_ids, "titles": self.titles}
+        catalogue = {"item_ids": self.item_ids, "titles": self.titles, "texts": self.item_texts}
         (folder / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), "utf-8")
         about = {
             "format": FORMAT,
@@ -309,6 +337,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             catalogue["titles"],
             HeadConfig.model_validate(about["head"]),
             catalogue["item_ids"],
+            catalogue["texts"],
         )
         model.load_head(folder)
         return model.eval()

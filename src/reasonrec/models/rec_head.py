@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Similarity = Literal["dot", "cosine"]
+GATE_SPEED = 10.0
+"""The gate has far to go from 0, and Adam moves every weight by about the learning rate a step."""
 
 
 def score_catalogue(
@@ -59,7 +61,8 @@ class GatedReadout(nn.Module):
     def __init__(self, width: int, *, gated: bool = True) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(width)) if gated else None
+        """Opening of the gate in units of `GATE_SPEED`."""
 
     def forward(self, pre: Tensor, post: Tensor) -> Tensor:
         """Return the state to score with. (..., D) from two (..., D)."""
-        return post if self.gate is None else pre + self.gate * (post - pre)
+        return post if self.gate is None else pre + GATE_SPEED * self.gate * (post - pre)

@@ -61,6 +61,11 @@ class PromptWriter:
     def index_of_title(self) -> dict[str, int]:
         return {title: index for index, title in enumerate(self.titles)}
 
+    @cached_property
+    def closing_tokens(self) -> frozenset[int]:
+        """Tokens that can close a title in brackets: the only ones after which to look."""
+        return frozenset(self._item_tokens[self._item_starts[1:] - 1].tolist())
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a fixed piece of text. Do not change the list: it is cached."""
         return self._encode(text)
@@ -102,6 +107,19 @@ class PromptWriter:
         ]
         is_end = np.concatenate([np.ones((B, 1), bool), is_item], 1)
         return Prompts(token_ids, total, num_items, np.where(is_end, ends, -1))
+
+    def item_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prompts that item rows are read from: ids (K, T), right-padded, lengths (K,).
+
+        Each ends in the answer marker, where the row is read.
+        """
+        bos = self.tokenizer.bos_token_id
+        prefix, answer = [_id(bos)] if bos is not None else [], self.encode(ANSWER)
+        rows = [[*prefix, *self.encode(f"Item: {text}"), *answer] for text in texts]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        ids = np.full((len(rows), lengths.max(initial=1)), self.pad_id, np.int64)
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = [token for row in rows for token in row]
+        return ids, lengths
 
     def prompt_text(self, history: Sequence[int]) -> str:
         """Return one prompt as text, for people and for tests."""

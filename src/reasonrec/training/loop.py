@@ -50,6 +50,8 @@ class OptimiserConfig(Config):
     """Rows per step and process: windows, or prompts in reinforcement learning."""
     num_validations: PositiveInt = 10
     """How often in a run the model is validated and a checkpoint is written."""
+    refresh_items_every: PositiveInt = 100
+    """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
     num_threads: NonNegativeInt = 0
     """Threads of torch. 0 leaves them as they are."""
 
@@ -114,9 +116,12 @@ def fit(
         model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate,
         callbacks=[metrics, _Bar(label, num_steps)],
         loss=loss, validate=validate, metrics=metrics, best=out / "best",
+        refresh_every=config.refresh_items_every,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     last = last_checkpoint(out / "checkpoints")
+    if last is None:
+        model.refresh_items()
     if last:
         shutil.copytree(last / "best", out / "best", dirs_exist_ok=True)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -230,9 +235,17 @@ class _Trainer(Trainer):
     """Hands batches to a pure loss, keeps data in the given order, and saves what is ours."""
 
     def __init__(
-        self, *, loss: LossFunction, validate: Validate, metrics: MetricsFile, best: Path, **kwargs: Any
+        self,
+        *,
+        loss: LossFunction,
+        validate: Validate,
+        metrics: MetricsFile,
+        best: Path,
+        refresh_every: int,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._refresh_every = refresh_every
         self._loss, self._validate, self._metrics, self._best = loss, validate, metrics, best
         self.model_accepts_loss_kwargs = False
         best.mkdir(parents=True, exist_ok=True)
@@ -243,6 +256,12 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
+        table = self.model.item_table  # pyright: ignore[reportOptionalMemberAccess]
+        if table.is_encoded:  # pyright: ignore[reportCallIssue]
+            self._metrics.add({"train/item_table_age": float(table.steps_since_refresh)})
+            table.steps_since_refresh += 1
+            if table.steps_since_refresh > self._refresh_every:
+                self.model.refresh_items()  # pyright: ignore[reportOptionalMemberAccess]
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
         self._metrics.add(parts)
         return (value, {}) if return_outputs else value
@@ -251,6 +270,7 @@ class _Trainer(Trainer):
         model = self.model
         assert isinstance(model, ReasoningRecommender)
         model.eval()
+        model.refresh_items()
         values = self._validate(model)
         model.train()
         step = self.state.global_step

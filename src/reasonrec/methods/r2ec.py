@@ -1,0 +1,344 @@
+"""R²ec on the road: no-think, then thoughts by supervised fine-tuning, then RecPO.
+
+Source: Towards Large Recommender Models with Reasoning, arXiv 2505.16994.
+
+Departs from the paper, in the defaults for the tiny backbone: item rows are learned per title, the
+read-out is gated so that thinking starts at the ranking without thought, thoughts look things up
+in the training graph, a supervised stage comes before RL, and the softmax of the recommendation is
+over the whole catalogue. Each is a key of `R2ecConfig`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+from torch.utils.data import Dataset as TorchDataset
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.config import Config
+from reasonrec.data.dataset import Dataset, Queries
+from reasonrec.errors import CheckpointError, DataError
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.manifest import is_finished, make_folder, read_manifest, write_manifest
+from reasonrec.metrics import hit, ndcg
+from reasonrec.models.backbone import build_model
+from reasonrec.models.ranking import rank_targets
+from reasonrec.models.reasoning_recommender import HeadConfig, ReasoningRecommender
+from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
+from reasonrec.models.tiny.backbone import TinyConfig
+from reasonrec.rng import stream
+from reasonrec.records import Histories, Recommendation
+from reasonrec.serving.recommender import recommend as recommend_to
+from reasonrec.traces.verbaliser import ThoughtConfig, Verbaliser
+from reasonrec.training.examples import WindowDataset, keep_batch, schedule_windows
+from reasonrec.training.loop import LossFunction, OptimiserConfig, fit
+from reasonrec.training.losses import SftLossConfig, sft_loss
+from reasonrec.training.rl.recpo import PromptSample, Recpo, RecpoConfig
+
+Stage = Literal["no-think", "sft", "recpo"]
+METHOD_OF_STAGE: dict[Stage, str] = {"no-think": "no-think", "sft": "think-sft", "recpo": "think-recpo"}
+FOLDERS = tuple(METHOD_OF_STAGE.values())
+
+
+class NoThinkStage(Config):
+    """The next item after every history position, without thought."""
+
+    num_epochs: PositiveInt = 24
+    optimiser: OptimiserConfig = OptimiserConfig(batch_size=32)
+
+
+class SftStage(Config):
+    """Thoughts of the verbaliser, learned beside the next item."""
+
+    num_epochs: PositiveInt = 3
+    num_branches: PositiveInt = 3
+    """Thoughts per window, each after another position."""
+    loss: SftLossConfig = SftLossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=5e-4, batch_size=32, num_validations=4
+    )
+
+
+class RecpoStage(Config):
+    """RecPO from recommendation labels alone."""
+
+    num_prompts: PositiveInt = 3200
+    """Training positions asked about, each once where the log has as many."""
+    recpo: RecpoConfig = RecpoConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=2e-4, batch_size=32, num_validations=4, schedule="linear"
+    )
+
+
+class InferenceConfig(Config):
+    """How a trained model thinks when it is asked."""
+
+    temperature: float = 0.0
+    """0 writes the likeliest thought."""
+    num_samples: PositiveInt = 1
+    """Sampled thoughts whose rankings are averaged; more than 1 needs a temperature above 0."""
+
+
+class R2ecConfig(Config):
+    """Everything that training R²ec can be told."""
+
+    method: Literal["r2ec"] = "r2ec"
+    backbone: str = "tiny"
+    """``tiny``, or a folder or hub name of any causal LM."""
+    tiny: TinyConfig = TinyConfig()
+    head: HeadConfig = HeadConfig()
+    thought: ThoughtConfig = ThoughtConfig()
+    no_think: NoThinkStage = NoThinkStage()
+    sft: SftStage = SftStage()
+    recpo: RecpoStage = RecpoStage()
+    inference: InferenceConfig = InferenceConfig()
+    num_valid_queries: PositiveInt = 1000
+    """Validation queries that choose the best step: all, or a seeded sample of this many."""
+
+
+def train_stage(
+    stage: Stage, dataset: Dataset, config: R2ecConfig, *, out: Path, seed: int, start: Path | None = None
+) -> Path:
+    """Train one stage into ``out`` and return it; a finished folder is left as it is.
+
+    Args:
+        start: Folder of the stage before: no-think for SFT, SFT for RecPO. None for no-think.
+
+    Raises:
+        DataError: The data set has nothing to train or validate on.
+        CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
+            another run.
+    """
+    out = make_folder(out)
+    if (start is None) != (stage == "no-think"):
+        raise CheckpointError(
+            "no-think starts from nothing; sft needs --start with a no-think folder, recpo one "
+            f"with a supervised model. Stage {stage} got start = {start}"
+        )
+    inputs = {"data": dataset.fingerprint}
+    if start is not None:
+        inputs["start"] = _checked_manifest(start, dataset)["fingerprint"]
+    asked = _keys_of(stage, config)
+    if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
+        return out
+    if len(dataset.train) < 2 or len(dataset.valid) == 0:
+        raise DataError(
+            f"training needs at least 2 training events and 1 validation query; {dataset.name} has "
+            f"{len(dataset.train)} and {len(dataset.valid)}. Under leave-one-out a user needs three events"
+        )
+    parts = _Parts(dataset, config, seed)
+    model = (
+        build_model(dataset.catalogue, backbone=config.backbone, tiny=config.tiny, head=config.head, seed=seed)
+        if start is None
+        else ReasoningRecommender.from_pretrained(start / "model")
+    )
+    data, loss, optimiser = _stage_parts(stage, model, parts)
+    torch.manual_seed(seed)
+    fitted = fit(
+        model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
+        out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
+    )  # fmt: skip
+    model.save_pretrained(out / "model")
+    files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
+    write_manifest(
+        out,
+        stage="train",
+        inputs=inputs,
+        config=asked,
+        outputs=files,
+        seconds=fitted.seconds,
+        seed=seed,
+        extra={
+            "method": METHOD_OF_STAGE[stage],
+            "trained_on": "train",
+            "data_folder": os.path.relpath(dataset.folder, out),
+            "best_step": fitted.best_step,
+            "best_score": fitted.best_score,
+        },
+    )
+    return out
+
+
+def train(
+    dataset: Dataset,
+    config: R2ecConfig,
+    *,
+    out: Path,
+    seed: int,
+    announce: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Train no-think, SFT and RecPO into folders of ``out`` and return them."""
+    folders: list[Path] = []
+    for stage, method in METHOD_OF_STAGE.items():
+        announce(method)
+        start = folders[-1] if folders else None
+        folders.append(train_stage(stage, dataset, config, out=out / method, seed=seed, start=start))
+    return folders
+
+
+def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> Recommender:
+    """Return the trained model of a stage folder as a recommender over ``dataset``.
+
+    Args:
+        thinks: False ranks without a thought even where the model has learned to think; its name
+            is then that of the method with ``/silent`` behind it.
+
+    Raises:
+        CheckpointError: The folder is no finished model, or was trained on other data.
+    """
+    manifest = _checked_manifest(folder, dataset)
+    model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
+    name: str = manifest["method"]
+    if name == "no-think":
+        return NoThinkRecommender(model)
+    if not thinks:
+        return NoThinkRecommender(model, name=f"{name}/silent")
+    thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
+    inference = InferenceConfig.model_validate(manifest["config"]["inference"])
+    graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    return ThinkingRecommender(
+        model,
+        Verbaliser(model.writer, graph, dataset.catalogue, thought),
+        name=name,
+        max_tokens=manifest["config"]["max_tokens"],
+        temperature=inference.temperature,
+        num_samples=inference.num_samples,
+        seed=manifest["seed"],
+    )
+
+
+class R2ec:
+    """The method from Python: ``R2ec(out="runs/mine").fit(dataset).recommend(["u1"], k=10)``."""
+
+    def __init__(self, config: R2ecConfig | None = None, *, out: Path | str, seed: int = 0) -> None:
+        self.config = config or R2ecConfig()
+        self.out = Path(out)
+        self.seed = seed
+        self._dataset: Dataset | None = None
+        self._recommender: Recommender | None = None
+
+    def fit(self, dataset: Dataset) -> "R2ec":
+        """Train all stages on ``dataset.train``, or continue where an earlier call stopped."""
+        folders = train(dataset, self.config, out=self.out, seed=self.seed)
+        self._dataset, self._recommender = dataset, load_recommender(folders[-1], dataset)
+        return self
+
+    @property
+    def recommender(self) -> Recommender:
+        """The trained model; `evaluate` and `recommend` take it too."""
+        if self._recommender is None:
+            raise CheckpointError("the method must be trained first: call fit(dataset)")
+        return self._recommender
+
+    def recommend(
+        self, user_ids: list[str], k: int = 10, *, explain: bool = False
+    ) -> list[Recommendation]:
+        """Return the best ``k`` items of each user, with thought and chains if ``explain``."""
+        recommender = self.recommender
+        assert self._dataset is not None
+        return recommend_to(recommender, self._dataset, user_ids, k=k, explain=explain)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the stages share."""
+
+    dataset: Dataset
+    config: R2ecConfig
+    seed: int
+
+    def verbaliser(self, model: ReasoningRecommender) -> Verbaliser:
+        graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
+        return Verbaliser(model.writer, graph, self.dataset.catalogue, self.config.thought)
+
+    def validate(
+        self, model: ReasoningRecommender, *, thinks: bool
+    ) -> Callable[[ReasoningRecommender], dict[str, float]]:
+        queries = self.dataset.valid
+        if len(queries) > self.config.num_valid_queries:
+            drawn = stream(0, "validation").choice(
+                len(queries), self.config.num_valid_queries, replace=False
+            )
+            queries = queries.take(np.sort(drawn))
+        histories = queries.histories()
+        verbaliser = self.verbaliser(model) if thinks else None
+
+        def measure(model: ReasoningRecommender) -> dict[str, float]:
+            silent = _accuracy(NoThinkRecommender(model), queries, histories)
+            if verbaliser is None:
+                return {f"valid/{name}": value for name, value in silent.items()}
+            thinking = ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
+            return {
+                **{f"valid/{k}": v for k, v in _accuracy(thinking, queries, histories).items()},
+                **{f"valid/silent/{k}": v for k, v in silent.items()},
+            }
+
+        return measure
+
+
+def max_tokens(config: R2ecConfig) -> int:
+    """Return the budget of a thought: RecPO's, so that all stages think equally long."""
+    return config.recpo.recpo.max_tokens
+
+
+def _stage_parts(
+    stage: Stage, model: ReasoningRecommender, parts: _Parts
+) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
+    dataset, config, seed = parts.dataset, parts.config, parts.seed
+    log = dataset.train
+    if stage == "recpo":
+        recpo = config.recpo.recpo
+        sample = PromptSample(
+            log, num_prompts=config.recpo.num_prompts, batch_size=config.recpo.optimiser.batch_size,
+            num_inner_epochs=recpo.num_inner_epochs, seed=seed,
+        )  # fmt: skip
+        return sample, Recpo(recpo, log, parts.verbaliser(model), seed=seed), config.recpo.optimiser
+    chosen = config.no_think if stage == "no-think" else config.sft
+    windows = schedule_windows(
+        log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
+        batch_size=chosen.optimiser.batch_size, seed=seed if stage == "no-think" else seed + 1_000_003,
+    )  # fmt: skip
+    is_sft = isinstance(chosen, SftStage)
+    data = WindowDataset(
+        log, windows, model.writer,
+        verbaliser=parts.verbaliser(model) if is_sft else None,
+        num_branches=chosen.num_branches if is_sft else 0, seed=seed,
+    )  # fmt: skip
+    weights = chosen.loss if is_sft else SftLossConfig()
+    return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
+
+
+def _accuracy(
+    recommender: Recommender, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    scores = recommender.score(histories).scores
+    rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
+    return {"ndcg@10": float(ndcg(rank, 10).mean()), "hit@10": float(hit(rank, 10).mean())}
+
+
+def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
+    """Return the part of the configuration that decides a stage's result."""
+    keys: dict[str, Any] = config.model_dump(mode="json")
+    own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
+    kept = ["method", "backbone", "tiny", "head", "num_valid_queries", own]
+    if stage != "no-think":
+        kept += ["thought", "inference"]
+    asked = {key: keys[key] for key in kept}
+    return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
+
+
+def _checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    if manifest["stage"] != "train" or "method" not in manifest:
+        raise CheckpointError(f"{folder} must be a folder written by `reasonrec train`")
+    if manifest["inputs"]["data"] != dataset.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on other data than {dataset.folder} holds now: the data set was "
+            "changed or is another one. Prepare it as it was, or train again"
+        )
+    return manifest

@@ -1,0 +1,75 @@
+"""The backbone: the tiny one that is trained here, or any causal LM of a folder or the hub."""
+
+from pathlib import Path
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from reasonrec.data.dataset import Catalogue
+from reasonrec.errors import CheckpointError
+from reasonrec.models.reasoning_recommender import HeadConfig, ReasoningRecommender
+from reasonrec.models.tiny.backbone import TinyConfig, build_tiny_backbone
+from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
+from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK
+
+MAX_TEXT_WORDS = 100
+"""Words of a description that an item's text keeps, as in R²ec."""
+
+
+def build_model(
+    catalogue: Catalogue, *, backbone: str, tiny: TinyConfig, head: HeadConfig, seed: int
+) -> ReasoningRecommender:
+    """Return an untrained recommender over a catalogue.
+
+    Args:
+        backbone: ``tiny``, or a folder or hub name of any causal LM of ``transformers``.
+
+    Raises:
+        CheckpointError: The backbone cannot be loaded.
+    """
+    titles = unique_titles([title or "Untitled" for title in catalogue.titles])
+    texts = item_texts(catalogue, titles)
+    if backbone == "tiny":
+        template = f"{HISTORY}{THINK} Mostly{AFTER}{FOUND}{NOTHING}{NEXT} Item:"
+        corpus = [*texts, *([template] * 100)]
+        tokenizer = train_tokenizer(titles, corpus, vocab_size=tiny.vocab_size)
+        language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
+    else:
+        language_model, tokenizer = load_backbone(backbone)
+    return ReasoningRecommender(
+        language_model, tokenizer, titles, head, catalogue.item_ids, texts
+    )
+
+
+def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a causal LM and its tokenizer from a folder or the hub."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name), tokenizer
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(name).exists() else "name"
+        raise CheckpointError(
+            f"the backbone must be 'tiny', or a folder or hub name of a causal LM; the {where} "
+            f"{name!r} gave: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def item_texts(catalogue: Catalogue, titles: list[str]) -> list[str]:
+    """Return what each item's text row is read from: title, categories, description."""
+    columns = catalogue.table.columns
+    count = len(catalogue)
+    categories = catalogue.table["categories"].to_list() if "categories" in columns else [None] * count
+    described = catalogue.table["description"].to_list() if "description" in columns else [None] * count
+    texts = []
+    for title, words, description in zip(titles, categories, described, strict=True):
+        parts = [title + "."]
+        if words:
+            parts.append(", ".join(str(word) for word in words) + ".")
+        if description:
+            parts.append(" ".join(description.split()[:MAX_TEXT_WORDS]))
+        texts.append(" ".join(parts))
+    return texts

@@ -1,0 +1,88 @@
+"""The RecPO objective: clipped ratios of thought tokens and of the recommendation (R²ec, 2.3).
+
+Departs from the official code, which multiplies advantages and token ratios into an outer product
+and so gives thoughts no gradient: here each token meets the advantage of its own rollout alone.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TokenMean = Literal["tokens", "rollouts", "sum"]
+ItemTerm = Literal["best", "positive", "all"]
+
+
+def clipped_objective(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """Return min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logp - old_logp).
+
+    All arguments have one shape; a broadcast here would be the official code's bug.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    if not logp.shape == old_logp.shape == advantage.shape:
+        raise ValueError(
+            "logp, old_logp and advantage must have the same shape; got "
+            f"{tuple(logp.shape)}, {tuple(old_logp.shape)} and {tuple(advantage.shape)}"
+        )
+    ratio = (logp - old_logp).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def token_objective(
+    logp_P_G_S: Tensor,
+    old_logp_P_G_S: Tensor,
+    advantages_P_G: Tensor,
+    is_written_P_G_S: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    mean_over: TokenMean,
+) -> Tensor:
+    """Return the objective of the written tokens, a scalar to be maximised.
+
+    Args:
+        mean_over: ``tokens``: mean over all written tokens; ``rollouts``: mean within each rollout,
+            then over rollouts; ``sum``: sum within each rollout, then mean over rollouts.
+    """
+    advantage_P_G_S = advantages_P_G[:, :, None].expand_as(logp_P_G_S)
+    each = clipped_objective(
+        logp_P_G_S, old_logp_P_G_S, advantage_P_G_S, clip_low=clip_low, clip_high=clip_high
+    )
+    each = each.masked_fill(~is_written_P_G_S, 0.0)
+    if mean_over == "tokens":
+        return each.sum() / is_written_P_G_S.sum().clamp(min=1)
+    per_rollout = each.sum(-1)
+    if mean_over == "rollouts":
+        per_rollout = per_rollout / is_written_P_G_S.sum(-1).clamp(min=1)
+    return per_rollout.mean()
+
+
+def item_weights(advantages_P_G: Tensor, item_term: ItemTerm) -> Tensor:
+    """Return the weight of each rollout's recommendation term, (P, G).
+
+    - ``best``: the advantage of the best rollout, 0 for the others (delta of the paper; ties go to
+      the first).
+    - ``positive``: every positive advantage.
+    - ``all``: every advantage; negative ones push the true item down, which is why the paper
+      keeps the best one alone.
+    """
+    if item_term == "all":
+        return advantages_P_G
+    if item_term == "positive":
+        return advantages_P_G.clamp(min=0)
+    best = advantages_P_G.argmax(1, keepdim=True)
+    kept = torch.zeros_like(advantages_P_G)
+    return kept.scatter(1, best, advantages_P_G.gather(1, best))
+
+
+def item_objective(
+    logp_P_G: Tensor, old_logp_P_G: Tensor, weights_P_G: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """Return the objective of the recommendation itself: sum over a group / G, mean over prompts."""
+    return clipped_objective(
+        logp_P_G, old_logp_P_G, weights_P_G, clip_low=clip_low, clip_high=clip_high
+    ).mean()

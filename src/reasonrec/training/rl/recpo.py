@@ -1,0 +1,294 @@
+"""One RecPO step: rollouts -> rewards -> advantages -> loss, with its parts handed in."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from reasonrec.config import Config
+from reasonrec.data.dataset import InteractionLog
+from reasonrec.models.generation import Generated, think
+from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
+from reasonrec.models.recommenders import look_up_for
+from reasonrec.records import Histories
+from reasonrec.rng import stream, stream_seed
+from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.examples import histories_before
+from reasonrec.training.rl.advantages import Estimator, advantages_within_groups, is_flat
+from reasonrec.training.rl.loss import (
+    ItemTerm,
+    TokenMean,
+    item_objective,
+    item_weights,
+    token_objective,
+)
+from reasonrec.training.rl.rewards import (
+    fused_reward,
+    ndcg_reward,
+    ranks_of_targets,
+    softmax_reward,
+)
+
+
+class RecpoConfig(Config):
+    """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
+
+    group_size: PositiveInt = 4
+    """Rollouts per prompt, G."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
+    max_tokens: PositiveInt = 48
+    """Of a thought, looked-up evidence included. The paper's 512 is for text without title tokens."""
+    beta: float = Field(0.05, ge=0, le=1)
+    """Share of the softmax reward R_c beside NDCG, R_d."""
+    reward_at: PositiveInt = 1000
+    """Cut-off k of the NDCG reward."""
+    advantage: Estimator = "grpo"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    num_inner_epochs: PositiveInt = 1
+    """Optimiser steps on each batch of rollouts."""
+    token_mean: TokenMean = "tokens"
+    """What the token term is a mean over; not stated in the paper."""
+    item_term: ItemTerm = "best"
+    """Which rollouts train the recommendation."""
+    item_softmax: Literal["batch", "catalogue"] = "catalogue"
+    """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
+    item_weight: NonNegativeFloat = 1.0
+    """Weight of the recommendation term beside the token term. The paper: 1."""
+    flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
+    """What groups without spread in reward do: nothing, as in the paper, or train the
+    recommendation of all their rollouts with weight 1 / G, since their label is known."""
+    next_item_weight: NonNegativeFloat = 0.5
+    """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""
+
+
+class PromptSample(TorchDataset):
+    """The log positions that RL asks about, in training order; each batch repeated per inner epoch."""
+
+    def __init__(
+        self, log: InteractionLog, *, num_prompts: int, batch_size: int, num_inner_epochs: int, seed: int
+    ) -> None:
+        position = np.arange(len(log)) - log.user_offsets[log.user_index]
+        eligible = np.flatnonzero(position >= 2)
+        rng = stream(seed, "rl-prompts")
+        rounds = -(-num_prompts // max(1, len(eligible)))
+        order = np.concatenate([rng.permutation(eligible) for _ in range(max(1, rounds))])
+        batches = order[: num_prompts - num_prompts % batch_size].reshape(-1, batch_size)
+        self.event = np.repeat(batches, num_inner_epochs, axis=0).ravel()
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        index = np.asarray(rows)
+        return {"event": torch.from_numpy(self.event[index]), "key": torch.from_numpy(index)}
+
+
+@dataclass
+class Rollouts:
+    """P x G scored thoughts, kept for the inner epochs."""
+
+    batch: Batch
+    target_P: Tensor
+    masked_P_N: Tensor
+    sampler_logp_P_G_S: Tensor
+    is_truncated_P_G: Tensor
+    rewards_P_G: Tensor | None = None
+    old_token_logp_P_G_S: Tensor | None = None
+    old_item_logp_P_G: Tensor | None = None
+
+
+class Recpo:
+    """Makes the loss of each optimiser step; holds the rollouts of the batch being learned from."""
+
+    def __init__(
+        self, config: RecpoConfig, log: InteractionLog, verbaliser: Verbaliser, *, seed: int
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.verbaliser = verbaliser
+        self.seed = seed
+        self._events: Tensor | None = None
+        self._rollouts: Rollouts | None = None
+
+    def __call__(
+        self, model: Any, inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of one step and what there is to log about it."""
+        model.eval()  # dropout would make the sampling policy another one than the trained one
+        parts: dict[str, float] = {}
+        started = time.perf_counter()
+        is_new = self._events is None or not torch.equal(inputs["event"], self._events)
+        if is_new:
+            self._events = inputs["event"]
+            self._rollouts = roll_out(
+                getattr(model, "module", model), self.log, self.verbaliser, inputs["event"].cpu().numpy(),
+                self.config, generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+            )  # fmt: skip
+            parts["rl/rollout_seconds"] = time.perf_counter() - started
+        rollouts = self._rollouts
+        assert rollouts is not None
+        loss, logged = recpo_loss(model(rollouts.batch), rollouts, self.config)
+        return loss, parts | logged
+
+
+def roll_out(
+    model: ReasoningRecommender,
+    log: InteractionLog,
+    verbaliser: Verbaliser,
+    event: np.ndarray,
+    config: RecpoConfig,
+    *,
+    generator_seed: int,
+) -> Rollouts:
+    """Return G thoughts for the history before each log position, token in, token out."""
+    histories = histories_before(log, event)
+    prompts = model.writer.prompts(histories)
+    generator = torch.Generator(model.device)
+    generator.manual_seed(generator_seed)
+    written = think(
+        model, prompts, look_up_for(verbaliser, histories),
+        max_tokens=config.max_tokens, group_size=config.group_size,
+        temperature=config.temperature, generator=generator,
+    )  # fmt: skip
+    target = torch.from_numpy(log.item_index[event]).long().to(model.device)
+    P, G = len(event), config.group_size
+    return Rollouts(
+        batch=rollout_batch(model, log, event, written, P, G),
+        target_P=target,
+        masked_P_N=masked_items(histories, target, model.num_items),
+        sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
+        is_truncated_P_G=written.is_truncated.reshape(P, G),
+    )
+
+
+def rollout_batch(
+    model: ReasoningRecommender, log: InteractionLog, event: np.ndarray, written: Generated, P: int, G: int
+) -> Batch:
+    """Return rollouts as one trunk per prompt with G branches, next-item labels on the trunk."""
+    histories = histories_before(log, event, last=model.head.max_history)
+    prompts = model.writer.prompts(histories)
+    device = model.device
+    column = np.arange(prompts.item_ends.shape[1])
+    first = event - prompts.num_items
+    is_target = (column <= prompts.num_items[:, None]) & (column > 0)
+    position = np.minimum(first[:, None] + column, event[:, None])
+    next_item = np.where(is_target, log.item_index[position], -100)
+    lengths = torch.from_numpy(prompts.lengths)
+    return Batch(
+        trunk_ids=torch.from_numpy(prompts.token_ids),
+        trunk_lengths=lengths,
+        item_ends=torch.from_numpy(prompts.item_ends),
+        next_item=torch.from_numpy(next_item).long(),
+        branch_ids=written.token_ids.reshape(P, G, -1),
+        branch_lengths=written.lengths.reshape(P, G),
+        branch_at=(lengths - 1)[:, None].expand(P, G),
+        is_written=written.is_written.reshape(P, G, -1),
+        target=torch.from_numpy(log.item_index[event]).long()[:, None].expand(P, G),
+    ).to(device)
+
+
+def masked_items(histories: Histories, target_P: Tensor, num_items: int) -> Tensor:
+    """Return what may not be recommended: the history, except the target. (P, N), bool."""
+    masked = torch.zeros((len(histories), num_items), dtype=torch.bool)
+    row = np.repeat(np.arange(len(histories)), histories.lengths)
+    masked[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
+    masked = masked.to(target_P.device)
+    return masked.scatter(1, target_P[:, None], False)
+
+
+def recpo_loss(
+    outputs: Outputs, rollouts: Rollouts, config: RecpoConfig
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss to be minimised and what there is to log.
+
+    Rewards, advantages and old log-probabilities are fixed at the first call for a batch of
+    rollouts; later inner epochs use true ratios against them.
+    """
+    scores, logp = outputs.think_logits, outputs.token_logp
+    batch, target = rollouts.batch, rollouts.target_P
+    assert scores is not None and logp is not None and batch.is_written is not None
+    item_logp = log_prob_of_targets(scores, target, rollouts.masked_P_N, over=config.item_softmax)
+    is_written = batch.is_written
+    if rollouts.rewards_P_G is None:
+        with torch.no_grad():
+            ranks = ranks_of_targets(scores, target, rollouts.masked_P_N)
+            rollouts.rewards_P_G = fused_reward(
+                ndcg_reward(ranks, config.reward_at),
+                softmax_reward(scores, target, rollouts.masked_P_N),
+                beta=config.beta,
+            )
+        rollouts.old_token_logp_P_G_S = logp.detach()
+        rollouts.old_item_logp_P_G = item_logp.detach()
+    rewards, old_logp = rollouts.rewards_P_G, rollouts.old_token_logp_P_G_S
+    assert old_logp is not None and rollouts.old_item_logp_P_G is not None
+    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    advantages = advantages_within_groups(rewards, config.advantage)
+    flat = is_flat(rewards)
+    tokens = token_objective(
+        logp, old_logp, advantages, is_written, **clip, mean_over=config.token_mean
+    )
+    weights = item_weights(advantages, config.item_term)
+    items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip)
+    loss = -(tokens + config.item_weight * items)
+    if config.flat_groups == "cross-entropy" and flat.any():
+        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean()
+    if config.next_item_weight and outputs.next_item_logp is not None:
+        loss = loss - config.next_item_weight * outputs.next_item_logp.mean()
+    return loss, _rollout_statistics(outputs, rollouts, advantages, flat, config)
+
+
+def log_prob_of_targets(
+    scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor, *, over: Literal["batch", "catalogue"]
+) -> Tensor:
+    """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
+
+    An item of the user's history is never a negative; a target that several prompts share is one
+    item, so it is never its own negative.
+    """
+    if over == "catalogue":
+        compared = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
+    else:
+        in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
+        in_batch[target_P] = True
+        compared = scores_P_G_N.masked_fill(
+            (masked_P_N | ~in_batch)[:, None, :], -torch.inf
+        )
+    index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
+    return compared.log_softmax(-1).gather(-1, index)[..., 0]
+
+
+@torch.no_grad()
+def _rollout_statistics(
+    outputs: Outputs, rollouts: Rollouts, advantages: Tensor, flat: Tensor, config: RecpoConfig
+) -> dict[str, float]:
+    assert outputs.token_logp is not None and outputs.token_entropy is not None
+    assert rollouts.batch.is_written is not None and rollouts.batch.branch_lengths is not None
+    assert rollouts.rewards_P_G is not None and rollouts.old_token_logp_P_G_S is not None
+    written = rollouts.batch.is_written
+    num_written = written.sum().clamp(min=1)
+    ratio = (outputs.token_logp - rollouts.old_token_logp_P_G_S).exp()
+    outside = ((ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)) & written
+    mismatch = (rollouts.old_token_logp_P_G_S - rollouts.sampler_logp_P_G_S).abs()[written]
+    return {
+        "rl/reward_mean": rollouts.rewards_P_G.mean().item(),
+        "rl/reward_best": rollouts.rewards_P_G.max(1).values.mean().item(),
+        "rl/reward_spread": rollouts.rewards_P_G.std(1).mean().item(),
+        "rl/advantage_abs": advantages.abs().mean().item(),
+        "rl/frac_flat_groups": flat.float().mean().item(),
+        "rl/thought_tokens": rollouts.batch.branch_lengths.float().mean().item(),
+        "rl/frac_truncated": rollouts.is_truncated_P_G.float().mean().item(),
+        "rl/entropy": (outputs.token_entropy.sum() / num_written).item(),
+        "rl/frac_clipped": (outside.sum() / num_written).item(),
+        "rl/sampler_mismatch": mismatch.max().item() if mismatch.numel() else 0.0,
+    }
