@@ -95,8 +95,11 @@ def results_table(
 
     lines = summarise(rows, columns)
     best = _best(lines, len(columns))
+    has_oracle = any(cell and cell.oracle_share for line in lines for cell in line.cells)
     table = Table(
         title=title,
+        caption="per cent: share of what the oracle reaches" if has_oracle else None,
+        caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),  # narrow: with intervals it just fits 80 columns
         header_style="bold dim",
@@ -127,6 +130,7 @@ def results_markdown(
     rows: Iterable[MetricRow], *, columns: Sequence[tuple[str, str]] = COLUMNS
 ) -> str:
     """Return the results as a Markdown table, one line a method."""
+    rows = list(rows)
     headings = [f"{metric_title(metric)} {protocol}" for protocol, metric in columns]
     headings = ["method", "trained on", *headings, "tokens", "ms/user", "seconds"]
     text = [
@@ -141,6 +145,8 @@ def results_markdown(
         name = line.method + (f" ({_seeds(line)})" if line.num_seeds > 1 else "")
         costs = [_number(value) for value in (line.tokens, line.latency_ms, line.seconds)]
         text.append("| " + " | ".join([name, line.trained_on, *cells, *costs]) + " |")
+    if "oracle" in [line.method for line in summarise(rows, columns)]:
+        text.append("\nPer cent: share of what the oracle reaches.")
     return "\n".join(text) + "\n"
 
 
@@ -189,7 +195,7 @@ def _below(cell: Cell) -> list[str]:
     elif cell.seed_sd is not None:
         parts.append(f"±{short(cell.seed_sd)}")
     if cell.oracle_share is not None:
-        parts.append(f"{cell.oracle_share:.0%} of oracle")
+        parts.append(f"{cell.oracle_share:.0%}")
     return parts
 
 
@@ -209,9 +215,9 @@ def protocol_title(protocol: str) -> str:
 
 
 def short(value: float, digits: int = 4) -> str:
-    """Return .1234 for 0.1234, and 1.0000 in full: of use for values of 0 or more."""
+    """Return .1234 for 0.1234 and 1.000 for 1, equally wide, for values from 0 to 10."""
     text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
+    return text[1:] if text.startswith("0.") else text[:-1]
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,187 @@
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from reasonrec.baselines.floor import fit_floor
+from reasonrec.errors import CheckpointError, DataError
+from reasonrec.evaluation.comparison import compare_runs, comparison_table
+from reasonrec.evaluation.protocol import MetricRow, evaluate, write_evaluation
+from reasonrec.evaluation.significance import paired_test
+from reasonrec.evaluation.table import results_markdown, results_table, summarise
+from toys import NextInLine, toy_dataset
+
+TITLES = [f"item {i}" for i in range(30)]
+
+
+def walkers(seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [
+        [int((s + step) % 30) for step in range(n)]
+        for s, n in zip(rng.integers(30, size=40), rng.integers(3, 8, size=40))
+    ]
+    return toy_dataset(rows, TITLES)
+
+
+def run_of(folder, *evaluations):
+    folder.mkdir(parents=True)
+    write_evaluation(folder, evaluations)
+    return folder
+
+
+def shown(table, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def metric_row(method, value, *, seed=0, metric="ndcg@10", protocol="full", **changes):
+    row = MetricRow(
+        dataset="toy",
+        split="leave-one-out",
+        protocol=protocol,
+        method=method,
+        metric=metric,
+        value=value,
+        ci_low=value - 0.1,
+        ci_high=value + 0.1,
+        n=100,
+        seed=seed,
+        trained_on="train",
+        seconds=2.0,
+    )
+    return replace(row, **changes)
+
+
+def test_methods_of_several_runs_are_tested_on_the_same_queries(tmp_path):
+    dataset = walkers()
+    popular = evaluate(fit_floor("popularity", dataset), dataset)
+    walker = evaluate(NextInLine(30), dataset)
+    runs = [run_of(tmp_path / "floor", popular), run_of(tmp_path / "ours", walker)]
+    rows, comparisons = compare_runs(runs, tmp_path / "out", reference="popularity")
+    assert {row.method for row in rows} == {"popularity", "next-in-line"}
+    assert [(one.protocol, one.metric) for one in comparisons] == [
+        ("full", "hit@10"),
+        ("full", "ndcg@10"),
+        ("candidates-20", "hit@1"),
+        ("candidates-20", "ndcg@10"),
+    ]
+    first = comparisons[0]
+    values = {(row.method, row.metric): row.value for row in rows if row.protocol == "full"}
+    expected = values["next-in-line", "hit@10"] - values["popularity", "hit@10"]
+    assert first.difference == pytest.approx(expected)
+    assert first.n == len(dataset.test)
+    assert first.ci_low <= first.difference <= first.ci_high
+    assert first.p_holm >= first.p_permutation
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored[0]["difference"] == first.difference
+    assert "| next-in-line | hit@10 full |" in (tmp_path / "out" / "comparison.md").read_text()
+    # a finished comparison is read, not made anew
+    assert compare_runs(runs, tmp_path / "out", reference="popularity") == (rows, comparisons)
+    with pytest.raises(CheckpointError, match="another config"):
+        compare_runs(runs, tmp_path / "out", reference="next-in-line")
+
+
+def test_seeds_are_averaged_per_query_before_the_test(tmp_path):
+    dataset = walkers()
+    rng = np.random.default_rng(0)
+    base = evaluate(fit_floor("popularity", dataset), dataset, protocols=("full",))
+    seeds = []
+    for seed in (1, 2):
+        one = evaluate(NextInLine(30), dataset, protocols=("full",), seed=seed)
+        noisy = rng.integers(1, 20, size=len(dataset.test)).astype(float)
+        seeds.append(
+            replace(one, per_query=one.per_query.with_columns(rank=noisy))  # a method with luck
+        )
+    run = run_of(tmp_path / "run", base, *seeds)
+    _, (hit, _) = compare_runs([run], tmp_path / "out", reference="popularity")
+    hits = [(one.per_query["rank"].to_numpy() <= 10).astype(float) for one in (base, *seeds)]
+    by_hand = paired_test((hits[1] + hits[2]) / 2, hits[0], rng=rng)
+    assert hit.difference == pytest.approx(by_hand.difference)
+    assert hit.p_permutation == pytest.approx(by_hand.p_permutation, abs=0.03)
+    assert (hit.num_seeds, hit.num_seeds_reference) == (2, 1)
+
+
+def test_the_same_method_from_two_runs_keeps_its_runs_name(tmp_path):
+    dataset = walkers()
+    one = evaluate(fit_floor("follow-counter", dataset), dataset)
+    two = evaluate(fit_floor("follow-counter", dataset, num_steps=1), dataset)
+    runs = [run_of(tmp_path / "wide", one), run_of(tmp_path / "narrow", two)]
+    _, comparisons = compare_runs(runs, tmp_path / "out", reference="follow-counter (wide)")
+    assert {c.method for c in comparisons} == {"follow-counter (narrow)"}
+
+
+def test_different_queries_or_data_cannot_be_compared(tmp_path):
+    dataset = walkers()
+    everything = run_of(tmp_path / "a", evaluate(NextInLine(30), dataset))
+    popular = fit_floor("popularity", dataset)
+    sample = run_of(tmp_path / "b", evaluate(popular, dataset, num_queries=5))
+    with pytest.raises(DataError, match="on the same queries; popularity and next-in-line"):
+        compare_runs([everything, sample], tmp_path / "out1", reference="popularity")
+    valid = run_of(tmp_path / "c", evaluate(popular, dataset, part="valid"))
+    with pytest.raises(DataError, match="one data set and split"):
+        compare_runs([everything, valid], tmp_path / "out2", reference="popularity")
+    with pytest.raises(DataError, match="reference must be one of next-in-line"):
+        compare_runs([everything], tmp_path / "out3", reference="sasrec")
+    with pytest.raises(CheckpointError, match=r"must hold per_query\.parquet"):
+        compare_runs([tmp_path], tmp_path / "out4", reference="popularity")
+
+
+def test_one_method_alone_is_no_failure(tmp_path):
+    run = run_of(tmp_path / "run" / "evaluation", evaluate(NextInLine(30), walkers()))
+    rows, comparisons = compare_runs([run.parent], tmp_path / "out", reference="next-in-line")
+    assert rows
+    assert comparisons == ()
+    assert "nothing to compare" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_a_line_of_the_table_averages_the_seeds():
+    rows = [metric_row("a", 0.2, seed=1), metric_row("a", 0.4, seed=2), metric_row("b", 0.5)]
+    first, second = summarise(rows, [("full", "ndcg@10")])
+    assert (first.method, first.num_seeds) == ("a", 2)
+    assert first.cells[0].value == pytest.approx(0.3)
+    # standard deviation of .2 and .4 with n - 1: sqrt(2 x .01) = .1414
+    assert first.cells[0].seed_sd == pytest.approx(0.1414, abs=1e-4)
+    assert (first.cells[0].low, first.cells[0].high) == (None, None)
+    assert (second.cells[0].low, second.cells[0].high) == (0.4, 0.6)
+
+
+def test_the_share_of_the_oracle_stands_beside_what_it_is_a_share_of():
+    rows = [metric_row("a", 0.2), metric_row("oracle", 0.8)]
+    first, oracle = summarise(rows, [("full", "ndcg@10")])
+    assert first.cells[0].oracle_share == pytest.approx(0.25)
+    assert oracle.cells[0].oracle_share is None
+    text = shown(results_table(rows, columns=[("full", "ndcg@10")]))
+    assert "25%" in text
+    assert "share of what the oracle" in text
+
+
+def test_tables_of_two_data_sets_are_refused():
+    rows = [metric_row("a", 0.2), metric_row("b", 0.2, dataset="other")]
+    with pytest.raises(ValueError, match="one data set and split"):
+        summarise(rows)
+
+
+def test_both_tables_fit_80_columns_with_every_number_whole(tmp_path):
+    dataset = walkers()
+    run = run_of(
+        tmp_path / "run",
+        evaluate(fit_floor("recent-popularity", dataset), dataset),
+        evaluate(NextInLine(30), dataset),
+    )
+    rows, comparisons = compare_runs([run], tmp_path / "out", reference="recent-popularity")
+    for table in (results_table(rows, title="toy"), comparison_table(comparisons)):
+        text = shown(table)
+        assert "…" not in text
+        assert "next-in-line" in text
+    assert "recent-popularity" in shown(results_table(rows))
+
+
+def test_what_was_not_measured_is_a_dash():
+    markdown = results_markdown([metric_row("a", 0.2)])
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| a ")]
+    assert line == "| a | train | - | .2000 (.100-.300) | - | - | - | - | 2.0 |"
+    assert "-" in shown(results_table([metric_row("a", 0.2)]))

@@ -1,0 +1,145 @@
+"""``evaluate`` and ``compare`` as they are typed, on a tiny planted world."""
+
+import json
+
+import pytest
+
+from reasonrec.cli import main
+from reasonrec.data.dataset import Dataset
+from reasonrec.data.planted import PlantedConfig
+from reasonrec.data.prepare import prepare_planted
+from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted") / "data"
+    prepare_planted(folder, PlantedConfig(size="tiny"), None, 0)
+    return folder
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def test_the_floor_and_the_oracle_are_measured_and_compared(shop, tmp_path, capsys):
+    methods = ["popularity", "follow-counter", "oracle"]
+    run("evaluate", *methods, "--data", shop, "--out", tmp_path / "eval", "--seed", 3)
+    assert "share of what the oracle reaches" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert list(rows[0]) == [
+        "dataset", "split", "protocol", "method", "metric", "value",
+        "ci_low", "ci_high", "n", "seed", "trained_on", "seconds",
+    ]  # fmt: skip
+    assert {row["seed"] for row in rows} == {3}
+    ndcg = {
+        row["method"]: row["value"]
+        for row in rows
+        if (row["protocol"], row["metric"]) == ("full", "ndcg@10")
+    }
+    assert ndcg["oracle"] == max(ndcg.values())
+    manifest = json.loads((tmp_path / "eval" / "manifest.json").read_text())
+    assert manifest["inputs"] == {"data": Dataset.load(shop).fingerprint}
+
+    run("compare", tmp_path / "eval", "--reference", "oracle", "--out", tmp_path / "c", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert {one["method"] for one in found} == {"popularity", "follow-counter"}
+    assert all(one["difference"] < 0 for one in found)
+
+
+def test_a_finished_evaluation_is_left_as_it_is(shop, tmp_path, capsys):
+    command = ("evaluate", "popularity", "--data", shop, "--out", tmp_path / "eval", "--json")
+    run(*command)
+    written = (tmp_path / "eval" / "manifest.json").read_bytes()
+    run(*command)
+    assert (tmp_path / "eval" / "manifest.json").read_bytes() == written
+    first, second = capsys.readouterr().out.split("]\n[")
+    assert first.strip("[]\n") == second.strip("[]\n")
+    with pytest.raises(SystemExit) as stopped:
+        run(*command, "--mask", "none")
+    assert stopped.value.code == 1
+    assert "mask was 'history-except-target', now 'none'" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_continues_with_the_next_method(shop, tmp_path):
+    dataset = Dataset.load(shop)
+    opened = []
+
+    def counted(name, fails=False):
+        method = floor_contestant(name, dataset, seed=0, tune=0)
+
+        def open_method(folder):
+            opened.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return method.open(folder)
+
+        return Contestant(name, 0, name, open_method)
+
+    config = EvaluateConfig(num_timed_users=2)
+    with pytest.raises(KeyboardInterrupt):
+        measure([counted("popularity"), counted("item-knn", fails=True)], dataset, tmp_path, config)
+    assert not (tmp_path / "manifest.json").exists()
+    both = measure([counted("popularity"), counted("item-knn")], dataset, tmp_path, config)
+    assert opened == ["popularity", "item-knn", "item-knn"]
+    assert [one.rows[0].method for one in both] == ["popularity", "item-knn"]
+
+
+def test_tuning_leaves_what_it_tried_beside_the_method(shop, tmp_path, capsys):
+    run("evaluate", "follow-counter", "--data", shop, "--out", tmp_path, "--tune", 3, "--json")
+    tuning = json.loads((tmp_path / "methods" / "follow-counter" / "tuning.json").read_text())
+    assert len(tuning["trials"]) == 3
+    assert tuning["settings"] in [trial["settings"] for trial in tuning["trials"]]
+
+
+def test_given_candidates_are_one_more_protocol(shop, tmp_path, capsys):
+    import polars as pl
+
+    dataset = Dataset.load(shop)
+    lists = pl.DataFrame(
+        {
+            "user_id": dataset.user_ids,
+            "candidates": [dataset.catalogue.item_ids[:8]] * dataset.num_users,
+        }
+    )
+    lists.write_parquet(tmp_path / "lists.parquet")
+    run(
+        "evaluate", "popularity", "--data", shop, "--out", tmp_path / "eval",
+        "--candidates", tmp_path / "lists.parquet", "--protocols", "full", "--json",
+    )  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["protocol"] for row in rows} == {"full", "candidates-given", "cost"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["magic"], 1, "a method must be one of popularity"),
+        (["popularity", "popularity"], 1, "each method can be named once"),
+        (["popularity", "--protocols", "all"], 2, "full or candidates-C"),
+        (["popularity", "--protocols", "candidates-1"], 2, "full or candidates-C"),
+        (["popularity", "--part", "train"], 2, "train"),
+        (["popularity", "--candidates", "nowhere.parquet"], 1, "found none at nowhere.parquet"),
+    ],
+)
+def test_bad_usage_is_a_sentence_and_a_code(shop, tmp_path, capsys, arguments, code, message):
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", *arguments, "--data", shop, "--out", tmp_path / "out")
+    assert stopped.value.code == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_nothing_to_compare_or_to_measure_is_a_stated_failure(shop, tmp_path, capsys):
+    for arguments, code in (
+        (["compare", "--reference", "popularity", "--out", tmp_path / "a"], 2),
+        (["compare", tmp_path, "--reference", "popularity", "--out", tmp_path / "b"], 1),
+        (["evaluate", "popularity", "--data", tmp_path, "--out", tmp_path / "c"], 1),
+        (["evaluate", tmp_path, "--data", shop, "--out", tmp_path / "d"], 1),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments)
+        assert stopped.value.code == code
+        assert capsys.readouterr().err.startswith("reasonrec: ")
