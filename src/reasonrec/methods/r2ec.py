@@ -16,93 +16,47 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import is_finished, make_folder, read_manifest, write_manifest
+from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import HeadConfig, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
-from reasonrec.models.tiny.backbone import TinyConfig
-from reasonrec.rng import stream
 from reasonrec.records import Histories, Recommendation
+from reasonrec.rng import stream
 from reasonrec.serving.recommender import recommend as recommend_to
-from reasonrec.traces.verbaliser import ThoughtConfig, Verbaliser
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.config import OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import WindowDataset, keep_batch, schedule_windows
-from reasonrec.training.loop import LossFunction, OptimiserConfig, fit
-from reasonrec.training.losses import SftLossConfig, sft_loss
-from reasonrec.training.rl.recpo import PromptSample, Recpo, RecpoConfig
+from reasonrec.training.loop import LossFunction, fit
+from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.recpo import PromptSample, Recpo
 
 Stage = Literal["no-think", "sft", "recpo"]
-METHOD_OF_STAGE: dict[Stage, str] = {"no-think": "no-think", "sft": "think-sft", "recpo": "think-recpo"}
+METHOD_OF_STAGE: dict[Stage, str] = {
+    "no-think": "no-think",
+    "sft": "think-sft",
+    "recpo": "think-recpo",
+}
 FOLDERS = tuple(METHOD_OF_STAGE.values())
 
 
-class NoThinkStage(Config):
-    """The next item after every history position, without thought."""
-
-    num_epochs: PositiveInt = 24
-    optimiser: OptimiserConfig = OptimiserConfig(batch_size=32)
-
-
-class SftStage(Config):
-    """Thoughts of the verbaliser, learned beside the next item."""
-
-    num_epochs: PositiveInt = 3
-    num_branches: PositiveInt = 3
-    """Thoughts per window, each after another position."""
-    loss: SftLossConfig = SftLossConfig()
-    optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=5e-4, batch_size=32, num_validations=4
-    )
-
-
-class RecpoStage(Config):
-    """RecPO from recommendation labels alone."""
-
-    num_prompts: PositiveInt = 3200
-    """Training positions asked about, each once where the log has as many."""
-    recpo: RecpoConfig = RecpoConfig()
-    optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=2e-4, batch_size=32, num_validations=4, schedule="linear"
-    )
-
-
-class InferenceConfig(Config):
-    """How a trained model thinks when it is asked."""
-
-    temperature: float = 0.0
-    """0 writes the likeliest thought."""
-    num_samples: PositiveInt = 1
-    """Sampled thoughts whose rankings are averaged; more than 1 needs a temperature above 0."""
-
-
-class R2ecConfig(Config):
-    """Everything that training R²ec can be told."""
-
-    method: Literal["r2ec"] = "r2ec"
-    backbone: str = "tiny"
-    """``tiny``, or a folder or hub name of any causal LM."""
-    tiny: TinyConfig = TinyConfig()
-    head: HeadConfig = HeadConfig()
-    thought: ThoughtConfig = ThoughtConfig()
-    no_think: NoThinkStage = NoThinkStage()
-    sft: SftStage = SftStage()
-    recpo: RecpoStage = RecpoStage()
-    inference: InferenceConfig = InferenceConfig()
-    num_valid_queries: PositiveInt = 1000
-    """Validation queries that choose the best step: all, or a seeded sample of this many."""
-
-
 def train_stage(
-    stage: Stage, dataset: Dataset, config: R2ecConfig, *, out: Path, seed: int, start: Path | None = None
+    stage: Stage,
+    dataset: Dataset,
+    config: R2ecConfig,
+    *,
+    out: Path,
+    seed: int,
+    start: Path | None = None,
 ) -> Path:
     """Train one stage into ``out`` and return it; a finished folder is left as it is.
 
@@ -133,7 +87,13 @@ def train_stage(
         )
     parts = _Parts(dataset, config, seed)
     model = (
-        build_model(dataset.catalogue, backbone=config.backbone, tiny=config.tiny, head=config.head, seed=seed)
+        build_model(
+            dataset.catalogue,
+            backbone=config.backbone,
+            tiny=config.tiny,
+            head=config.head,
+            seed=seed,
+        )
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
@@ -177,7 +137,9 @@ def train(
     for stage, method in METHOD_OF_STAGE.items():
         announce(method)
         start = folders[-1] if folders else None
-        folders.append(train_stage(stage, dataset, config, out=out / method, seed=seed, start=start))
+        folders.append(
+            train_stage(stage, dataset, config, out=out / method, seed=seed, start=start)
+        )
     return folders
 
 
@@ -313,9 +275,7 @@ def _stage_parts(
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
 
 
-def _accuracy(
-    recommender: Recommender, queries: Queries, histories: Histories
-) -> dict[str, float]:
+def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) -> dict[str, float]:
     scores = recommender.score(histories).scores
     rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
     return {"ndcg@10": float(ndcg(rank, 10).mean()), "hit@10": float(hit(rank, 10).mean())}

@@ -11,8 +11,9 @@ from transformers import (
 
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
-from reasonrec.models.reasoning_recommender import HeadConfig, ReasoningRecommender
-from reasonrec.models.tiny.backbone import TinyConfig, build_tiny_backbone
+from reasonrec.models.config import HeadConfig, TinyConfig
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK
 
@@ -40,9 +41,7 @@ def build_model(
         language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
     else:
         language_model, tokenizer = load_backbone(backbone)
-    return ReasoningRecommender(
-        language_model, tokenizer, titles, head, catalogue.item_ids, texts
-    )
+    return ReasoningRecommender(language_model, tokenizer, titles, head, catalogue.item_ids, texts)
 
 
 def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -62,8 +61,12 @@ def item_texts(catalogue: Catalogue, titles: list[str]) -> list[str]:
     """Return what each item's text row is read from: title, categories, description."""
     columns = catalogue.table.columns
     count = len(catalogue)
-    categories = catalogue.table["categories"].to_list() if "categories" in columns else [None] * count
-    described = catalogue.table["description"].to_list() if "description" in columns else [None] * count
+    categories = (
+        catalogue.table["categories"].to_list() if "categories" in columns else [None] * count
+    )
+    described = (
+        catalogue.table["description"].to_list() if "description" in columns else [None] * count
+    )
     texts = []
     for title, words, description in zip(titles, categories, described, strict=True):
         parts = [title + "."]

@@ -84,7 +84,9 @@ def think(
     mask[:, :T] = torch.arange(T, device=device) < prompt_lengths[:, None]
     post = torch.zeros_like(pre)
     rows = [_Row(start) for _ in range(R)]
-    never = {writer.pad_id, writer.tokenizer.bos_token_id} | (set(start) if len(start) == 1 else set())
+    never = {writer.pad_id, writer.tokenizer.bos_token_id} | (
+        set(start) if len(start) == 1 else set()
+    )
     forbidden = torch.tensor([t for t in never if t is not None], device=device)
     current = torch.full((R,), start[0], device=device)
     ends = torch.zeros(R, dtype=torch.long, device=device)

@@ -5,12 +5,10 @@ item (``id``; where every title has a token of its own, that token's embedding i
 text plus a learned residual that starts at 0 (``text+id``).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-ItemRows = Literal["text", "id", "text+id"]
+from reasonrec.models.config import ItemRows
 
 
 class ItemTable(nn.Module):

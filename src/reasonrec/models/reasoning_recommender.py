@@ -18,30 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from reasonrec.config import Config
 from reasonrec.errors import CheckpointError
-from reasonrec.models.item_table import ItemRows, ItemTable
-from reasonrec.models.rec_head import GatedReadout, Similarity, score_catalogue
+from reasonrec.models.config import HeadConfig
+from reasonrec.models.item_table import ItemTable
+from reasonrec.models.rec_head import GatedReadout, score_catalogue
 from reasonrec.traces.prompts import PROMPT_VERSION, PromptWriter
 
 FORMAT = 1
-
-
-class HeadConfig(Config):
-    """The recommendation head and how states are read for it."""
-
-    item_rows: ItemRows = "id"
-    """Where item rows come from: ``text``, ``id`` or ``text+id``."""
-    similarity: Similarity = "dot"
-    """Inner product, or cosine."""
-    temperature: float = 1.0
-    """Divides the scores."""
-    gated: bool = True
-    """Mix the state before the thought into the state after it, starting at no thought."""
-    dropout: float = 0.2
-    """Share of input-embedding and state entries dropped while training."""
-    max_history: int = 50
-    """Most recent history items that a prompt shows."""
 
 
 @dataclass
@@ -194,9 +177,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         assert batch.branch_lengths is not None and batch.branch_at is not None
         B, G, S, D = hidden_branch.shape
         last = (batch.branch_lengths - 1).clamp(min=0)
-        post = read_states(
-            hidden_branch.reshape(B * G, S, D), last.reshape(B * G, 1)
-        ).reshape(B, G, D)
+        post = read_states(hidden_branch.reshape(B * G, S, D), last.reshape(B * G, 1)).reshape(
+            B, G, D
+        )
         pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
         outputs.pre_states, outputs.post_states = pre, post
         mixed = self.readout(pre, post)
@@ -260,7 +243,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         lengths = torch.from_numpy(counts).to(self.device)
         position = torch.arange(token_ids.shape[1], device=token_ids.device)
         hidden = self.run_backbone(
-            self.embed(token_ids), attention_mask=(position < lengths[:, None]).long(), use_cache=False
+            self.embed(token_ids),
+            attention_mask=(position < lengths[:, None]).long(),
+            use_cache=False,
         ).last_hidden_state
         return read_states(hidden, (lengths - 1)[:, None])[:, 0]
 

@@ -5,13 +5,12 @@ Departs from the paper: plain inner products by default for rows that are learne
 default of the paper's preset. A gate mixes in the state before the thought; the paper has none.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Similarity = Literal["dot", "cosine"]
+from reasonrec.models.config import Similarity
+
 GATE_SPEED = 10.0
 """The gate has far to go from 0, and Adam moves every weight by about the learning rate a step."""
 

@@ -28,7 +28,9 @@ class NoThinkRecommender:
         for rows in _batches(len(histories), self.batch_size):
             prompts = self.model.writer.prompts(histories.take(rows))
             with torch.no_grad():
-                scores[rows] = self.model.score_states(read_prompts(self.model, prompts)).cpu().numpy()
+                scores[rows] = (
+                    self.model.score_states(read_prompts(self.model, prompts)).cpu().numpy()
+                )
         return Scored(scores)
 
 

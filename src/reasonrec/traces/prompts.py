@@ -17,7 +17,14 @@ from reasonrec.records import Histories
 
 PROMPT_VERSION = "1"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = "History:", "<think>", " After", ":", " nothing new", ";"
+HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = (
+    "History:",
+    "<think>",
+    " After",
+    ":",
+    " nothing new",
+    ";",
+)
 ANSWER = "<answer>"
 
 
@@ -90,7 +97,9 @@ class PromptWriter:
         item = np.zeros((B, H), np.int64)
         events = start[:, None] + np.arange(H)
         item[is_item] = histories.item_index[events[is_item]]
-        lengths = np.where(is_item, self._item_lengths[item], 0) if H else np.zeros((B, 0), np.int64)
+        lengths = (
+            np.where(is_item, self._item_lengths[item], 0) if H else np.zeros((B, 0), np.int64)
+        )
         ends = len(prefix) - 1 + np.concatenate([np.zeros((B, 1), np.int64), lengths.cumsum(1)], 1)
         total = ends[:, -1] + 1
         token_ids = np.full((B, int(total.max(initial=len(prefix)))), self.pad_id, np.int64)
@@ -148,5 +157,7 @@ class PromptWriter:
 
 def _id(token_id: object) -> int:
     if not isinstance(token_id, int):
-        raise ValueError(f"the tokenizer must define its special tokens as single ids; got {token_id!r}")
+        raise ValueError(
+            f"the tokenizer must define its special tokens as single ids; got {token_id!r}"
+        )
     return token_id

@@ -9,32 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonrec.config import Config
 from reasonrec.data.dataset import Catalogue
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import LookupTable, look_up
 from reasonrec.records import Histories
 from reasonrec.rng import stream
+from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.prompts import AFTER, ANSWER, THINK, PromptWriter
-
-
-class ThoughtConfig(Config):
-    """What a thought may contain."""
-
-    num_lookups: int = 3
-    """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
-    num_links: int = 5
-    """Items that the graph answers with, at most, for one look-up."""
-    lookup_window: int = 10
-    """The verbaliser looks up items among this many most recent ones."""
-    recency: float = 0.8
-    """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
-    name_taste: bool = True
-    """Whether a thought starts with the user's main categories."""
-    steps_after: int = 5
-    """How many steps after the shared item a neighbour's events count as evidence."""
-    max_neighbours: int = 200
-    """Neighbours read per look-up; a seeded sample of them where there are more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +33,11 @@ class Verbaliser:
     """Writes thoughts for histories; holds the graph and the category words."""
 
     def __init__(
-        self, writer: PromptWriter, graph: InteractionGraph, catalogue: Catalogue, config: ThoughtConfig
+        self,
+        writer: PromptWriter,
+        graph: InteractionGraph,
+        catalogue: Catalogue,
+        config: ThoughtConfig,
     ) -> None:
         self.writer = writer
         self.graph = graph
@@ -82,9 +67,7 @@ class Verbaliser:
                 batch it is written in.
         """
         via_item = self._choose(histories, seed, keys)
-        found = [
-            self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])
-        ]
+        found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         taste = self.taste(histories)
         writer = self.writer
         after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.encode(THINK)
@@ -129,7 +112,9 @@ class Verbaliser:
             elif counts[b, second[b]] == 0:
                 words.append(f" Mostly {self._categories[first[b]]}.")
             else:
-                words.append(f" Mostly {self._categories[first[b]]}, {self._categories[second[b]]}.")
+                words.append(
+                    f" Mostly {self._categories[first[b]]}, {self._categories[second[b]]}."
+                )
         return words
 
     def _choose(self, histories: Histories, seed: int, keys: np.ndarray) -> np.ndarray:

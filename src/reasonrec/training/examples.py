@@ -45,7 +45,9 @@ def schedule_windows(
     neighbouring windows share one event, which is a target in the first and history in the second.
     Windows of similar length share a batch; batches come in random order.
     """
-    epochs = [_windows_of_epoch(log, max_history, stream(seed, "windows", e)) for e in range(num_epochs)]
+    epochs = [
+        _windows_of_epoch(log, max_history, stream(seed, "windows", e)) for e in range(num_epochs)
+    ]
     ordered = [
         _shuffle(start, last, batch_size, stream(seed, "window-order", e))
         for e, (start, last) in enumerate(epochs)
@@ -77,11 +79,15 @@ def _shuffle(
     order = order[np.lexsort((length, np.arange(len(order)) // pool))]
     num_whole = len(order) // batch_size
     batches = order[: num_whole * batch_size].reshape(num_whole, batch_size)
-    order = np.concatenate([batches[rng.permutation(num_whole)].ravel(), order[num_whole * batch_size :]])
+    order = np.concatenate(
+        [batches[rng.permutation(num_whole)].ravel(), order[num_whole * batch_size :]]
+    )
     return start[order], last[order]
 
 
-def histories_before(log: InteractionLog, event: np.ndarray, *, last: int | None = None) -> Histories:
+def histories_before(
+    log: InteractionLog, event: np.ndarray, *, last: int | None = None
+) -> Histories:
     """Return what each event's user had done before it: the whole history, or its ``last`` events.
 
     Args:
@@ -94,7 +100,9 @@ def histories_before(log: InteractionLog, event: np.ndarray, *, last: int | None
     return _slice(log, start, event, asked=event)
 
 
-def _slice(log: InteractionLog, start: np.ndarray, stop: np.ndarray, asked: np.ndarray) -> Histories:
+def _slice(
+    log: InteractionLog, start: np.ndarray, stop: np.ndarray, asked: np.ndarray
+) -> Histories:
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -178,7 +186,9 @@ class WindowDataset(TorchDataset):
         histories = histories_before(self.log, event)
         keys = (index[:, None] * G + np.arange(G)).ravel()
         thoughts = self.verbaliser.write(histories, seed=self.seed, keys=keys)
-        ids, lengths, written = pad_branches(thoughts.tokens, thoughts.is_written, self.writer.pad_id)
+        ids, lengths, written = pad_branches(
+            thoughts.tokens, thoughts.is_written, self.writer.pad_id
+        )
         B, S = len(index), ids.shape[1]
         target = np.where(exists, self.log.item_index[event], NONE)
         return {

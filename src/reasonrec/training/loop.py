@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_model, save_model
@@ -25,8 +24,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from reasonrec.config import Config
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.training.config import OptimiserConfig
 
 LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
 """(model, batch) -> scalar loss and named parts to log."""
@@ -34,26 +33,6 @@ Validate = Callable[[ReasoningRecommender], dict[str, float]]
 """model -> named values; the one called ``valid/ndcg@10`` chooses the best step."""
 CHOSEN_BY = "valid/ndcg@10"
 _COMPLETE = "complete"
-
-
-class OptimiserConfig(Config):
-    """Optimiser and schedule of one stage."""
-
-    learning_rate: PositiveFloat = 2e-3
-    weight_decay: NonNegativeFloat = 0.01
-    warmup_frac: NonNegativeFloat = 0.05
-    """Share of all steps over which the learning rate rises to its peak."""
-    schedule: str = "cosine"
-    """Name of a schedule of transformers, such as ``cosine``, ``linear``, ``constant_with_warmup``."""
-    max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = 64
-    """Rows per step and process: windows, or prompts in reinforcement learning."""
-    num_validations: PositiveInt = 10
-    """How often in a run the model is validated and a checkpoint is written."""
-    refresh_items_every: PositiveInt = 100
-    """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
-    num_threads: NonNegativeInt = 0
-    """Threads of torch. 0 leaves them as they are."""
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,10 @@
 
 from typing import Any
 
-from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from reasonrec.config import Config
 from reasonrec.models.reasoning_recommender import Batch
-
-
-class SftLossConfig(Config):
-    """Weights of the parts of the supervised loss."""
-
-    next_item: NonNegativeFloat = 1.0
-    """Next item after every history position, without thought."""
-    think: NonNegativeFloat = 1.0
-    """Target after the thought, from the gated state."""
-    post: NonNegativeFloat = 0.5
-    """Target after the thought, from the ungated state, which teaches the state while the gate is
-    still closed."""
-    tokens: NonNegativeFloat = 1.0
-    """Written tokens of the thought."""
+from reasonrec.training.config import SftLossConfig
 
 
 def sft_loss(

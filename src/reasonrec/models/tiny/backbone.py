@@ -1,9 +1,6 @@
 """A Qwen3-shaped causal language model of about a million parameters, trained here from nothing."""
 
-from typing import Literal
-
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from transformers import (
     LlamaConfig,
     PreTrainedModel,
@@ -13,23 +10,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from reasonrec.config import Config
-
-
-class TinyConfig(Config):
-    """Shape of the tiny backbone."""
-
-    shape: Literal["qwen3", "llama"] = "qwen3"
-    """Whose architecture is built small."""
-    width: PositiveInt = 128
-    """Hidden size."""
-    num_layers: PositiveInt = 2
-    num_heads: PositiveInt = 4
-    feed_forward_width: PositiveInt = 256
-    vocab_size: PositiveInt = 1024
-    """Sub-word tokens; the title tokens come on top."""
-    init_std: NonNegativeFloat = 0.02
-    """Standard deviation of the initial weights."""
+from reasonrec.models.config import TinyConfig
 
 
 def build_tiny_backbone(

@@ -1,11 +1,10 @@
 """Advantages of G rollouts of one prompt over each other."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Estimator = Literal["grpo", "centred", "leave-one-out"]
+from reasonrec.training.config import Estimator
+
 FLAT = 1e-6
 """Spread of rewards below which a group has nothing to tell."""
 

@@ -4,13 +4,10 @@ Departs from the official code, which multiplies advantages and token ratios int
 and so gives thoughts no gradient: here each token meets the advantage of its own rollout alone.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-TokenMean = Literal["tokens", "rollouts", "sum"]
-ItemTerm = Literal["best", "positive", "all"]
+from reasonrec.training.config import ItemTerm, TokenMean
 
 
 def clipped_objective(
@@ -80,7 +77,12 @@ def item_weights(advantages_P_G: Tensor, item_term: ItemTerm) -> Tensor:
 
 
 def item_objective(
-    logp_P_G: Tensor, old_logp_P_G: Tensor, weights_P_G: Tensor, *, clip_low: float, clip_high: float
+    logp_P_G: Tensor,
+    old_logp_P_G: Tensor,
+    weights_P_G: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
 ) -> Tensor:
     """Return the objective of the recommendation itself: sum over a group / G, mean over prompts."""
     return clipped_objective(

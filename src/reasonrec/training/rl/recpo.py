@@ -7,11 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from reasonrec.config import Config
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.generation import Generated, think
 from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
@@ -19,15 +17,10 @@ from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.config import RecpoConfig
 from reasonrec.training.examples import histories_before
-from reasonrec.training.rl.advantages import Estimator, advantages_within_groups, is_flat
-from reasonrec.training.rl.loss import (
-    ItemTerm,
-    TokenMean,
-    item_objective,
-    item_weights,
-    token_objective,
-)
+from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.loss import item_objective, item_weights, token_objective
 from reasonrec.training.rl.rewards import (
     fused_reward,
     ndcg_reward,
@@ -36,44 +29,17 @@ from reasonrec.training.rl.rewards import (
 )
 
 
-class RecpoConfig(Config):
-    """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
-
-    group_size: PositiveInt = 4
-    """Rollouts per prompt, G."""
-    temperature: PositiveFloat = 1.0
-    """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
-    max_tokens: PositiveInt = 48
-    """Of a thought, looked-up evidence included. The paper's 512 is for text without title tokens."""
-    beta: float = Field(0.05, ge=0, le=1)
-    """Share of the softmax reward R_c beside NDCG, R_d."""
-    reward_at: PositiveInt = 1000
-    """Cut-off k of the NDCG reward."""
-    advantage: Estimator = "grpo"
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-    num_inner_epochs: PositiveInt = 1
-    """Optimiser steps on each batch of rollouts."""
-    token_mean: TokenMean = "tokens"
-    """What the token term is a mean over; not stated in the paper."""
-    item_term: ItemTerm = "best"
-    """Which rollouts train the recommendation."""
-    item_softmax: Literal["batch", "catalogue"] = "catalogue"
-    """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
-    item_weight: NonNegativeFloat = 1.0
-    """Weight of the recommendation term beside the token term. The paper: 1."""
-    flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
-    """What groups without spread in reward do: nothing, as in the paper, or train the
-    recommendation of all their rollouts with weight 1 / G, since their label is known."""
-    next_item_weight: NonNegativeFloat = 0.5
-    """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""
-
-
 class PromptSample(TorchDataset):
     """The log positions that RL asks about, in training order; each batch repeated per inner epoch."""
 
     def __init__(
-        self, log: InteractionLog, *, num_prompts: int, batch_size: int, num_inner_epochs: int, seed: int
+        self,
+        log: InteractionLog,
+        *,
+        num_prompts: int,
+        batch_size: int,
+        num_inner_epochs: int,
+        seed: int,
     ) -> None:
         position = np.arange(len(log)) - log.user_offsets[log.user_index]
         eligible = np.flatnonzero(position >= 2)
@@ -121,9 +87,7 @@ class Recpo:
         self._events: Tensor | None = None
         self._rollouts: Rollouts | None = None
 
-    def __call__(
-        self, model: Any, inputs: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of one step and what there is to log about it."""
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
@@ -173,7 +137,12 @@ def roll_out(
 
 
 def rollout_batch(
-    model: ReasoningRecommender, log: InteractionLog, event: np.ndarray, written: Generated, P: int, G: int
+    model: ReasoningRecommender,
+    log: InteractionLog,
+    event: np.ndarray,
+    written: Generated,
+    P: int,
+    G: int,
 ) -> Batch:
     """Return rollouts as one trunk per prompt with G branches, next-item labels on the trunk."""
     histories = histories_before(log, event, last=model.head.max_history)
@@ -249,7 +218,11 @@ def recpo_loss(
 
 
 def log_prob_of_targets(
-    scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor, *, over: Literal["batch", "catalogue"]
+    scores_P_G_N: Tensor,
+    target_P: Tensor,
+    masked_P_N: Tensor,
+    *,
+    over: Literal["batch", "catalogue"],
 ) -> Tensor:
     """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
 
@@ -261,9 +234,7 @@ def log_prob_of_targets(
     else:
         in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
         in_batch[target_P] = True
-        compared = scores_P_G_N.masked_fill(
-            (masked_P_N | ~in_batch)[:, None, :], -torch.inf
-        )
+        compared = scores_P_G_N.masked_fill((masked_P_N | ~in_batch)[:, None, :], -torch.inf)
     index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
     return compared.log_softmax(-1).gather(-1, index)[..., 0]
 

@@ -1,0 +1,72 @@
+"""``reasonrec demo``: the whole road, ending in a table, a report and three recommendations."""
+
+from pathlib import Path
+
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.prepare_config import PrepareConfig
+
+
+def demo(
+    source: str = "planted",
+    /,
+    *,
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    json: bool = False,
+    preset: Path | None = None,
+    world: PlantedConfig | None = None,
+    prepare: PrepareConfig | None = None,
+    tune: int = 0,
+) -> None:
+    """Run the whole road on a data set, or on a generated shop whose truth is known.
+
+    Prepares, measures simple recommenders, trains one without thoughts, teaches it to think, lets
+    it learn from labels which thoughts help, measures all of it side by side, and explains three
+    recommendations. Interrupt it whenever you like: the same command continues.
+
+    Examples:
+        reasonrec demo
+        reasonrec demo ml-100k --out runs/ml-100k
+        reasonrec demo my-shop/ --out runs/my-shop --prepare.k-core 5
+        reasonrec demo office-2018 --prepare.split given --out runs/office
+
+    Args:
+        source: planted, a data set's name (see REASONREC_DATA), or a folder or file of your own.
+        out: Folder of the run.
+        seed: Draws the generated shop, the weights and every sample.
+        json: Print the metric rows as JSON instead of tables.
+        preset: TOML file with keys of the method (see configs/).
+        world: The generated shop.
+        prepare: How a log is read, filtered and split.
+        tune: Settings of each simple recommender that are tried on validation first.
+    """
+    from rich.console import Console
+
+    from reasonrec.cli.progress import method_progress
+    from reasonrec.cli.recommend import print_recommendation
+    from reasonrec.evaluation.config import EvaluateConfig
+    from reasonrec.evaluation.table import results_table
+    from reasonrec.methods.demo import run_demo
+    from reasonrec.methods.r2ec_config import R2ecConfig
+
+    console, progress_console = Console(), Console(stderr=True, highlight=False)
+    with method_progress() as progress:
+        done = run_demo(
+            source,
+            out,
+            R2ecConfig.load(preset),
+            seed=seed,
+            world=world or PlantedConfig(size="demo"),
+            preparation=prepare or PrepareConfig(),
+            evaluation=EvaluateConfig(tune=tune),
+            announce=lambda text: progress_console.print(f"[dim]·[/dim] {text}"),
+            progress=progress,
+        )
+    if json:
+        print((out / "metrics.json").read_text(encoding="utf-8"), end="")
+        return
+    first = done.rows[0]
+    console.print(results_table(done.rows, title=f"{first.dataset}, {first.split}, n = {first.n}"))
+    for answer in done.recommendations:
+        print_recommendation(answer, console)
+    console.print(f"\n{done.seconds / 60:.1f} minutes. Open {done.report}", highlight=False)

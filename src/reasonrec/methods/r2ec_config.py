@@ -1,0 +1,66 @@
+"""Everything that training R²ec can be told. Imports no torch, so that ``--help`` stays quick."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from reasonrec.config import Config
+from reasonrec.models.config import HeadConfig, TinyConfig
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
+
+
+class NoThinkStage(Config):
+    """The next item after every history position, without thought."""
+
+    num_epochs: PositiveInt = 24
+    optimiser: OptimiserConfig = OptimiserConfig(batch_size=32)
+
+
+class SftStage(Config):
+    """Thoughts of the verbaliser, learned beside the next item."""
+
+    num_epochs: PositiveInt = 3
+    num_branches: PositiveInt = 3
+    """Thoughts per window, each after another position."""
+    loss: SftLossConfig = SftLossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=5e-4, batch_size=32, num_validations=4
+    )
+
+
+class RecpoStage(Config):
+    """RecPO from recommendation labels alone."""
+
+    num_prompts: PositiveInt = 3200
+    """Training positions asked about, each once where the log has as many."""
+    recpo: RecpoConfig = RecpoConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=2e-4, batch_size=32, num_validations=4, schedule="linear"
+    )
+
+
+class InferenceConfig(Config):
+    """How a trained model thinks when it is asked."""
+
+    temperature: NonNegativeFloat = 0.0
+    """0 writes the likeliest thought."""
+    num_samples: PositiveInt = 1
+    """Sampled thoughts whose rankings are averaged; more than 1 needs a temperature above 0."""
+
+
+class R2ecConfig(Config):
+    """Everything that training R²ec can be told."""
+
+    method: Literal["r2ec"] = "r2ec"
+    backbone: str = "tiny"
+    """``tiny``, or a folder or hub name of any causal LM."""
+    tiny: TinyConfig = TinyConfig()
+    head: HeadConfig = HeadConfig()
+    thought: ThoughtConfig = ThoughtConfig()
+    no_think: NoThinkStage = NoThinkStage()
+    sft: SftStage = SftStage()
+    recpo: RecpoStage = RecpoStage()
+    inference: InferenceConfig = InferenceConfig()
+    num_valid_queries: PositiveInt = 1000
+    """Validation queries that choose the best step: all, or a seeded sample of this many."""

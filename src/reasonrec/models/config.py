@@ -1,0 +1,43 @@
+"""What models can be told. Imports no torch, so that ``--help`` stays quick."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from reasonrec.config import Config
+
+ItemRows = Literal["text", "id", "text+id"]
+Similarity = Literal["dot", "cosine"]
+
+
+class TinyConfig(Config):
+    """Shape of the tiny backbone."""
+
+    shape: Literal["qwen3", "llama"] = "qwen3"
+    """Whose architecture is built small."""
+    width: PositiveInt = 128
+    """Hidden size."""
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    feed_forward_width: PositiveInt = 256
+    vocab_size: PositiveInt = 1024
+    """Sub-word tokens; the title tokens come on top."""
+    init_std: NonNegativeFloat = 0.02
+    """Standard deviation of the initial weights."""
+
+
+class HeadConfig(Config):
+    """The recommendation head and how states are read for it."""
+
+    item_rows: ItemRows = "id"
+    """Where item rows come from: ``text``, ``id`` or ``text+id``."""
+    similarity: Similarity = "dot"
+    """Inner product, or cosine."""
+    temperature: float = 1.0
+    """Divides the scores."""
+    gated: bool = True
+    """Mix the state before the thought into the state after it, starting at no thought."""
+    dropout: float = 0.2
+    """Share of input-embedding and state entries dropped while training."""
+    max_history: int = 50
+    """Most recent history items that a prompt shows."""

@@ -1,0 +1,22 @@
+"""What thoughts can be made of."""
+
+from reasonrec.config import Config
+
+
+class ThoughtConfig(Config):
+    """What a thought may contain."""
+
+    num_lookups: int = 3
+    """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
+    num_links: int = 5
+    """Items that the graph answers with, at most, for one look-up."""
+    lookup_window: int = 10
+    """The verbaliser looks up items among this many most recent ones."""
+    recency: float = 0.8
+    """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
+    name_taste: bool = True
+    """Whether a thought starts with the user's main categories."""
+    steps_after: int = 5
+    """How many steps after the shared item a neighbour's events count as evidence."""
+    max_neighbours: int = 200
+    """Neighbours read per look-up; a seeded sample of them where there are more."""

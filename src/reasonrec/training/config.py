@@ -1,0 +1,78 @@
+"""What training can be told. Imports no torch, so that ``--help`` stays quick."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from reasonrec.config import Config
+
+Estimator = Literal["grpo", "centred", "leave-one-out"]
+TokenMean = Literal["tokens", "rollouts", "sum"]
+ItemTerm = Literal["best", "positive", "all"]
+
+
+class OptimiserConfig(Config):
+    """Optimiser and schedule of one stage."""
+
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_frac: NonNegativeFloat = 0.05
+    """Share of all steps over which the learning rate rises to its peak."""
+    schedule: str = "cosine"
+    """Name of a schedule of transformers, such as ``cosine``, ``linear``, ``constant_with_warmup``."""
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = 64
+    """Rows per step and process: windows, or prompts in reinforcement learning."""
+    num_validations: PositiveInt = 10
+    """How often in a run the model is validated and a checkpoint is written."""
+    refresh_items_every: PositiveInt = 100
+    """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
+    num_threads: NonNegativeInt = 0
+    """Threads of torch. 0 leaves them as they are."""
+
+
+class SftLossConfig(Config):
+    """Weights of the parts of the supervised loss."""
+
+    next_item: NonNegativeFloat = 1.0
+    """Next item after every history position, without thought."""
+    think: NonNegativeFloat = 1.0
+    """Target after the thought, from the gated state."""
+    post: NonNegativeFloat = 0.5
+    """Target after the thought, from the ungated state, which teaches the state while the gate is
+    still closed."""
+    tokens: NonNegativeFloat = 1.0
+    """Written tokens of the thought."""
+
+
+class RecpoConfig(Config):
+    """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
+
+    group_size: PositiveInt = 4
+    """Rollouts per prompt, G."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
+    max_tokens: PositiveInt = 48
+    """Of a thought, looked-up evidence included. The paper's 512 is for text without title tokens."""
+    beta: float = Field(0.05, ge=0, le=1)
+    """Share of the softmax reward R_c beside NDCG, R_d."""
+    reward_at: PositiveInt = 1000
+    """Cut-off k of the NDCG reward."""
+    advantage: Estimator = "grpo"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    num_inner_epochs: PositiveInt = 1
+    """Optimiser steps on each batch of rollouts."""
+    token_mean: TokenMean = "tokens"
+    """What the token term is a mean over; not stated in the paper."""
+    item_term: ItemTerm = "best"
+    """Which rollouts train the recommendation."""
+    item_softmax: Literal["batch", "catalogue"] = "catalogue"
+    """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
+    item_weight: NonNegativeFloat = 1.0
+    """Weight of the recommendation term beside the token term. The paper: 1."""
+    flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
+    """What groups without spread in reward do: nothing, as in the paper, or train the
+    recommendation of all their rollouts with weight 1 / G, since their label is known."""
+    next_item_weight: NonNegativeFloat = 0.5
+    """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""
