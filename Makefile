@@ -24,20 +24,21 @@ help:  ## Show this list.
 demo: $(VENV)/.installed  ## The whole road on a generated shop, or on DATA. Results in OUT.
 	@$(BIN)/reasonrec demo $(if $(DATA),--data '$(DATA)') --out '$(OUT)' --seed $(SEED)
 
-# All checks run, so that one call shows everything that is wrong; pytest has the last word.
-test: $(VENV)/.installed-dev  ## Linter, type checker and tests.
-	@failed=''; \
-	$(MAKE) --no-print-directory lint || failed=lint; \
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
-		MPLBACKEND=agg $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
-	test -z "$$failed" || { echo 'make test: the linter or the type checker failed, see above'; exit 1; }
-
-lint: $(VENV)/.installed-dev  ## Linter, formatting and type checker alone.
-	@status=0; \
+LINT := status=0; \
 	$(BIN)/ruff check -q . || status=1; \
 	$(BIN)/ruff format -q --check . || { status=1; echo 'not formatted: run make format'; }; \
-	$(BIN)/basedpyright --level error || status=1; \
+	$(BIN)/basedpyright --level error || status=1
+
+# All checks run, so that one call shows everything that is wrong; pytest has the last word.
+test: $(VENV)/.installed-dev  ## Linter, type checker and tests.
+	@$(LINT); \
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+		MPLBACKEND=agg $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
+	test $$status = 0 || echo 'make test: the linter or the type checker failed, see above'; \
 	exit $$status
+
+lint: $(VENV)/.installed-dev  ## Linter, formatting and type checker alone.
+	@$(LINT); exit $$status
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can.
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .

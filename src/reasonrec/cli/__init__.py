@@ -97,7 +97,7 @@ def build_app(arguments: list[str]) -> App:
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
             raise cyclopts.CycloptsError(msg=f"A command comes first; got {tokens[0]}. {hint}")
         if config is not None:
-            app.config = _keys_of(config)
+            app.config = keys_of(config)
         app(tokens, exit_on_error=False, print_error=False)
 
     return app
@@ -112,7 +112,7 @@ def _examples(verb: str) -> str | None:
     return f"Examples:\n\n{textwrap.indent(commands, '    ')}" if commands else None
 
 
-def _keys_of(path: Path) -> Any:
+def keys_of(path: Path) -> Any:
     """Return the configuration source that puts a TOML file's keys below the options."""
     from reasonrec.config import read_toml
 

@@ -1,0 +1,137 @@
+"""The pages and files around the code keep their word: commands, links, homes, pins, targets."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from reasonrec.cli import VERBS, build_app, keys_of
+
+ROOT = Path(__file__).parents[3]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
+    str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/*.md")
+)]  # fmt: skip
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands(page: str, program: str) -> list[list[str]]:
+    """Return the arguments of every line of the page's ``sh`` blocks that calls ``program``."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [found[1:] for found in words if found[:1] == [program]]
+
+
+def bind(arguments: list[str]) -> None:
+    """Parse a command line as far as the call of its verb, configuration file included."""
+    app = build_app(arguments)
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        app.config = keys_of(ROOT / arguments[place + 1])
+        arguments = arguments[:place] + arguments[place + 2 :]
+    app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_module_and_explains_itself(verb):
+    module = importlib.import_module(f"reasonrec.cli.{verb}")
+    assert "Examples:\n" in (getattr(module, verb).__doc__ or "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_accepted(page):
+    for arguments in commands(page, "reasonrec"):
+        bind(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_of_a_page_exists(page):
+    # read, not run: even `make --dry-run` runs the lines that call make again
+    targets = re.findall(r"^([a-z]+):.*## ", text_of("Makefile"), re.MULTILINE)
+    for arguments in commands(page, "make"):
+        assert arguments[0] in targets, f"make {shlex.join(arguments)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text_of(page))
+    local = [link for link in links if "://" not in link]
+    missing = [link for link in local if not ((ROOT / page).parent / link).exists()]
+    assert missing == []
+
+
+def test_the_imports_of_the_readme_work():
+    snippets = re.findall(r"^```python\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        compile(snippet, "README.md", "exec")
+        for line in snippet.splitlines():
+            if line.startswith(("from ", "import ")):
+                exec(line, {})
+
+
+def test_the_readme_has_the_place_that_results_are_written_to():
+    text = text_of("README.md")
+    assert 0 < text.index("<!-- results:start -->") < text.index("<!-- results:end -->")
+
+
+def test_every_home_in_the_paper_index_exists():
+    homes = re.findall(r"`([\w/]+\.py): (\w+)`", text_of("docs/paper_index.md"))
+    assert len(homes) > 10
+    for path, name in homes:
+        source = (ROOT / "src/reasonrec" / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{path}: {name}"
+
+
+def test_every_configuration_is_accepted_by_the_command_on_its_first_line():
+    # the first line of a file in configs/ is the command that uses it, as a comment
+    for path in sorted((ROOT / "configs").glob("**/*.toml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        words = shlex.split(first.removeprefix("#"))
+        assert words[:1] == ["reasonrec"], f"{path}: {first}"
+        assert str(path.relative_to(ROOT)) in words, f"{path}: {first}"
+        bind(words[1:])
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    tested = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert list(pins) == sorted(pins)
+    for wanted in map(Requirement, tested):
+        assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), wanted
+
+
+def test_the_check_of_every_change_is_the_command_that_the_readme_names():
+    assert ["test"] in commands("README.md", "make")
+    assert text_of(".ci/run").rstrip().endswith("make test")
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_make_refuses_a_python_that_is_too_old(tmp_path):
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    asked = ["make", "-C", str(ROOT), "demo", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    ended = subprocess.run(asked, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "needs Python 3.11 or newer" in ended.stdout + ended.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_licence_is_the_apache_licence_without_a_foreign_name():
+    licence = text_of("LICENSE")
+    assert "Version 2.0, January 2004" in licence
+    assert "Copyright [yyyy] [name of copyright owner]" in licence
