@@ -111,6 +111,7 @@ def measure(
             )
             for contestant in contestants
         )
+        _check_distinct(evaluations)
         outputs = write_evaluation(out, evaluations)
     write_manifest(
         out,
@@ -173,6 +174,18 @@ def _measure_one(
         seed=contestant.seed,
     )
     return evaluation
+
+
+def _check_distinct(evaluations: Sequence[Evaluation]) -> None:
+    """Refuse results that nobody could tell apart later."""
+    names = [(one.rows[0].method, one.rows[0].seed) for one in evaluations]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            "the methods of one evaluation must differ in name or seed; got twice: "
+            + ", ".join(f"{method} of seed {seed}" for method, seed in twice)
+            + ". Evaluate them into folders of their own, and `reasonrec compare` those"
+        )
 
 
 def _candidates(dataset: Dataset, config: EvaluateConfig, out: Path) -> list[Candidates]:

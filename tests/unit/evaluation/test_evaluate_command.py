@@ -8,6 +8,7 @@ from reasonrec.cli import main
 from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
+from reasonrec.errors import DataError
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 
@@ -84,6 +85,16 @@ def test_an_interrupted_evaluation_continues_with_the_next_method(shop, tmp_path
     both = measure([counted("popularity"), counted("item-knn")], dataset, tmp_path, config)
     assert opened == ["popularity", "item-knn", "item-knn"]
     assert [one.rows[0].method for one in both] == ["popularity", "item-knn"]
+
+
+def test_results_that_could_not_be_told_apart_are_refused(shop, tmp_path):
+    dataset = Dataset.load(shop)
+    twins = [
+        Contestant(label, 0, label, floor_contestant("popularity", dataset, seed=0, tune=0).open)
+        for label in ("monday", "tuesday")
+    ]
+    with pytest.raises(DataError, match="got twice: popularity of seed 0"):
+        measure(twins, dataset, tmp_path, EvaluateConfig())
 
 
 def test_tuning_leaves_what_it_tried_beside_the_method(shop, tmp_path, capsys):
