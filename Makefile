@@ -22,7 +22,7 @@ help:  ## Show this list.
 	@echo '  PYTHON=python3.11   PIP_ARGS="options for every pip install"'
 
 demo: $(VENV)/.installed  ## The whole road on a generated shop, or on DATA. Results in OUT.
-	@$(BIN)/reasonrec demo $(if $(DATA),--data '$(DATA)') --out '$(OUT)' --seed $(SEED)
+	@$(BIN)/reasonrec demo '$(or $(DATA),planted)' --out '$(OUT)' --seed $(SEED)
 
 LINT := status=0; \
 	$(BIN)/ruff check -q . || status=1; \
