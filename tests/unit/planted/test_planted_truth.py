@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from reasonrec.data.planted import CAUSES, PlantedConfig, WorldTruth, write_world
+from reasonrec.data.planted import CAUSES, CauseWeights, PlantedConfig, WorldTruth, write_world
 from reasonrec.data.planted import readers as readers_module
 from reasonrec.errors import DataError
 from reasonrec.metrics import metric_values
@@ -107,6 +109,37 @@ def test_rows_sum_to_one_with_nothing_on_taken_items_and_something_on_all_others
     assert p[~taken].min() > 0
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    num_users=st.integers(1, 30),
+    num_items=st.integers(40, 90),
+    circle_size=st.integers(1, 9),
+    users_per_block=st.integers(1, 30),
+    weights=st.fixed_dictionaries({name: st.floats(0, 1) for name in CAUSES[:-1]}),
+    seed=st.integers(0, 99),
+)
+def test_every_world_that_is_accepted_has_sound_probabilities(
+    num_users, num_items, circle_size, users_per_block, weights, seed, tmp_path_factory
+):
+    config = PlantedConfig(
+        num_users=num_users,
+        num_items=num_items,
+        min_events=1,
+        max_events=num_items // 2,  # the most that is allowed: rejections give way to exact draws
+        circle_size=circle_size,
+        users_per_block=users_per_block,
+        weights=CauseWeights(noise=0.01, **weights),
+    )
+    folder = tmp_path_factory.mktemp("any-world")
+    write_world(folder, config, seed)
+    truth = WorldTruth.load(folder)
+    users, known, items = all_queries(truth)
+    p = truth.next_item_probabilities(users, known)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_array_equal((p == 0).sum(axis=1), known)  # taken items and no others
+    assert p[np.arange(len(items)), items].min() > 0
+
+
 def test_an_event_can_always_come_from_its_recorded_cause(tiny_world, tiny_truth):
     users, known, items = all_queries(tiny_truth)
     by_cause = tiny_truth.cause_probabilities(users, known)
@@ -130,6 +163,11 @@ def test_draws_of_the_generator_come_as_often_as_p_says(tiny_truth):
         counts = np.zeros(joint.shape)
         np.add.at(counts, (draws.cause, draws.item), 1)
         assert np.all(counts[joint == 0] == 0)
+        circle, series = (draws.cause == CAUSES.index(name) for name in ("circle", "series"))
+        friends, volumes = draws.source[circle], draws.source[series]
+        assert np.all(tiny_truth.crowd.circle[friends] == tiny_truth.crowd.circle[user])
+        assert np.all(tiny_truth.shop.next_volume[volumes] == draws.item[series])
+        assert np.all(draws.source[~circle & ~series] == -1)
         # Pearson's statistic over (cause, item) cells with at least 5 expected draws, the rest as
         # one cell; a right generator passes but for one case in 10,000, and the seeds are fixed
         often = joint * num_draws >= 5

@@ -49,10 +49,10 @@ def test_blocks_do_not_depend_on_the_order_in_which_they_are_made(tiny_world):
 
 
 def test_a_tiny_world_takes_less_than_a_second(tiny_world, tmp_path):
-    # tiny_world has compiled the kernels; about 0.03 s alone, so there is room for a busy machine
-    start = time.perf_counter()
+    # tiny_world has compiled the kernels; about 0.05 s of the processor, so there is ample room
+    start = time.process_time()
     write_world(tmp_path, PlantedConfig(size="tiny"), 5)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_every_reader_takes_books_in_time_order_and_none_twice(tiny_world):
