@@ -159,7 +159,7 @@ def evaluate(
             n=n,
             seed=seed,
             trained_on=trained_on,
-            seconds=round(float(answers.seconds.sum()), 4),
+            seconds=round(float(answers.seconds.sum()), 6),
         )
         for protocol, metric, interval, n in measured
     )
