@@ -3,8 +3,8 @@
     python benchmarks/prepare.py [--rows 1000000] [--kind parquet|csv|jsonl]
 
 Prints one JSON row: seconds, peak memory of the process that prepares, machine, versions. The log
-is random: 20 events a user on average, item popularity falling like 1/rank, millisecond times, 1 % of
-the rows broken. It is written first, by another process, so that its memory is not counted.
+is random: 20 events a user on average, item popularity falling like 1/rank, millisecond times, 1 %
+of the rows broken. It is written first, by another process, so that its memory is not counted.
 """
 
 import argparse

@@ -24,6 +24,8 @@ class Table:
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
     """``file``, ``row``, ``reason``, ``raw``."""
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """All columns of the file, those not read included, for messages."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def clean_items(raw: Table, *, max_title_chars: int, max_description_chars: int)
         DataError: A column is missing, or no item is left.
     """
     frame, file = raw.frame, raw.file
-    _require(frame, ("item_id", "title"), file)
+    _require(raw, ("item_id", "title"))
     title = clean_text(_joined(frame["title"]), max_chars=max_title_chars)
     columns = [_as_id(frame["item_id"]), title.values]
     cleaned = {"title_markup": title.num_markup, "title_control": title.num_control}
@@ -103,7 +103,7 @@ def clean_log(
         DataError: A column is missing.
     """
     frame, file = raw.frame, raw.file
-    _require(frame, ("user_id", "item_id"), file)
+    _require(raw, ("user_id", "item_id"))
     item = pl.DataFrame({"item_id": _as_id(frame["item_id"])}).join(
         pl.DataFrame({"item_id": item_ids}).with_columns(
             item=pl.int_range(pl.len(), dtype=pl.Int32)
@@ -204,13 +204,14 @@ def _first(rejected: pl.DataFrame) -> str:
     return f"{file} row {row}: {reason}: {raw[:200]}"
 
 
-def _require(frame: pl.DataFrame, names: tuple[str, ...], file: str) -> None:
-    missing = [name for name in names if name not in frame.columns]
+def _require(table: Table, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in table.frame.columns]
     if missing:
-        found = [name for name in frame.columns if not name.startswith("_")]
+        read = [name for name in table.frame.columns if not name.startswith("_")]
+        found = ", ".join(table.columns or read) or "none"
         raise DataError(
-            f"{file} must have the columns {', '.join(names)}; {', '.join(missing)} missing, "
-            f"found: {', '.join(found) or 'none'}. Rename them in the file"
+            f"{table.file} must have the columns {', '.join(names)}; {', '.join(missing)} missing, "
+            f"found: {found}. Rename them in the file"
         )
 
 

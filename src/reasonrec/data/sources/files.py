@@ -40,9 +40,8 @@ def read_log(path: Path, columns: Sequence[str]) -> Table:
     kind = _kind(path)
     if kind == "parquet":
         found = parquet_columns(path)
-        return Table(
-            path.name, _numbered(_read_parquet(path, [name for name in columns if name in found]))
-        )
+        frame = _read_parquet(path, [name for name in columns if name in found])
+        return Table(path.name, _numbered(frame), columns=tuple(found))
     if kind == "jsonl":
         return _log_from_json_lines(path, columns)
     found = csv_header(path, "\t" if kind == "tsv" else ",")
@@ -111,6 +110,7 @@ def read_csv(
         path.name,
         frame.filter(pl.col(_SURPLUS).is_null()).drop(_SURPLUS),
         rejected_rows(surplus, "more fields than the header names", file=path.name),
+        columns=tuple(header),
     )
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from reasonrec.data.raw import ROW, RawTables, Table, rejected_rows
 from reasonrec.data.sources.files import csv_header, read_csv, read_lines, read_text
+from reasonrec.errors import DataError
 
 LAYOUT = (
     "MovieLens: u.data and u.item (100K); ratings.dat and movies.dat (1M, 10M); "
@@ -71,13 +72,16 @@ def _read_100k(folder: Path) -> RawTables:
 
 def _genres_of_100k(path: Path) -> list[str]:
     text, _ = read_text(path)
-    pairs = [line.split("|") for line in text.splitlines() if "|" in line]
-    return [name for name, _ in sorted(pairs, key=lambda pair: int(pair[1]))]
+    pairs = [line.strip().rpartition("|") for line in text.split("\n") if line.strip()]
+    if sorted(number for _, _, number in pairs) != sorted(str(n) for n in range(len(pairs))):
+        raise DataError(f"{path} must number its genres name|0, name|1, ...; got {pairs[:5]}")
+    return [name for name, _, _ in sorted(pairs, key=lambda pair: int(pair[2]))]
 
 
 def _read_dat(folder: Path) -> RawTables:
     text, notes = read_text(folder / "movies.dat")
-    lines = pl.DataFrame({"line": text.splitlines()}).with_columns(
+    # only at line feeds: 0x85 and its like are letters in other code pages
+    lines = pl.DataFrame({"line": text.split("\n")}, schema={"line": pl.String}).with_columns(
         pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)
     )
     movies = _split_lines("movies.dat", lines, ("item_id", "title", "categories"))

@@ -1,0 +1,372 @@
+"""From raw files to a prepared folder: contents, quarantine, filters, and what is refused."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from reasonrec.data.dataset import FILES, Dataset
+from reasonrec.data.planted import PlantedConfig
+from reasonrec.data.prepare import prepare, prepare_planted
+from reasonrec.data.prepare_config import PrepareConfig
+from reasonrec.errors import CheckpointError, ConfigError, DataError, ReasonrecError
+
+WriteShop = Callable[..., Path]
+T = 1_600_000_000
+ROWS = [
+    ("ann", "i0", 5, T), ("ann", "i1", 4, T + 10), ("ann", "i2", 3, T + 20),
+    ("ann", "i3", 5, T + 30),
+    ("bob", "i1", 5, T), ("bob", "i2", 2, T + 5), ("bob", "i0", 4, T + 15),
+    ("cyd", "i3", 1, T + 7),
+]  # fmt: skip
+ALL = PrepareConfig(max_rejected_frac=1.0)
+
+
+def test_a_small_shop_is_prepared_as_worked_out_by_hand(write_shop: WriteShop, tmp_path: Path):
+    dataset = prepare(write_shop(ROWS), tmp_path / "out")
+    assert dataset.name == "shop"
+    assert dataset.user_ids == ["ann", "bob", "cyd"]
+    assert dataset.num_items == 9  # five of them without events
+    assert dataset.train.user_index.tolist() == [0, 0, 1, 2]
+    assert dataset.train.item_index.tolist() == [0, 1, 1, 3]
+    assert dataset.train.timestamp is not None
+    assert dataset.train.timestamp.tolist() == [T, T + 10, T, T + 7]
+    assert dataset.valid.target.tolist() == [2, 2]
+    assert dataset.test.target.tolist() == [3, 0]
+    histories = dataset.test.histories()
+    assert [histories.row(b).tolist() for b in range(2)] == [[0, 1, 2], [1, 2]]
+    assert histories.asked_at is not None
+    assert histories.asked_at.tolist() == [T + 30, T + 15]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "manifest.json"}
+    for name, dtype in {
+        "user_index": pl.Int32,
+        "item_index": pl.Int32,
+        "rating": pl.Float32,
+    }.items():
+        assert pl.read_parquet(tmp_path / "out" / "train.parquet").schema[name] == dtype
+
+
+def test_the_order_of_the_rows_changes_nothing_where_times_differ(
+    write_shop: WriteShop, tmp_path: Path
+):
+    first = prepare(write_shop(ROWS), tmp_path / "a")
+    second = prepare(write_shop(ROWS[::-1]), tmp_path / "b")
+    assert first.user_ids == second.user_ids
+    for name in ("train", "valid", "test", "users"):
+        one, other = (pl.read_parquet(tmp_path / x / f"{name}.parquet") for x in "ab")
+        assert one.equals(other)
+
+
+def test_every_kind_of_bad_row_is_set_aside_with_its_reason(write_shop: WriteShop, tmp_path: Path):
+    future = int(time.time()) + 10 * 86_400
+    bad = [
+        ("", "i0", 5, T), ("ann", "", 5, T), ("ann", "nowhere", 5, T), ("ann", "i0", "five", T),
+        ("ann", "i0", 9, T), ("ann", "i0", 5, ""), ("ann", "i0", 5, "soon"), ("ann", "i0", 5, -4),
+        ("ann", "i0", 5, future), ("ann", "i0", 5, T), ("ann", "i4", 5, T, "more"),
+    ]  # fmt: skip
+    config = ALL.model_copy(update={"rating_scale": (1.0, 5.0)})
+    dataset = prepare(write_shop(ROWS + bad), tmp_path / "out", config)
+    rejected = pl.read_parquet(tmp_path / "out" / "rejected.parquet").sort("row")
+    assert rejected["row"].to_list() == list(range(9, 20))
+    assert rejected["reason"].to_list() == [
+        "missing user_id", "missing item_id", "unknown item", "rating is no number",
+        "rating outside 1 to 5", "missing timestamp", "timestamp is no time",
+        "timestamp before 1970", "timestamp in the future", "duplicate event",
+        "more fields than the header names",
+    ]  # fmt: skip
+    assert set(rejected["file"]) == {"interactions.csv"}
+    assert json.loads(rejected["raw"][2])["item_id"] == "nowhere"
+    assert dataset.statistics["rejected"]["interactions"]["unknown item"] == 1
+    assert dataset.statistics["log"]["events"] == len(ROWS)
+
+
+def test_a_row_that_is_both_ways_bad_is_counted_once(write_shop: WriteShop, tmp_path: Path):
+    dataset = prepare(write_shop([*ROWS, ("", "nowhere", "x", "y")]), tmp_path / "out", ALL)
+    assert dataset.statistics["rejected"]["interactions"] == {"missing user_id": 1}
+
+
+def test_too_many_bad_rows_stop_with_the_reasons_and_the_first_row(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder = write_shop([*ROWS, ("ann", "nowhere", 5, T)])
+    with pytest.raises(
+        DataError,
+        match=r"at most 5\.0% .* 1 of 9 are: unknown item 1\. First: interactions\.csv row 9",
+    ):
+        prepare(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_duplicates_are_kept_where_asked_and_where_positions_tell_them_apart(
+    write_shop: WriteShop, tmp_path: Path
+):
+    twice = [*ROWS, ROWS[0]]
+    kept = prepare(
+        write_shop(twice), tmp_path / "a", ALL.model_copy(update={"keep_duplicates": True})
+    )
+    assert kept.statistics["log"]["events"] == 9
+    placed = [(*row, n) for n, row in enumerate(twice)]
+    columns = ("user_id", "item_id", "rating", "timestamp", "position")
+    apart = prepare(write_shop(placed, columns=columns), tmp_path / "b")
+    assert apart.statistics["log"]["events"] == 9
+
+
+def test_mixed_units_of_time_are_converted_and_said_aloud(write_shop: WriteShop, tmp_path: Path):
+    rows = [
+        ("ann", f"i{n}", 5, t) for n, t in enumerate((T, (T + 1) * 1000, "2020-09-13 12:26:42"))
+    ]
+    dataset = prepare(write_shop(rows), tmp_path / "out")  # 2020-09-13 12:26:40 is T
+    asked_at = dataset.test.histories().asked_at
+    assert asked_at is not None
+    assert asked_at.tolist() == [T + 2]
+    assert dataset.statistics["notes"][0] == (
+        "mixed units of time in one file were converted to UTC seconds: "
+        "1 dates, 1 milliseconds, 1 seconds"
+    )
+
+
+def test_ties_and_repeats_are_reported(write_shop: WriteShop, tmp_path: Path):
+    rows = [
+        ("ann", "i0", 5, T),
+        ("ann", "i1", 5, T),
+        ("ann", "i0", 5, T + 9),
+        ("ann", "i2", 5, T + 9),
+    ]
+    statistics = prepare(write_shop(rows), tmp_path / "out").statistics
+    # two of four events share the time before them; one of four repeats i0
+    assert statistics["log"]["frac_tied_in_time"] == 0.5
+    assert statistics["log"]["frac_repeats"] == 0.25
+    assert "ties keep the order of the file" in statistics["notes"][0]
+    assert statistics["valid"]["target_in_history"] == 1
+
+
+def test_a_log_without_times_keeps_the_order_of_the_file(write_shop: WriteShop, tmp_path: Path):
+    rows = [("ann", "i3"), ("bob", "i1"), ("ann", "i1"), ("ann", "i2")]
+    folder = write_shop(rows, columns=("user_id", "item_id"))
+    dataset = prepare(folder, tmp_path / "out")
+    assert dataset.train.timestamp is None
+    assert dataset.train.rating is None
+    assert dataset.train.item_index.tolist() == [3, 1]
+    assert dataset.test.target.tolist() == [2]
+    assert "no times" in dataset.statistics["notes"][0]
+    with pytest.raises(DataError, match="global-time needs timestamps"):
+        prepare(folder, tmp_path / "other", PrepareConfig(split="global-time"))
+    with pytest.raises(DataError, match="min_rating needs ratings; this log has none"):
+        prepare(folder, tmp_path / "other", PrepareConfig(min_rating=4))
+
+
+def test_items_are_cleaned_and_bad_ones_set_aside_with_their_events(
+    write_shop: WriteShop, tmp_path: Path
+):
+    titles = {"i0": "<b>Pen</b> &amp; ink", "i1": "Bell\x07", "i2": "<p></p>", "i3": "Fine"}
+    dataset = prepare(write_shop(ROWS, titles), tmp_path / "out", ALL)
+    assert dataset.catalogue.titles == ["Pen & ink", "Bell", "Fine"]
+    assert dataset.statistics["catalogue"]["cleaned"] == {"title_markup": 2, "title_control": 1}
+    assert dataset.statistics["rejected"]["items"] == {"empty title": 1}
+    assert dataset.statistics["rejected"]["interactions"] == {"unknown item": 2}
+
+
+def test_a_duplicate_item_keeps_its_first_row_and_further_columns_are_kept(tmp_path: Path):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    (folder / "items.csv").write_text(
+        'item_id,title,brand,categories\na,First,X,"[""Red"", ""Big""]"\na,Second,Y,\n'
+        "b,Other,Z,p|q\n"
+    )
+    (folder / "interactions.csv").write_text("user_id,item_id\nu,a\nu,b\nu,a\n")
+    dataset = prepare(folder, tmp_path / "out", ALL)
+    table = dataset.catalogue.table
+    assert table["title"].to_list() == ["First", "Other"]
+    assert table["brand"].to_list() == ["X", "Z"]
+    assert table["categories"].to_list() == [["Red", "Big"], ["p", "q"]]
+    assert table["description"].to_list() == [None, None]
+    assert dataset.statistics["rejected"]["items"] == {"duplicate item_id": 1}
+
+
+def test_each_filter_is_counted_before_and_after(write_shop: WriteShop, tmp_path: Path):
+    rows = [(f"u{u}", f"i{i}", 1 + (u + i) % 5, T + 86_400 * i) for u in range(4) for i in range(5)]
+    rows += [("rare", "i8", 5, T + 86_400)]
+    config = PrepareConfig(since="2020-09-14", min_rating=2, k_core=2)  # T is on 2020-09-13
+    dataset = prepare(write_shop(rows), tmp_path / "out", config)
+    names = [step["name"] for step in dataset.statistics["filters"]]
+    assert names == ["since 2020-09-14", "rating at least 2", "2-core"]
+    since, rated, core = dataset.statistics["filters"]
+    assert (since["rows_before"], since["rows_after"]) == (21, 17)  # four on the first day
+    # u+i = 5 or 0 mod 5 has rating 1: (1,4) (2,3) (3,2) are left of those after i0
+    assert rated["rows_after"] == 14
+    assert (core["rows_after"], core["users_after"], core["items_after"]) == (13, 4, 4)
+    assert dataset.catalogue.item_ids == ["i1", "i2", "i3", "i4"]  # a core is its own catalogue
+    assert dataset.train.item_index.max() < 4
+
+
+def test_a_core_is_the_same_as_dropping_rows_until_nothing_changes(
+    write_shop: WriteShop, tmp_path: Path
+):
+    rows = [(f"u{(n * 7) % 5}", f"i{(n * n) % 8}", 5, T + n) for n in range(40)]
+    slow = rows
+    while True:
+        users, items = [r[0] for r in slow], [r[1] for r in slow]
+        kept = [r for r in slow if users.count(r[0]) >= 6 and items.count(r[1]) >= 6]
+        if len(kept) == len(slow):
+            break
+        slow = kept
+    dataset = prepare(write_shop(rows), tmp_path / "out", PrepareConfig(k_core=6))
+    assert dataset.statistics["log"]["events"] == len(slow)
+    assert dataset.user_ids == sorted({row[0] for row in slow})
+
+
+def test_sampled_users_depend_on_the_seed_alone(write_shop: WriteShop, tmp_path: Path):
+    rows = [(f"u{u}", f"i{i}", 5, T + i) for u in range(9) for i in range(4)]
+    folder, config = write_shop(rows), PrepareConfig(sample_users=3)
+    samples = {
+        out: prepare(folder, tmp_path / out, config, seed).user_ids
+        for out, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 3))
+    }
+    assert samples["a"] == samples["b"]
+    assert len(samples["a"]) == 3
+    assert len({tuple(users) for users in samples.values()}) > 1
+
+
+def test_queries_with_a_short_history_are_left_out_and_counted(
+    write_shop: WriteShop, tmp_path: Path
+):
+    dataset = prepare(write_shop(ROWS), tmp_path / "out", PrepareConfig(min_history=2))
+    assert (len(dataset.valid), len(dataset.test)) == (1, 2)  # bob's validation looks back on one
+    assert dataset.statistics["valid"]["left_out_short_history"] == 1
+
+
+def test_a_finished_folder_is_only_loaded_and_never_overwritten(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder, out = write_shop(ROWS), tmp_path / "out"
+    first = prepare(folder, out)
+    written = (out / "manifest.json").read_text()
+    assert prepare(folder, out).fingerprint == first.fingerprint
+    assert (out / "manifest.json").read_text() == written
+    with pytest.raises(CheckpointError, match="another config: k_core was None, now 2"):
+        prepare(folder, out, PrepareConfig(k_core=2))
+    write_shop(ROWS[:-1])
+    with pytest.raises(DataError, match=r"interactions\.csv changed since .* was prepared from it"):
+        prepare(folder, out)
+
+
+def test_an_interrupted_folder_is_continued_and_ends_the_same(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder, out = write_shop(ROWS), tmp_path / "out"
+    fingerprint = prepare(folder, out).fingerprint
+    (out / "manifest.json").unlink()
+    (out / "test.parquet").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="did not finish"):
+        Dataset.load(out)
+    assert prepare(folder, out).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("", "is empty"),
+        ("user_id,item_id\n", "must hold interactions; it has none"),
+        ("user,item\nu,i0\n", "user_id, item_id missing, found: user, item"),
+        ("user_id,thing\nu,i0\n", "item_id missing, found: user_id"),
+        ("user_id,item_id,item_id\nu,i0,i0\n", "must have different names"),
+        ("user_id,item_id\nu,i0\n", "at least 3 events; there is none"),
+        ('user_id,item_id\nu,"i0\nu,i1\n', "cannot be read"),
+    ],
+)
+def test_a_broken_log_is_refused_in_words(
+    write_shop: WriteShop, tmp_path: Path, log: str, message: str
+):
+    folder = write_shop(ROWS)
+    (folder / "interactions.csv").write_text(log)
+    with pytest.raises(DataError, match=message):
+        prepare(folder, tmp_path / "out")
+
+
+def test_a_single_user_and_items_never_taken_are_enough(write_shop: WriteShop, tmp_path: Path):
+    dataset = prepare(write_shop(ROWS[:4]), tmp_path / "out")
+    assert dataset.num_users == 1
+    assert dataset.statistics["catalogue"]["never_seen"] == 5
+
+
+def test_a_truncated_parquet_log_is_refused_in_words(write_shop: WriteShop, tmp_path: Path):
+    folder = write_shop(ROWS)
+    pl.read_csv(folder / "interactions.csv").write_parquet(folder / "interactions.parquet")
+    whole = (folder / "interactions.parquet").read_bytes()
+    (folder / "interactions.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"interactions\.parquet cannot be read.*complete"):
+        prepare(folder, tmp_path / "out")
+
+
+def test_parquet_columns_of_a_wrong_type_are_refused_in_words(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder = write_shop(ROWS)
+    wrong = pl.DataFrame({"user_id": [["u"]], "item_id": ["i0"]})
+    wrong.write_parquet(folder / "interactions.parquet")
+    with pytest.raises(DataError, match="user_id must be text or whole numbers"):
+        prepare(folder, tmp_path / "out")
+
+
+def test_ids_that_became_floats_are_whole_numbers_again(write_shop: WriteShop, tmp_path: Path):
+    folder = write_shop(ROWS, {"1": "One", "2": "Two", "3": "Three"})
+    log = pl.DataFrame({"user_id": [7.0, 7.0, 7.0], "item_id": [1, 2, 3]})
+    log.write_parquet(folder / "interactions.parquet")
+    assert prepare(folder, tmp_path / "out").user_ids == ["7"]
+
+
+def test_an_unwritable_folder_is_refused_in_words(write_shop: WriteShop, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ReasonrecError, match="output folder must be writable"):
+        prepare(write_shop(ROWS), tmp_path / "file" / "out")
+
+
+def test_a_log_without_item_table_says_what_to_do_and_can_go_by_ids(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\nu,b\nu,a\nu,b\n")
+    with pytest.raises(
+        DataError, match="--items, or call items by their ids with --titles-from-ids"
+    ):
+        prepare(tmp_path / "log.csv", tmp_path / "out")
+    dataset = prepare(tmp_path / "log.csv", tmp_path / "out", PrepareConfig(titles_from_ids=True))
+    assert dataset.catalogue.titles == ["b", "a"]
+
+
+def test_two_paths_are_as_good_as_a_folder(write_shop: WriteShop, tmp_path: Path):
+    folder = write_shop(ROWS)
+    (folder / "items.csv").rename(tmp_path / "wares.csv")
+    config = PrepareConfig(items=tmp_path / "wares.csv")
+    assert prepare(folder / "interactions.csv", tmp_path / "out", config).name == "interactions"
+    with pytest.raises(DataError, match="goes with an interactions file"):
+        prepare(folder, tmp_path / "other", config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"valid_frac": 0.5, "test_frac": 0.5}, "leave events to train on"),
+        ({"since": "2020-02-01", "until": "2020-01-01"}, "since must not be after until"),
+        ({"split": "given", "k_core": 5}, "k_core would change it"),
+        ({"rating_scale": (5, 1)}, "rating_scale must be low, high"),
+        ({"kcore": 5}, "there is no such key; known here: .*k_core"),
+    ],
+)
+def test_a_senseless_configuration_is_refused_in_words(tmp_path: Path, keys: dict, message: str):
+    path = tmp_path / "prepare.toml"
+    path.write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in keys.items()))
+    with pytest.raises(ConfigError, match=message):
+        PrepareConfig.load(path)
+
+
+def test_the_planted_world_is_written_once_and_prepared_from_its_folder(tmp_path: Path):
+    world = PlantedConfig(size="tiny")
+    dataset = prepare_planted(tmp_path / "out", world)
+    assert (dataset.name, dataset.split, dataset.num_users) == ("planted", "leave-one-out", 120)
+    assert (tmp_path / "out" / "world" / "interactions.parquet").is_file()
+    assert dataset.statistics["rejected"]["interactions"] == {}
+    again = prepare_planted(tmp_path / "out", world)
+    assert again.fingerprint == dataset.fingerprint
+    with pytest.raises(CheckpointError, match="another config: planted"):
+        prepare_planted(tmp_path / "out", PlantedConfig(size="tiny", num_users=121))
