@@ -61,9 +61,7 @@ def test_masking_the_history_takes_its_items_out_of_the_competition():
 def test_a_repeated_target_is_unreachable_unless_the_mask_spares_it():
     scores, histories = scores_of([1, 4, 3, 2]), Histories.from_lists([[1, 2]])
     assert rank_targets(scores, np.array([2]), histories=histories, mask="history") == [np.inf]
-    spared = rank_targets(
-        scores, np.array([2]), histories=histories, mask="history-except-target"
-    )
+    spared = rank_targets(scores, np.array([2]), histories=histories, mask="history-except-target")
     assert spared == [1.0]  # item 1 alone is higher, and it is masked
 
 
