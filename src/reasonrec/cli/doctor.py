@@ -75,7 +75,8 @@ def _describe_packages(checkup: Checkup) -> Iterator[str]:
     for extra in sorted({package.extra for package in checkup.packages}):
         group = [package for package in checkup.packages if package.extra == extra]
         yield f"[bold]{'Extra ' + extra if extra else 'Needed by every command'}"
-        yield "  " + ", ".join(f"{p.name} {p.installed}" for p in group if p.is_fit)
+        if any(package.is_fit for package in group):
+            yield "  " + ", ".join(f"{p.name} {p.installed}" for p in group if p.is_fit)
         unfit = [f"{p.name}{p.wanted} (found {p.installed})" for p in group if not p.is_fit]
         if unfit:
             cure = f": pip install 'reasonrec[{extra}]'" if extra else ""
@@ -94,7 +95,9 @@ def _describe_speeds(checkup: Checkup) -> Iterator[str]:
     yield f"  tiny transformer   {one:,.0f} / {all_threads:,.0f} tokens/s in training"
     yield f"  memory             {speeds.memory_gib_per_s:.1f} GiB/s copied"
     yield f"  disk               {f'{disk:.0f} MiB/s' if disk else 'the folder is not writable'}"
-    ratio = all_threads / REFERENCE_TOKENS_PER_S
+    if all_threads < one:
+        yield "  The cores are busy with other work now: more threads were slower than one."
+    ratio = max(one, all_threads) / REFERENCE_TOKENS_PER_S
     yield (
         f"  This trains at {ratio:.1f} x the machine that the demo was sized on, which has up to "
         f"{REFERENCE_DEMO_MINUTES} minutes for it: expect about "

@@ -125,6 +125,14 @@ def test_the_report_says_what_the_speed_means_for_the_demo():
     assert any("the folder is not writable" in line for line in lines)
 
 
+def test_busy_cores_are_said_aloud_and_do_not_stretch_the_estimate():
+    speeds = machine.Speeds(50, 10, 10, 9_000, 300, 100)
+    checkup = machine.Checkup(machine.describe_machine(Path()), [], [], [], speeds)
+    *_, busy, meaning = describe(checkup, data_root=None)
+    assert "busy with other work" in busy
+    assert "about 20 or less" in meaning  # one thread at half of the reference's 18,000 tokens/s
+
+
 def test_a_driver_that_torch_cannot_use_is_shown_as_not_usable():
     gpu = machine.Accelerator("NVIDIA GPU", None, False, "torch was built without CUDA")
     checkup = machine.Checkup(machine.describe_machine(Path()), [], [gpu], [], None)
