@@ -114,7 +114,9 @@ def known_histories(dataset: Dataset, user_indices: Sequence[int]) -> Histories:
     ``asked_at`` is one second after the last event of the whole data set, where it has times.
     """
     users = np.asarray(user_indices, np.int64)
-    rows = [_known_of_user(dataset, int(user)) for user in users]
+    parts = (dataset.test, dataset.valid)
+    last = [(queries, _last_query_of(queries, dataset.num_users)) for queries in parts]
+    rows = [_known_of_user(dataset, last, int(user)) for user in users]
     lengths = [len(items) for items, _, _ in rows]
     has_rating = dataset.train.rating is not None
     has_time = dataset.train.timestamp is not None
@@ -128,24 +130,29 @@ def known_histories(dataset: Dataset, user_indices: Sequence[int]) -> Histories:
     )
 
 
-def _known_of_user(dataset: Dataset, user: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _last_query_of(queries: Queries, num_users: int) -> np.ndarray:
+    """Return the row of each user's last query, -1 for a user without one. (U,), int64."""
+    times = np.zeros(len(queries)) if queries.timestamp is None else queries.timestamp
+    order = np.lexsort((np.arange(len(queries)), times))
+    order = order[queries.user_index[order] >= 0]
+    last = np.full(num_users, -1, np.int64)
+    last[queries.user_index[order]] = order  # of several rows of a user the last one stays
+    return last
+
+
+def _known_of_user(
+    dataset: Dataset, last: list[tuple[Queries, np.ndarray]], user: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return items, ratings (NaN where unknown) and times (0 where unknown) of one user."""
-    for queries in (dataset.test, dataset.valid):
-        asked = np.flatnonzero(queries.user_index == user)
-        if len(asked):
-            return _history_and_target(queries, _last(queries, asked))
+    for queries, row_of in last:
+        if row_of[user] >= 0:
+            return _history_and_target(queries, int(row_of[user]))
     log = dataset.train
     events = slice(log.user_offsets[user], log.user_offsets[user + 1])
     items = log.item_index[events]
     rating = np.full(len(items), np.nan) if log.rating is None else log.rating[events]
     time = np.zeros(len(items)) if log.timestamp is None else log.timestamp[events]
     return items, rating, time
-
-
-def _last(queries: Queries, rows: np.ndarray) -> int:
-    if queries.timestamp is None:
-        return int(rows[-1])
-    return int(rows[np.lexsort((rows, queries.timestamp[rows]))[-1]])
 
 
 def _history_and_target(queries: Queries, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

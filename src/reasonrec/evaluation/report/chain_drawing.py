@@ -1,8 +1,9 @@
-"""Where the nodes and edges of a person's chains stand: you, your items, neighbours, their items."""
+"""Where the nodes and edges of chains stand: you, your items, neighbours, their items."""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from reasonrec.records import EvidenceChain
 
@@ -31,6 +32,8 @@ class Edge:
     path: str
     width: float
     """In pixels; grows with the weight of the chain."""
+    tone: int
+    """Which of your items it starts from, counted from 0: one colour for each."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,19 @@ def draw_chains(chains: Sequence[EvidenceChain]) -> ChainDrawing | None:
             y = height * (n + 0.5) / len(layer)
             nodes[kind, key] = Node(kind, shorten(label, room), label, _X[kind], y, half, note)
     top = max(chain.weight for chain in shown) or 1.0
-    edges: dict[tuple[str, str, str, str], float] = {}
+    tones = {item_id: tone for tone, item_id in enumerate(layers["via"])}
+    # a neighbour shared by two of your items keeps an edge of each colour
+    edges: dict[tuple[str, str, str, str, int], float] = {}
     for chain in shown:
         width = 1.2 + 2.8 * chain.weight / top
-        for key in (
-            ("you", "you", "via", chain.via_item_id),
-            ("via", chain.via_item_id, "neighbour", chain.neighbour_user_id),
-            ("neighbour", chain.neighbour_user_id, "item", chain.item_id),
-        ):
+        stops = [
+            ("you", "you"),
+            ("via", chain.via_item_id),
+            ("neighbour", chain.neighbour_user_id),
+            ("item", chain.item_id),
+        ]
+        for start, stop in pairwise(stops):
+            key = (*start, *stop, tones[chain.via_item_id])
             edges[key] = max(width, edges.get(key, 0.0))
     said = "; ".join(
         f"you took {c.via_title}, so did neighbour {c.neighbour_user_id}, who went on to {c.title}"
@@ -84,8 +92,8 @@ def draw_chains(chains: Sequence[EvidenceChain]) -> ChainDrawing | None:
         height=height,
         nodes=tuple(nodes.values()),
         edges=tuple(
-            Edge(_curve(nodes[kind, key], nodes[next_kind, next_key]), round(width, 2))
-            for (kind, key, next_kind, next_key), width in edges.items()
+            Edge(_curve(nodes[kind, key], nodes[next_kind, next_key]), round(width, 2), tone)
+            for (kind, key, next_kind, next_key, tone), width in edges.items()
         ),
         description=said,
         num_left_out=len(chains) - len(shown),

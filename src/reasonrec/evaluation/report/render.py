@@ -1,4 +1,4 @@
-"""Writes the page: templates, colours, formats. Everything from a run is escaped by the templates."""
+"""Writes the page: templates, colours, formats. The templates escape everything from a run."""
 
 import base64
 import hashlib
@@ -63,6 +63,7 @@ def render_report(run: RunRecords) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": _score, "number": _number, "place": _place, "tick": _tick}
+    environment.filters["signed"] = _signed
     environment.filters |= {"short": shorten, "widest": _widest}
     environment.filters |= {"metric_title": metric_title, "protocol_title": protocol_title}
     environment.globals["zip"] = zip
@@ -156,6 +157,11 @@ def _placed_labels(points: Sequence[views.CostPoint]) -> dict[str, Any] | None:
 def _score(value: float) -> str:
     """Return an accuracy with four decimals."""
     return f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    """Return a difference with its sign; the minus is as wide as the plus."""
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def _number(value: float | None) -> str:

@@ -3,12 +3,14 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Part
+from reasonrec.data.validation import count_reasons
 from reasonrec.evaluation.protocol import MetricRow
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
@@ -184,9 +186,7 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
     bands = []
     for low, high in _thirds(measure):
         inside = (measure >= low) & (measure <= high)
-        intervals = bootstrap_intervals(
-            values[inside], rng=stream(0, "report"), num_resamples=500
-        )
+        intervals = bootstrap_intervals(values[inside], rng=stream(0, "report"), num_resamples=500)
         bands.append(
             Band(
                 f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}",
@@ -228,13 +228,15 @@ def panels(run: RunRecords) -> tuple[Panel, ...]:
 def moved(run: RunRecords) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
     """Return the thoughts that moved the target up most and down most, against no-think.
 
-    A move is measured on the scale that NDCG uses, log2(1 + rank): from 9 to 1 counts like 99 to 19.
+    A move is measured as NDCG does, by log2(1 + rank): from 9 to 1 counts like 99 to 19.
     """
     method = thinking_method(run.metrics)
     if method is None or run.thoughts is None or run.per_query is None:
         return (), ()
     full = run.per_query.filter(pl.col("protocol") == CHOSEN[0], pl.col("rank").is_finite())
-    thoughts = run.thoughts.filter(pl.col("method") == method).select("query", "seed", "thought")
+    thoughts = run.thoughts.filter(pl.col("method") == method)
+    thoughts = thoughts.filter(pl.col("seed") == pl.col("seed").min())  # one thought a query
+    thoughts = thoughts.select("query", "seed", "thought")
     before = full.filter(pl.col("method") == REFERENCE).select("query", "seed", before="rank")
     table = (
         full.filter(pl.col("method") == method)
@@ -242,7 +244,6 @@ def moved(run: RunRecords) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
         .join(thoughts, on=["query", "seed"])
         .with_columns(gain=(pl.col("before") + 1).log(2) - (pl.col("rank") + 1).log(2))
         .sort("gain", "query", descending=[True, False])
-        .unique("query", keep="first", maintain_order=True)
     )
     up = table.filter(pl.col("gain") > 0).head(NUM_EXAMPLES)
     down = table.filter(pl.col("gain") < 0).tail(NUM_EXAMPLES).reverse()
@@ -255,7 +256,7 @@ def part_of(metrics: Sequence[MetricRow]) -> Part:
 
 
 def history_bars(run: RunRecords, *, num_bars: int = 16) -> tuple[Bar, ...]:
-    """Return how many queries have how long a history; the last bar takes the longest two percent."""
+    """Return how many queries have how long a history; the last bar takes the longest 2 %."""
     queries = run.dataset.queries(part_of(run.metrics))
     lengths = queries.history_stop - queries.history_start
     if not len(lengths):
@@ -275,8 +276,8 @@ def rejected_bars(run: RunRecords) -> tuple[Bar, ...]:
     """Return how many rows were set aside for each reason, most frequent first."""
     if run.rejected is None or run.rejected.is_empty():
         return ()
-    counts = run.rejected["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
-    return tuple(Bar(str(reason), int(count)) for reason, count in counts.iter_rows())
+    counts = count_reasons(run.rejected)
+    return tuple(Bar(reason, count) for reason, count in counts.items())
 
 
 def flattened(values: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -354,7 +355,7 @@ def _thirds(measure: np.ndarray) -> list[tuple[int, int]]:
     cuts = np.unique(np.quantile(measure, [1 / 3, 2 / 3], method="lower"))
     bounds = np.concatenate([[measure.min() - 1], cuts, [measure.max()]])
     found = []
-    for below, top in zip(bounds, bounds[1:]):
+    for below, top in pairwise(bounds):
         inside = measure[(measure > below) & (measure <= top)]
         if len(inside):
             found.append((int(inside.min()), int(inside.max())))
@@ -378,9 +379,10 @@ def _examples(run: RunRecords, table: pl.DataFrame) -> tuple[Moved, ...]:
     rows = table["query"].to_numpy()
     histories = dataset.queries(part_of(run.metrics)).take(rows).histories(last=5)
     titles = dataset.catalogue.titles
+    names = [*dataset.user_ids, "somebody new"]  # an unknown user has index -1
     return tuple(
         Moved(
-            user_id=dataset.user_ids[row["user_index"]] if row["user_index"] >= 0 else "somebody new",
+            user_id=names[row["user_index"]],
             history=tuple(titles[item] for item in histories.row(n)),
             target=titles[row["target"]],
             rank_before=row["before"],
@@ -389,5 +391,3 @@ def _examples(run: RunRecords, table: pl.DataFrame) -> tuple[Moved, ...]:
         )
         for n, row in enumerate(table.iter_rows(named=True))
     )
-
-

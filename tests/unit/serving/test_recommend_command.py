@@ -1,0 +1,88 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from reasonrec.cli.recommend import find_model, print_recommendation
+from reasonrec.cli.recommend import recommend as recommend_command
+from reasonrec.errors import CheckpointError, ServingError
+from reasonrec.rng import stream
+from reasonrec.serving.explanations import render_chain
+from toy_runs import recommendation, toy_titles, write_toy_run
+
+
+def finish(folder, **fields):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, **fields}))
+    return folder
+
+
+def test_a_demo_run_answers_with_its_furthest_model(tmp_path):
+    (tmp_path / "data").mkdir()
+    finish(tmp_path / "no-think")
+    assert find_model(tmp_path, None, None) == (tmp_path / "no-think", tmp_path / "data")
+    (tmp_path / "think-recpo").mkdir()  # without a manifest it is unfinished
+    finish(tmp_path / "think-sft")
+    assert find_model(tmp_path, None, None)[0] == tmp_path / "think-sft"
+    finish(tmp_path / "think-recpo")
+    assert find_model(tmp_path, None, None)[0] == tmp_path / "think-recpo"
+    assert find_model(tmp_path, "no-think", None)[0] == tmp_path / "no-think"
+
+
+def test_a_model_folder_names_its_data_from_where_it_stands(tmp_path):
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    model = finish(tmp_path / "run" / "model", data_folder="../data")
+    assert find_model(model, None, None)[1].resolve() == tmp_path / "run" / "data"
+    assert find_model(model, None, tmp_path)[1] == tmp_path
+
+
+def test_what_is_no_finished_model_is_a_stated_failure(tmp_path):
+    with pytest.raises(CheckpointError, match="must be a folder that exists"):
+        find_model(tmp_path / "none", None, None)
+    with pytest.raises(CheckpointError, match=r"no manifest\.json"):
+        find_model(tmp_path, None, None)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(CheckpointError, match="no finished model among think-recpo"):
+        find_model(tmp_path, None, None)
+    with pytest.raises(CheckpointError, match="no finished model among think-more"):
+        find_model(tmp_path, "think-more", None)
+    with pytest.raises(CheckpointError, match="give --data FOLDER"):
+        find_model(finish(tmp_path / "model"), None, None)
+    with pytest.raises(CheckpointError, match="which is gone"):
+        find_model(finish(tmp_path / "model", data_folder="../lost"), None, None)
+    finish(tmp_path / "model", format=99, data_folder="../data")
+    with pytest.raises(CheckpointError, match="written in format 99"):
+        find_model(tmp_path / "model", None, None)
+
+
+def test_nobody_named_is_a_stated_failure(tmp_path):
+    run = write_toy_run(tmp_path / "run")
+    with pytest.raises(ServingError, match="somebody must be named"):
+        recommend_command(run)
+    with pytest.raises(ServingError, match="one user; got 2 users"):
+        recommend_command(run, user=["u1", "u2"], history="i1")
+
+
+def test_an_answer_is_printed_with_thought_chains_and_notes():
+    answer = recommendation(toy_titles(), "u4", stream(0, "toy"))
+    out = io.StringIO()
+    print_recommendation(answer, Console(file=out, width=200))
+    text = out.getvalue()
+    assert "For u4, by think-recpo" in text
+    for item in answer.items:
+        assert item.title in text
+    assert str(answer.thought) in text
+    assert answer.notes[0] in text
+    chain = answer.chains[0]
+    drawn = f"you ── [{chain.via_title}] ── neighbour u100 (+3) ── [{chain.title}]  #1"
+    assert render_chain(chain) == drawn
+    assert drawn in text
+
+
+def test_brackets_in_titles_are_printed_as_they_are():
+    titles = [f"[bold]{title}[/]" for title in toy_titles()]
+    answer = recommendation(titles, "u4", stream(0, "toy"))
+    out = io.StringIO()
+    print_recommendation(answer, Console(file=out, width=200))
+    assert answer.items[0].title in out.getvalue()
