@@ -161,6 +161,21 @@ def test_the_strongest_simple_method_is_neither_ours_nor_the_oracle(run):
     assert views.best_simple([row for row in run.metrics if row.method == "oracle"]) is None
 
 
+def test_a_thinking_model_is_compared_with_its_own_silence(run):
+    silent = run.per_query.filter(pl.col("method") == "no-think")
+    silent = silent.with_columns(method=pl.lit("think-recpo/silent"))
+    rows = [row for row in run.metrics if row.method == "oracle"]  # better than any simple method
+    with_silent = replace(
+        run,
+        per_query=pl.concat([run.per_query, silent]),
+        metrics=run.metrics + tuple(replace(row, method="think-recpo/silent") for row in rows),
+    )
+    pairs = [(one.method, one.reference) for one in views.versus(with_silent)]
+    assert ("think-recpo", "think-recpo/silent") in pairs
+    assert pairs[-1] == ("think-recpo", "follow-counter")
+    assert "think-recpo/silent" in Page(render_report(with_silent)).text
+
+
 def test_thirds_hold_every_query_once():
     # 1 1 1 | 2 3 | 4 9: the lower third ends at 1, the upper starts after 3
     assert views._thirds(np.array([1, 1, 1, 2, 3, 4, 9])) == [(1, 1), (2, 3), (4, 9)]

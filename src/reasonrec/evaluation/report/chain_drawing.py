@@ -10,8 +10,8 @@ from reasonrec.records import EvidenceChain
 WIDTH = 860
 ROW_HEIGHT = 52
 MAX_CHAINS = 6
-_X = {"you": 34.0, "via": 196.0, "neighbour": 446.0, "item": 714.0}
-_HALF_WIDTH = {"you": 24.0, "via": 112.0, "neighbour": 56.0, "item": 134.0}
+_X = {"you": 34.0, "via": 192.0, "neighbour": 440.0, "item": 714.0}
+_HALF_WIDTH = {"you": 24.0, "via": 112.0, "neighbour": 72.0, "item": 134.0}
 
 
 @dataclass(frozen=True)

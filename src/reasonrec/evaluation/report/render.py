@@ -111,7 +111,7 @@ def _template_text(name: str) -> str:
 
 
 def _colours(methods: Sequence[str]) -> Callable[[str], str]:
-    others = [method for method in methods if method not in COLOURS]
+    others = [method for method in dict.fromkeys(methods) if method not in COLOURS]
     chosen = COLOURS | {m: OTHER_COLOURS[n % len(OTHER_COLOURS)] for n, m in enumerate(others)}
     return lambda method: f"--c:var(--{chosen.get(method, 'stone')})"
 

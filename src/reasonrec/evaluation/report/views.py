@@ -23,6 +23,8 @@ REFERENCE = "no-think"
 THINKERS = ("think-recpo", "r2rec-rl", "think-sft", "r2rec-sft")
 """Methods that write a thought, the one at the end of the road first."""
 OURS = (REFERENCE, *THINKERS, "untuned")
+SILENT = "/silent"
+"""Follows the name of a thinking method that was asked to rank without its thought."""
 CHOSEN = ("full", "ndcg@10")
 """The (protocol, metric) that headline and charts speak of."""
 NUM_EXAMPLES = 3
@@ -30,12 +32,13 @@ NUM_EXAMPLES = 3
 CURVES = {
     "train/loss": "Training loss",
     "valid/ndcg@10": "NDCG@10 on validation",
+    "valid/silent/ndcg@10": "The same without the thought",
     "rl/reward_mean": "Reward, mean over rollouts",
-    "rl/frac_flat_groups": "Share of groups without any spread in reward",
+    "rl/reward_spread": "Spread of reward inside a group",
+    "rl/frac_flat_groups": "Share of groups without any spread",
+    "rl/thought_tokens": "Tokens of a thought",
     "rl/entropy": "Entropy of the thought's tokens (nats)",
-    "rl/kl": "KL to the start of RL (nats)",
-    "rl/advantage_std": "Spread of advantages",
-    "valid/gap": "Think minus no-think on validation",
+    "rl/frac_clipped": "Share of tokens whose ratio is clipped",
 }
 """Logged quantities that are always drawn; others follow, up to ``MAX_CURVES``."""
 MAX_CURVES = 9
@@ -131,11 +134,16 @@ def thinking_method(metrics: Sequence[MetricRow]) -> str | None:
 
 
 def versus(run: RunRecords) -> list[Versus]:
-    """Return every thinking method against no-think, and the last against the best simple one."""
+    """Return the pairs that say what thinking does, compared query by query.
+
+    Every thinking method against no-think, and against itself ranking without its thought; the
+    last of them against the best simple method.
+    """
     if run.per_query is None:
         return []
     found = [line.method for line in lines_of(run)]
     pairs = [(method, REFERENCE) for method in THINKERS if {method, REFERENCE} <= {*found}]
+    pairs += [(method, method + SILENT) for method in THINKERS if method + SILENT in found]
     last, simple = thinking_method(run.metrics), best_simple(run.metrics)
     if last and simple:
         pairs.append((last, simple))
@@ -147,7 +155,10 @@ def best_simple(metrics: Sequence[MetricRow]) -> str | None:
     """Return the method with the highest NDCG@10 that is neither ours nor the oracle."""
     values: dict[str, list[float]] = {}
     for row in metrics:
-        if (row.protocol, row.metric) == CHOSEN and row.method not in (*OURS, "oracle"):
+        if (row.protocol, row.metric) == CHOSEN and row.method.removesuffix(SILENT) not in (
+            *OURS,
+            "oracle",
+        ):
             values.setdefault(row.method, []).append(row.value)
     return max(values, key=lambda method: float(np.mean(values[method])), default=None)
 
