@@ -84,10 +84,6 @@ def think(
     mask[:, :T] = torch.arange(T, device=device) < prompt_lengths[:, None]
     post = torch.zeros_like(pre)
     rows = [_Row(start) for _ in range(R)]
-    never = {writer.pad_id, writer.tokenizer.bos_token_id} | (
-        set(start) if len(start) == 1 else set()
-    )
-    forbidden = torch.tensor([t for t in never if t is not None], device=device)
     current = torch.full((R,), start[0], device=device)
     ends = torch.zeros(R, dtype=torch.long, device=device)
     active = list(range(R))
@@ -111,7 +107,6 @@ def think(
         if not active:
             break
         logits = model.language_logits(state)
-        logits[:, forbidden] = -torch.inf
         drawn, logp = _draw(logits, temperature, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:

@@ -22,7 +22,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import GatedReadout, score_catalogue
-from reasonrec.traces.prompts import PROMPT_VERSION, PromptWriter
+from reasonrec.traces.prompts import PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
 
@@ -92,6 +92,8 @@ def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
 class ReasoningRecommender(nn.Module, ModelHubMixin):
     """Any causal LM of ``transformers`` with a recommendation head beside its language head."""
 
+    never_written: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -116,6 +118,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
+        start = self.writer.encode(THINK)
+        never = {self.writer.pad_id, tokenizer.bos_token_id, *(start if len(start) == 1 else ())}
+        never_written = torch.tensor(sorted(t for t in never if isinstance(t, int)))
+        self.register_buffer("never_written", never_written, persistent=False)
 
     # ---- parts -------------------------------------------------------------------------------
 
@@ -139,8 +145,13 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         )
 
     def language_logits(self, states: Tensor) -> Tensor:
-        """Return float32 token logits (..., V) of states (..., D)."""
-        return self.backbone.get_output_embeddings()(states).float()
+        """Return float32 token logits (..., V) of states (..., D).
+
+        Padding, the begin token and the opening marker are never written: they are -inf for the
+        sampler and for training alike, so that both mean the same policy.
+        """
+        logits = self.backbone.get_output_embeddings()(states).float()
+        return logits.index_fill(-1, self.never_written, -torch.inf)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
@@ -203,7 +214,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         token_logp = token_logp.masked_scatter(wanted, chosen)
         with torch.no_grad():
             entropy = torch.zeros_like(token_logp)
-            entropy[wanted] = -(logp.exp() * logp).sum(-1)
+            entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
         return token_logp, entropy
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

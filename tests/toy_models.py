@@ -1,0 +1,65 @@
+"""A tiny recommender over a toy catalogue, untrained or nearly so, for tests of models and loops."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import torch
+
+from reasonrec.data.dataset import Catalogue, Dataset
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.models.backbone import build_model
+from reasonrec.models.config import HeadConfig, TinyConfig
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.verbaliser import Verbaliser
+
+TOY_SHAPE = TinyConfig(width=16, num_layers=2, num_heads=2, feed_forward_width=32, vocab_size=300)
+
+
+def toy_catalogue(num_items: int) -> Catalogue:
+    """Return items of two genres: even ones are ``Tide``, odd ones ``Ember``."""
+    genres = [["Tide"] if i % 2 == 0 else ["Ember"] for i in range(num_items)]
+    return Catalogue(
+        pl.DataFrame(
+            {
+                "item_id": [f"i{i}" for i in range(num_items)],
+                "title": [f"Tale {i}" for i in range(num_items)],
+                "categories": genres,
+            }
+        )
+    )
+
+
+def toy_model(
+    num_items: int = 12, *, seed: int = 0, backbone: str = "tiny", **head: Any
+) -> ReasoningRecommender:
+    """Return an untrained recommender in evaluation mode, with weights large enough to differ."""
+    model = build_model(
+        toy_catalogue(num_items),
+        backbone=backbone,
+        tiny=TOY_SHAPE.model_copy(update={"init_std": 0.2}),
+        head=HeadConfig(**{"dropout": 0.0, "max_history": 8} | head),
+        seed=seed,
+    )
+    if model.readout.gate is not None:
+        with torch.no_grad():  # open the gate, so that a test sees both states
+            model.readout.gate.fill_(0.05)
+    return model.eval()
+
+
+def toy_verbaliser(model: ReasoningRecommender, dataset: Dataset, **thought: Any) -> Verbaliser:
+    """Return a verbaliser over the training graph of a toy data set."""
+    graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    catalogue = toy_catalogue(dataset.num_items)
+    return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**thought))
+
+
+def ring_rows(num_users: int, num_items: int, length: int) -> list[list[int]]:
+    """Return users who walk along the catalogue from different items on: the next is plus one."""
+    return [[(user + step) % num_items for step in range(length)] for user in range(num_users)]
+
+
+def texts(model: ReasoningRecommender, tokens: Sequence[int]) -> str:
+    """Return tokens as text."""
+    return str(model.tokenizer.decode(list(tokens)))

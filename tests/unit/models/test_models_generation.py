@@ -1,0 +1,159 @@
+import dataclasses
+
+import pytest
+import torch
+from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
+from tests.toys import toy_dataset
+
+from reasonrec.models.generation import think
+from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
+from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.records import Histories, Link, Lookup
+
+
+def _histories():
+    return Histories.from_lists([[1, 2, 3], [7], [4, 5, 6, 7, 8]])
+
+
+def _always(item):
+    """A graph that answers every question with one item."""
+    return lambda rows, items: [Lookup(via, (Link(item, 1.0, 1, 0),)) for via in items]
+
+
+def _generate(model, look_up=None, *, G=4, temperature=1.0, max_tokens=10, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return think(
+        model, model.writer.prompts(_histories()), look_up,
+        max_tokens=max_tokens, group_size=G, temperature=temperature, generator=generator,
+    )  # fmt: skip
+
+
+def _as_batch(model, written, G):
+    prompts = model.writer.prompts(_histories())
+    lengths = torch.from_numpy(prompts.lengths)
+    return Batch(
+        torch.from_numpy(prompts.token_ids), lengths,
+        branch_ids=written.token_ids.reshape(3, G, -1),
+        branch_lengths=written.lengths.reshape(3, G),
+        branch_at=(lengths - 1)[:, None].expand(3, G),
+        is_written=written.is_written.reshape(3, G, -1),
+    )  # fmt: skip
+
+
+def test_sampled_log_probabilities_and_states_are_those_of_the_training_pass():
+    model = toy_model()
+    written = _generate(model, _always(0))
+    outputs = model(_as_batch(model, written, G=4))
+    torch.testing.assert_close(
+        outputs.token_logp.reshape(12, -1), written.token_logp, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        outputs.post_states.reshape(12, -1), written.post_states, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        outputs.pre_states.reshape(12, -1), written.pre_states, atol=1e-4, rtol=0
+    )
+
+
+def test_rollouts_come_from_the_weights_as_they_are_after_an_update():
+    # the official code sent the base weights to its sampler
+    model = toy_model()
+    before = _generate(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+    after = _generate(model)
+    assert not torch.equal(before.token_ids, after.token_ids)
+    outputs = model(_as_batch(model, after, G=4))
+    torch.testing.assert_close(
+        outputs.token_logp.reshape(12, -1), after.token_logp, atol=1e-4, rtol=0
+    )
+
+
+def test_every_thought_opens_closes_and_says_what_it_wrote():
+    model = toy_model()
+    written = _generate(model, max_tokens=6)
+    for r in range(12):
+        length = int(written.lengths[r])
+        text = texts(model, written.token_ids[r, :length])
+        assert text.startswith("<think>")
+        assert text.endswith("<answer>")
+        assert text.count("<answer>") == 1
+        assert not written.is_written[r, 0]
+        # a forced marker was not sampled, so it must carry no token loss
+        assert bool(written.is_written[r, length - 1]) == (not bool(written.is_truncated[r]))
+        assert not written.is_written[r, length:].any()
+    assert written.is_truncated.any()
+
+
+def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
+    model = toy_model()
+    writer = model.writer
+    # a language head that always writes " After [Tale 3]" and then ends the thought
+    script = [*writer.encode(" After"), *writer.item_tokens(3), *writer.encode("<answer>")]
+    state = {"asked": 0}
+    plain = model.language_logits
+
+    def scripted(states):
+        logits = torch.full_like(plain(states), -30.0)
+        logits[:, script[min(state["asked"], len(script) - 1)]] = 30.0
+        state["asked"] += 1
+        return logits
+
+    model.language_logits = scripted
+    look_up = lambda rows, items: [  # noqa: E731
+        (state.update(asked=len(script) - 1), Lookup(i, (Link(9, 2.0, 1, 0),)))[1] for i in items
+    ]
+    written = _generate(model, look_up, G=1, temperature=0, max_tokens=20)
+    text = texts(model, written.token_ids[0, : int(written.lengths[0])])
+    assert text == "<think> After [Tale 3]: [Tale 9];<answer>"
+    inserted = writer.lookup_tokens([9])
+    at = 1 + len(script) - 1
+    assert written.token_ids[0, at : at + len(inserted)].tolist() == inserted
+    assert not written.is_written[0, at : at + len(inserted)].any()
+    assert written.evidence[0][0].via_item_index == 3
+
+
+def test_greedy_thoughts_need_no_randomness_and_do_not_depend_on_the_batch():
+    model = toy_model()
+    dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
+    recommender = ThinkingRecommender(model, toy_verbaliser(model, dataset), max_tokens=8)
+    together = recommender.score(_histories())
+    for b in range(3):
+        alone = recommender.score(_histories().take([b]))
+        assert alone.thoughts[0] == together.thoughts[b]
+        torch.testing.assert_close(
+            torch.from_numpy(alone.scores[0]), torch.from_numpy(together.scores[b]), atol=1e-4, rtol=0
+        )
+
+
+def test_averaging_over_samples_gives_log_probabilities():
+    model = toy_model()
+    dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
+    recommender = ThinkingRecommender(
+        model, toy_verbaliser(model, dataset), max_tokens=6, temperature=1.0, num_samples=3
+    )
+    scored = recommender.score(_histories())
+    torch.testing.assert_close(
+        torch.from_numpy(scored.scores).logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0
+    )
+    assert len(scored.thoughts) == 3
+    again = dataclasses.replace(recommender).score(_histories())
+    assert again.thoughts == scored.thoughts
+
+
+def test_sampling_without_a_generator_is_refused():
+    model = toy_model()
+    with pytest.raises(ValueError, match="needs a generator"):
+        think(model, model.writer.prompts(_histories()), None, max_tokens=4)
+
+
+def test_look_ups_answer_for_the_right_user():
+    model = toy_model()
+    dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
+    verbaliser = toy_verbaliser(model, dataset)
+    histories = Histories.from_lists([[2], [2, 3]], user_index=[-1, -1])
+    found = look_up_for(verbaliser, histories)([0, 1], [2, 2])
+    # whoever took 2 took 3 next; the second user has it already, so 4 comes first
+    assert found[0].links[0].item_index == 3
+    assert found[1].links[0].item_index == 4

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from tests.toy_models import toy_model
+
+from reasonrec.errors import CheckpointError
+from reasonrec.models.rec_head import GATE_SPEED, GatedReadout, score_catalogue
+from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.recommenders import NoThinkRecommender
+from reasonrec.records import Histories
+
+
+def test_scores_are_inner_products_over_temperature():
+    state = torch.tensor([[1.0, 2.0]])
+    rows = torch.tensor([[3.0, 0.0], [0.0, -1.0], [1.0, 1.0]])
+    # 1*3 + 2*0, 2*-1, 1 + 2; all over 0.5
+    torch.testing.assert_close(
+        score_catalogue(state, rows, temperature=0.5), torch.tensor([[6.0, -4.0, 6.0]])
+    )
+
+
+def test_cosine_ignores_length():
+    state = torch.tensor([[3.0, 4.0]])
+    rows = torch.tensor([[6.0, 8.0], [-4.0, 3.0]])
+    torch.testing.assert_close(
+        score_catalogue(state, rows, similarity="cosine"), torch.tensor([[1.0, 0.0]])
+    )
+
+
+def test_half_precision_states_still_give_float32_scores_that_do_not_collapse():
+    # the official code scores in bfloat16: of 10,000 items, 43 distinct scores
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(1, 64, generator=generator).bfloat16()
+    rows = torch.randn(10_000, 64, generator=generator).bfloat16()
+    scores = score_catalogue(state, rows, similarity="cosine", temperature=0.02)
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 9_900
+    assert len(scores.bfloat16().unique()) < 2_000
+
+
+def test_scoring_refuses_another_width_and_a_temperature_of_zero():
+    with pytest.raises(ValueError, match="same width; got 3 and 2"):
+        score_catalogue(torch.ones(1, 3), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="temperature must be above 0; got 0"):
+        score_catalogue(torch.ones(1, 2), torch.ones(4, 2), temperature=0)
+
+
+def test_the_gate_starts_at_the_state_before_the_thought():
+    pre, post = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, -2.0]])
+    readout = GatedReadout(2)
+    assert readout(pre, post).tolist() == pre.tolist()
+    with torch.no_grad():
+        readout.gate[0] = 0.5 / GATE_SPEED
+    assert readout(pre, post).tolist() == [[3.0, 2.0]]  # half way in the first dimension only
+    assert GatedReadout(2, gated=False)(pre, post).tolist() == post.tolist()
+
+
+def test_rows_of_title_tokens_are_the_input_embeddings():
+    model = toy_model(num_items=5)
+    embeddings = model.backbone.get_input_embeddings().weight
+    tokens = [model.tokenizer.encode(f" [Tale {i}]", add_special_tokens=False) for i in range(5)]
+    assert all(len(token) == 1 for token in tokens)
+    torch.testing.assert_close(model.item_rows(), embeddings[[token[0] for token in tokens]])
+
+
+@pytest.mark.parametrize("kind", ["text", "text+id"])
+def test_rows_from_text_are_the_state_at_the_answer_marker_and_carry_gradient(kind):
+    model = toy_model(num_items=4, item_rows=kind)
+    model.refresh_items()
+    ids = model.tokenizer.encode("<s>Item: Tale 2. Tide.<answer>", add_special_tokens=False)
+    plain = model.backbone(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+    torch.testing.assert_close(model.item_rows()[2], plain, atol=1e-5, rtol=0)
+    prompts = model.writer.prompts(Histories.from_lists([[1]]))
+    batch = Batch(
+        torch.from_numpy(prompts.token_ids), torch.from_numpy(prompts.lengths),
+        item_ends=torch.from_numpy(prompts.item_ends), next_item=torch.tensor([[-100, 2]]),
+    )  # fmt: skip
+    model(batch).next_item_logp.sum().backward()
+    only_in_item_text = model.tokenizer.encode("Item", add_special_tokens=False)[0]
+    gradient = model.backbone.get_input_embeddings().weight.grad
+    assert gradient[only_in_item_text].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["id", "text", "text+id"])
+def test_saved_and_loaded_models_rank_alike(tmp_path, kind):
+    model = toy_model(num_items=6, item_rows=kind)
+    model.refresh_items()
+    histories = Histories.from_lists([[0, 1], [], [5, 4, 3]])
+    model.save_pretrained(tmp_path / "model")
+    loaded = ReasoningRecommender.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(
+        torch.from_numpy(NoThinkRecommender(loaded).score(histories).scores),
+        torch.from_numpy(NoThinkRecommender(model).score(histories).scores),
+    )
+    assert not list((tmp_path / "model").rglob("*.bin"))
+    assert loaded.item_ids == model.item_ids
+
+
+def test_a_model_of_another_prompt_version_is_refused(tmp_path):
+    model = toy_model(num_items=3)
+    model.save_pretrained(tmp_path)
+    about = tmp_path / "reasonrec.json"
+    about.write_text(about.read_text().replace('"prompt_version": "1"', '"prompt_version": "0"'))
+    with pytest.raises(CheckpointError, match="prompt version 0"):
+        ReasoningRecommender.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="folder of a saved model"):
+        ReasoningRecommender.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_rows_scores_do_not_depend_on_the_other_rows():
+    model = toy_model(num_items=9)
+    rows = [[1, 2, 3], [], [8] * 12, [4]]
+    together = NoThinkRecommender(model).score(Histories.from_lists(rows)).scores
+    for b, row in enumerate(rows):
+        alone = NoThinkRecommender(model).score(Histories.from_lists([row])).scores
+        torch.testing.assert_close(
+            torch.from_numpy(alone[0]), torch.from_numpy(together[b]), atol=1e-5, rtol=0
+        )

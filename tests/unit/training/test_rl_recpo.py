@@ -1,0 +1,159 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.toy_models import ring_rows, toy_model, toy_verbaliser
+from tests.toys import toy_dataset
+
+from reasonrec.models.reasoning_recommender import Outputs
+from reasonrec.training.config import RecpoConfig
+from reasonrec.training.rl.recpo import (
+    PromptSample,
+    Recpo,
+    log_prob_of_targets,
+    masked_items,
+    recpo_loss,
+    roll_out,
+)
+from reasonrec.training.examples import histories_before
+
+SMALL = RecpoConfig(max_tokens=6, next_item_weight=0.0)
+
+
+@pytest.fixture
+def dataset():
+    return toy_dataset(ring_rows(8, 12, 9), [f"Tale {i}" for i in range(12)])
+
+
+def _rollouts(dataset, model, config=SMALL, events=(3, 11, 25), seed=1):
+    verbaliser = toy_verbaliser(model, dataset)
+    return roll_out(
+        model, dataset.train, verbaliser, np.array(events), config, generator_seed=seed
+    )
+
+
+def test_in_batch_softmax_counts_shared_targets_once_and_never_the_history():
+    scores = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]], [[0.0, 0.0, 0.0, 9.0]]])
+    target = torch.tensor([0, 1, 1])
+    masked = torch.zeros(3, 4, dtype=torch.bool)
+    masked[0, 1] = True  # the first user has item 1 already
+    logp = log_prob_of_targets(scores, target, masked, over="batch")
+    # targets are {0, 1}: alone; 2 against 1; 0 against 0
+    expected = [0.0, -math.log(1 + math.exp(-1)), -math.log(2)]
+    torch.testing.assert_close(logp[:, 0], torch.tensor(expected))
+    whole = log_prob_of_targets(scores, target, masked, over="catalogue")
+    expected = -math.log(1 + math.exp(2) + math.exp(3))
+    torch.testing.assert_close(whole[0, 0], torch.tensor(expected))
+
+
+def test_the_history_is_masked_except_the_target(dataset):
+    histories = histories_before(dataset.train, np.array([3]))
+    masked = masked_items(histories, torch.tensor([1]), 12)
+    # user 0 has walked 0, 1, 2; item 1 is the target here, so it stays reachable
+    assert masked[0].nonzero()[:, 0].tolist() == [0, 2]
+
+
+def test_rollouts_carry_the_target_of_their_own_prompt(dataset):
+    model = toy_model(max_history=4)
+    rollouts = _rollouts(dataset, model, events=(3, 12))
+    # user 0 at its fourth training event takes 3; 7 events a user, so event 12 is user 1's sixth: 6
+    assert rollouts.target_P.tolist() == [3, 6]
+    prompt = model.tokenizer.decode(rollouts.batch.trunk_ids[1, : rollouts.batch.trunk_lengths[1]])
+    assert prompt == "<s>History: [Tale 2] [Tale 3] [Tale 4] [Tale 5]"
+
+
+def test_sampler_and_trainer_agree_and_the_ratio_starts_at_one(dataset):
+    model = toy_model()
+    rollouts = _rollouts(dataset, model)
+    _, logged = recpo_loss(model(rollouts.batch), rollouts, SMALL)
+    assert logged["rl/sampler_mismatch"] < 1e-4
+    assert logged["rl/frac_clipped"] == 0.0
+
+
+def test_a_step_makes_better_thoughts_likelier_and_worse_ones_less_likely(dataset):
+    # the advantages of every group sum to zero; the released code learns nothing from them
+    model = toy_model(seed=3)
+    config = SMALL.model_copy(update={"item_weight": 0.0, "token_mean": "sum"})
+    rollouts = _rollouts(dataset, model, config)
+    loss, _ = recpo_loss(model(rollouts.batch), rollouts, config)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+    loss.backward()
+    assert sum(p.grad.abs().sum() for p in model.parameters() if p.grad is not None) > 0
+    optimiser.step()
+    after = model(rollouts.batch).token_logp.sum(-1) - rollouts.old_token_logp_P_G_S.sum(-1)
+    centred = rollouts.rewards_P_G - rollouts.rewards_P_G.mean(1, keepdim=True)
+    spread = rollouts.rewards_P_G.std(1, keepdim=True).clamp(min=1e-6)
+    assert ((centred / spread) * after).sum() > 0
+
+
+def test_rewards_and_old_probabilities_stay_fixed_over_inner_epochs(dataset):
+    model = toy_model()
+    rollouts = _rollouts(dataset, model)
+    recpo_loss(model(rollouts.batch), rollouts, SMALL)
+    rewards, old = rollouts.rewards_P_G.clone(), rollouts.old_token_logp_P_G_S.clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    _, logged = recpo_loss(model(rollouts.batch), rollouts, SMALL)
+    torch.testing.assert_close(rollouts.rewards_P_G, rewards)
+    torch.testing.assert_close(rollouts.old_token_logp_P_G_S, old)
+    assert logged["rl/frac_clipped"] > 0  # now the ratios are real
+
+
+def test_flat_groups_learn_from_their_label_only_if_told_to(dataset):
+    model = toy_model()
+    rollouts = _rollouts(dataset, model)
+    recpo_loss(model(rollouts.batch), rollouts, SMALL)
+    rollouts.rewards_P_G = torch.full_like(rollouts.rewards_P_G, 0.4)
+    outputs: Outputs = model(rollouts.batch)
+    skipped, logged = recpo_loss(
+        outputs, rollouts, SMALL.model_copy(update={"flat_groups": "skip"})
+    )
+    assert logged["rl/frac_flat_groups"] == 1.0
+    assert skipped.item() == 0.0
+    trained, _ = recpo_loss(outputs, rollouts, SMALL)
+    logp = log_prob_of_targets(
+        outputs.think_logits, rollouts.target_P, rollouts.masked_P_N, over="catalogue"
+    )
+    torch.testing.assert_close(trained, -logp.mean())
+
+
+def test_prompts_are_training_positions_with_a_history_and_repeat_per_inner_epoch(dataset):
+    sample = PromptSample(
+        dataset.train, num_prompts=40, batch_size=8, num_inner_epochs=2, seed=0
+    )
+    assert len(sample) == 80
+    for step in range(0, 10, 2):
+        first, second = sample.event[step * 8 :][:8], sample.event[(step + 1) * 8 :][:8]
+        assert first.tolist() == second.tolist()
+    position = sample.event - dataset.train.user_offsets[dataset.train.user_index[sample.event]]
+    assert position.min() >= 2
+
+
+def test_the_same_step_rolls_out_the_same_thoughts(dataset):
+    model = toy_model()
+    sample = PromptSample(dataset.train, num_prompts=8, batch_size=4, num_inner_epochs=1, seed=0)
+    losses = []
+    for _ in range(2):
+        learner = Recpo(SMALL, dataset.train, toy_verbaliser(model, dataset), seed=7)
+        losses.append(learner(model, sample.__getitems__([4, 5, 6, 7]))[0].item())
+    assert losses[0] == losses[1]
+
+
+def test_ranks_in_rewards_follow_the_rule_of_evaluation():
+    from reasonrec.models.ranking import rank_targets
+    from reasonrec.records import Histories
+    from reasonrec.training.rl.rewards import ranks_of_targets
+
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, (20, 15)).astype(np.float32)  # few values: many ties
+    target = rng.integers(0, 15, 20)
+    rows = [rng.choice(15, 4, replace=False).tolist() for _ in range(20)]
+    histories = Histories.from_lists(rows)
+    expected = rank_targets(scores, target, histories=histories, mask="history-except-target")
+    masked = masked_items(histories, torch.from_numpy(target), 15)
+    found = ranks_of_targets(
+        torch.from_numpy(scores)[:, None], torch.from_numpy(target), masked
+    )
+    assert found[:, 0].tolist() == expected.tolist()

@@ -1,0 +1,146 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.toy_models import ring_rows, toy_model, toy_verbaliser
+from tests.toys import toy_dataset
+
+from reasonrec.data.dataset import InteractionLog
+from reasonrec.training.examples import (
+    NONE,
+    WindowDataset,
+    histories_before,
+    pad_branches,
+    schedule_windows,
+)
+
+TITLES = [f"Tale {i}" for i in range(12)]
+
+
+def _log(lengths):
+    users = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    return InteractionLog(users, np.arange(len(users), dtype=np.int32), len(lengths))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 23), min_size=1, max_size=8), st.integers(1, 7), st.integers(0, 9))
+def test_every_event_is_a_target_once_an_epoch(lengths, max_history, seed):
+    log = _log(lengths)
+    windows = schedule_windows(log, max_history=max_history, num_epochs=1, batch_size=3, seed=seed)
+    targets = []
+    for start, last in zip(windows.start, windows.last):
+        assert log.user_index[start] == log.user_index[last]
+        assert last - start <= max_history
+        begins = log.user_offsets[log.user_index[start]] == start
+        targets += list(range(start if begins else start + 1, last + 1))
+    assert sorted(targets) == list(range(len(log)))
+
+
+def test_a_window_predicts_each_event_from_those_before_it():
+    dataset = toy_dataset([[0, 1, 2, 3, 4, 5]], TITLES)  # trains on 0 1 2 3
+    model = toy_model()
+    windows = schedule_windows(dataset.train, max_history=8, num_epochs=1, batch_size=1, seed=0)
+    batch = WindowDataset(dataset.train, windows, model.writer)[0]
+    text = model.tokenizer.decode(batch["trunk_ids"][0, : batch["trunk_lengths"][0]])
+    assert text == "<s>History: [Tale 0] [Tale 1] [Tale 2]"
+    assert batch["next_item"].tolist() == [[0, 1, 2, 3]]
+    read = [
+        model.tokenizer.decode(batch["trunk_ids"][0, : end + 1]) for end in batch["item_ends"][0]
+    ]
+    assert read[0] == "<s>History:"
+    assert read[2] == "<s>History: [Tale 0] [Tale 1]"
+
+
+def test_a_window_in_the_middle_of_a_user_predicts_nothing_from_the_empty_prompt():
+    log = _log([9])
+    windows = schedule_windows(log, max_history=3, num_epochs=1, batch_size=1, seed=0)
+    batch = WindowDataset(log, windows, toy_model().writer).__getitems__(range(len(windows)))
+    for row, start in enumerate(windows.start):
+        assert (batch["next_item"][row, 0] == NONE) == (start != 0)
+
+
+def test_the_future_never_enters_training():
+    # items 10 and 11 are taken only as validation and test targets
+    dataset = toy_dataset([[0, 1, 2, 3, 10, 11], [4, 5, 6, 7, 11, 10]], TITLES)
+    model = toy_model()
+    windows = schedule_windows(dataset.train, max_history=8, num_epochs=2, batch_size=2, seed=0)
+    data = WindowDataset(
+        dataset.train, windows, model.writer,
+        verbaliser=toy_verbaliser(model, dataset), num_branches=2, seed=0,
+    )  # fmt: skip
+    future = {int(model.writer.item_tokens(i)[0]) for i in (10, 11)}
+    batch = data.__getitems__(range(len(windows)))
+    assert not future & set(batch["trunk_ids"].unique().tolist())
+    assert not future & set(batch["branch_ids"].unique().tolist())
+    assert not {10, 11} & set(batch["next_item"].unique().tolist())
+    assert not {10, 11} & set(batch["target"].unique().tolist())
+
+
+def test_a_thought_never_sees_its_own_target_or_what_follows():
+    # one user has no neighbours, so evidence about their own steps must be empty
+    dataset = toy_dataset([[0, 1, 2, 3, 4, 5, 6, 7]], TITLES)
+    model = toy_model()
+    windows = schedule_windows(dataset.train, max_history=8, num_epochs=1, batch_size=1, seed=0)
+    data = WindowDataset(
+        dataset.train, windows, model.writer,
+        verbaliser=toy_verbaliser(model, dataset), num_branches=4, seed=0,
+    )  # fmt: skip
+    batch = data[0]
+    for g in range(4):
+        length = int(batch["branch_lengths"][0, g])
+        text = model.tokenizer.decode(batch["branch_ids"][0, g, :length])
+        target = int(batch["target"][0, g])
+        named = {i for i in range(12) if f"[Tale {i}]" in text}
+        assert named
+        assert all(item < target for item in named)
+        assert ": nothing new;" in text
+        seen = model.tokenizer.decode(batch["trunk_ids"][0, : batch["branch_at"][0, g] + 1])
+        assert seen.endswith(f" [Tale {target - 1}]")
+
+
+def test_written_tokens_are_the_thinkers_own():
+    dataset = toy_dataset(ring_rows(5, 12, 9), TITLES)
+    model = toy_model()
+    windows = schedule_windows(dataset.train, max_history=8, num_epochs=1, batch_size=5, seed=0)
+    data = WindowDataset(
+        dataset.train, windows, model.writer,
+        verbaliser=toy_verbaliser(model, dataset, num_lookups=1), num_branches=1, seed=0,
+    )  # fmt: skip
+    batch = data.__getitems__([0])
+    ids, written = batch["branch_ids"][0, 0], batch["is_written"][0, 0]
+    own = model.tokenizer.decode(ids[written])
+    inserted = model.tokenizer.decode(ids[~written][: int(batch["branch_lengths"][0, 0])])
+    assert own.startswith(" Mostly")
+    assert own.endswith("]<answer>")
+    assert " After [Tale" in own
+    assert ":" in inserted
+    assert ":" not in own
+
+
+def test_thoughts_do_not_depend_on_the_batch():
+    dataset = toy_dataset(ring_rows(6, 12, 9), TITLES)
+    model = toy_model()
+    windows = schedule_windows(dataset.train, max_history=8, num_epochs=1, batch_size=6, seed=0)
+    data = WindowDataset(
+        dataset.train, windows, model.writer,
+        verbaliser=toy_verbaliser(model, dataset), num_branches=2, seed=0,
+    )  # fmt: skip
+    whole = data.__getitems__([0, 1, 2, 3])
+    alone = data.__getitems__([2])
+    length = int(alone["branch_lengths"].max())
+    assert torch.equal(whole["branch_ids"][2, :, :length], alone["branch_ids"][0, :, :length])
+    assert torch.equal(whole["target"][2], alone["target"][0])
+
+
+def test_histories_before_an_event_hold_neither_it_nor_later_ones():
+    log = _log([3, 4])
+    histories = histories_before(log, np.array([0, 2, 6]))
+    assert [histories.row(b).tolist() for b in range(3)] == [[], [0, 1], [3, 4, 5]]
+    assert histories_before(log, np.array([6]), last=2).row(0).tolist() == [4, 5]
+
+
+def test_padding_keeps_rows_apart():
+    ids, lengths, written = pad_branches([[7, 8], [9]], [[True, False], [True]], pad_id=0)
+    assert ids.tolist() == [[7, 8], [9, 0]]
+    assert lengths.tolist() == [2, 1]
+    assert written.tolist() == [[True, False], [True, False]]
