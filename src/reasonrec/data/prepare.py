@@ -99,7 +99,8 @@ def prepare(
         splits = choose_files(raw.splits, config.given_split) if is_given else {}
         files = {**raw.files, **{file.name: file for file in splits.values()}}
         inputs = {key: fingerprint(files[key]) for key in sorted(files)}
-        resolved = config.model_dump(mode="json") | dict(extra_config or {})
+        # the item table is named by its fingerprint, wherever it lies
+        resolved = config.model_dump(mode="json", exclude={"items"}) | dict(extra_config or {})
         _refuse_changed_data(out, inputs)
         if is_finished(out, stage="prepare", inputs=inputs, config=resolved, seed=seed):
             return Dataset.load(out)

@@ -131,7 +131,8 @@ def test_amazon_reviews_2023_are_read_from_ratings_and_metadata(tmp_path: Path, 
     )
     meta = [
         {"parent_asin": "10", "title": "Pen &amp; ink", "description": ["One.", "Two."],
-         "price": 9.5, "categories": ["Office", "Pens"], "images": [{"large": "x"}], "store": "Nib & Co"},
+         "price": 9.5, "categories": ["Office", "Pens"], "images": [{"large": "x"}],
+         "store": "Nib & Co"},
         {"parent_asin": "20", "title": "Nib", "description": [], "price": "from 3",
          "categories": []},
         {"parent_asin": "30", "title": "Ink", "description": ["Blue."], "price": None},
