@@ -1,4 +1,4 @@
-"""A tiny recommender over a toy catalogue, untrained or nearly so, for tests of models and loops."""
+"""A tiny untrained recommender over a toy catalogue, for tests of models and loops."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -54,7 +54,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "run the same command again and it continues"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove the folder and run again") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); remove the folder and run again"
+        ) from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise CheckpointError(
@@ -101,12 +103,17 @@ def write_manifest(
     }
     partial = folder / "manifest.json.partial"
     partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / "manifest.json")  # atomic: a kill leaves either no manifest or a whole one
+    partial.replace(folder / "manifest.json")  # atomic: a kill leaves no manifest or a whole one
     return manifest
 
 
 def is_finished(
-    folder: Path, *, stage: str, inputs: Mapping[str, str], config: Mapping[str, Any], seed: int | None
+    folder: Path,
+    *,
+    stage: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any],
+    seed: int | None,
 ) -> bool:
     """Return whether this very stage already ended in ``folder``.
 
@@ -123,8 +130,9 @@ def is_finished(
         wanted = json.loads(json.dumps(wanted))
         if found.get(key) != wanted:
             raise CheckpointError(
-                f"{folder} holds a finished run with another {key}: {_difference(found.get(key), wanted)}. "
-                "Choose another --out, or remove the folder to run it anew"
+                f"{folder} holds a finished run with another {key}: "
+                f"{_difference(found.get(key), wanted)}. Choose another --out, or remove the folder "
+                "to run it anew"
             )
     return True
 

@@ -54,7 +54,7 @@ def demo(
         done = run_demo(
             source,
             out,
-            R2ecConfig.load(preset),
+            R2ecConfig.load(preset) if preset else R2ecConfig(),
             seed=seed,
             world=world or PlantedConfig(size="demo"),
             preparation=prepare or PrepareConfig(),

@@ -30,7 +30,7 @@ from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import Histories, Recommendation
-from reasonrec.rng import stream
+from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
@@ -82,8 +82,9 @@ def train_stage(
         return out
     if len(dataset.train) < 2 or len(dataset.valid) == 0:
         raise DataError(
-            f"training needs at least 2 training events and 1 validation query; {dataset.name} has "
-            f"{len(dataset.train)} and {len(dataset.valid)}. Under leave-one-out a user needs three events"
+            f"training needs 2 training events and 1 validation query; {dataset.name} has "
+            f"{len(dataset.train)} and {len(dataset.valid)}. "
+            "Under leave-one-out a user needs three events"
         )
     parts = _Parts(dataset, config, seed)
     model = (
@@ -263,7 +264,7 @@ def _stage_parts(
     chosen = config.no_think if stage == "no-think" else config.sft
     windows = schedule_windows(
         log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
-        batch_size=chosen.optimiser.batch_size, seed=seed if stage == "no-think" else seed + 1_000_003,
+        batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
     )  # fmt: skip
     is_sft = isinstance(chosen, SftStage)
     data = WindowDataset(

@@ -59,16 +59,13 @@ def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def item_texts(catalogue: Catalogue, titles: list[str]) -> list[str]:
     """Return what each item's text row is read from: title, categories, description."""
-    columns = catalogue.table.columns
-    count = len(catalogue)
-    categories = (
-        catalogue.table["categories"].to_list() if "categories" in columns else [None] * count
-    )
-    described = (
-        catalogue.table["description"].to_list() if "description" in columns else [None] * count
-    )
+    columns = {
+        name: catalogue.table[name].to_list() if name in catalogue.table.columns else []
+        for name in ("categories", "description")
+    }
+    columns = {name: values or [None] * len(titles) for name, values in columns.items()}
     texts = []
-    for title, words, description in zip(titles, categories, described, strict=True):
+    for title, words, description in zip(titles, columns["categories"], columns["description"]):
         parts = [title + "."]
         if words:
             parts.append(", ".join(str(word) for word in words) + ".")

@@ -59,7 +59,7 @@ def think(
 
     Args:
         look_up: Asked whenever a thought has written `` After [Title]``; None for no look-ups.
-        max_tokens: Most tokens of a thought, inserted ones included; the answer marker comes on top.
+        max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
         temperature: Divides the token logits; 0 takes the likeliest token. The stored
             log-probabilities are those of temperature 1.
         generator: Source of randomness; needed unless ``temperature`` is 0.
@@ -170,7 +170,7 @@ def _advance(
         row.tokens.append(current[r])
         if look_up is None or not is_own[r] or current[r] not in closing:
             continue
-        item = model.writer.asked_item(model.tokenizer.decode(row.tokens))
+        item = model.writer.asked_item(str(model.tokenizer.decode(row.tokens)))
         if item is not None:
             asking.append(r)
             items.append(item)

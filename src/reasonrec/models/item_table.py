@@ -24,6 +24,7 @@ class ItemTable(nn.Module):
 
     encoded: Tensor
     steps_since_refresh: Tensor
+    title_token_ids: Tensor
 
     def __init__(
         self, kind: ItemRows, num_items: int, width: int, *, title_token_ids: Tensor | None = None

@@ -51,7 +51,8 @@ class Batch:
     """(B, G), item that each branch should lead to; -100 for none."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
+        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
+        return Batch(**moved)
 
 
 @dataclass
@@ -119,8 +120,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
         start = self.writer.encode(THINK)
-        never = {self.writer.pad_id, tokenizer.bos_token_id, *(start if len(start) == 1 else ())}
-        never_written = torch.tensor(sorted(t for t in never if isinstance(t, int)))
+        never: list[Any] = [self.writer.pad_id, tokenizer.bos_token_id]
+        never += start if len(start) == 1 else []
+        never_written = torch.tensor(sorted({t for t in never if t is not None}))
         self.register_buffer("never_written", never_written, persistent=False)
 
     # ---- parts -------------------------------------------------------------------------------
@@ -325,7 +327,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if (about["format"], about["prompt_version"]) != (FORMAT, PROMPT_VERSION):
             raise CheckpointError(
                 f"{folder} was saved with format {about['format']} and prompt version "
-                f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. Train again"
+                f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. "
+                "Train again"
             )
         model = cls(
             AutoModelForCausalLM.from_pretrained(folder / "backbone"),

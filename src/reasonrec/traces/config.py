@@ -18,5 +18,7 @@ class ThoughtConfig(Config):
     """Whether a thought starts with the user's main categories."""
     steps_after: int = 5
     """How many steps after the shared item a neighbour's events count as evidence."""
+    reverse_share: float = 1.0
+    """Weight of a neighbour's step before the shared item, beside 1 for the step after it."""
     max_neighbours: int = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""

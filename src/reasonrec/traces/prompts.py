@@ -35,7 +35,7 @@ class Prompts:
     token_ids: np.ndarray
     """(B, T), int64."""
     lengths: np.ndarray
-    """(B,), int64. Number of real tokens; the state at ``lengths - 1`` has read the whole prompt."""
+    """(B,), int64. Real tokens; the state at ``lengths - 1`` has read the whole prompt."""
     num_items: np.ndarray
     """(B,), int64. History items that the prompt shows (the last ``max_history``)."""
     item_ends: np.ndarray

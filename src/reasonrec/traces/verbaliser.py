@@ -1,4 +1,4 @@
-"""The deterministic teacher: thoughts written from history and graph evidence, never from the label.
+"""The deterministic teacher: thoughts from history and graph evidence, never from the label.
 
 A thought names the user's main categories, then looks up what neighbours took after some of the
 user's recent items. Which items are looked up is drawn by recency alone: a choice that saw the
@@ -55,6 +55,7 @@ class Verbaliser:
             num_links=self.config.num_links,
             window=self.config.steps_after,
             max_neighbours=self.config.max_neighbours,
+            reverse_share=self.config.reverse_share,
             seed=0,
         )
 
@@ -118,7 +119,7 @@ class Verbaliser:
         return words
 
     def _choose(self, histories: Histories, seed: int, keys: np.ndarray) -> np.ndarray:
-        """Draw distinct recent items without replacement, weight ``recency ** age``; newest first."""
+        """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none."""
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
         age = np.arange(W)
         noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])

@@ -19,7 +19,7 @@ class OptimiserConfig(Config):
     warmup_frac: NonNegativeFloat = 0.05
     """Share of all steps over which the learning rate rises to its peak."""
     schedule: str = "cosine"
-    """Name of a schedule of transformers, such as ``cosine``, ``linear``, ``constant_with_warmup``."""
+    """A schedule of transformers: ``cosine``, ``linear``, ``constant_with_warmup``, ..."""
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = 64
     """Rows per step and process: windows, or prompts in reinforcement learning."""
@@ -53,8 +53,8 @@ class RecpoConfig(Config):
     temperature: PositiveFloat = 1.0
     """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
     max_tokens: PositiveInt = 48
-    """Of a thought, looked-up evidence included. The paper's 512 is for text without title tokens."""
-    beta: float = Field(0.05, ge=0, le=1)
+    """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
+    beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
     """Cut-off k of the NDCG reward."""

@@ -188,8 +188,8 @@ class _Bar(TrainerCallback):
 
     def __init__(self, label: str, total: int) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TimeRemainingColumn(),
             console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
         )  # fmt: skip
         self._task = self._progress.add_task(label, total=total)
@@ -232,22 +232,27 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # pyright: ignore[reportArgumentType]
 
-    def compute_loss(
+    @property
+    def _recommender(self) -> ReasoningRecommender:
+        assert isinstance(self.model, ReasoningRecommender)
+        return self.model
+
+    def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
-        table = self.model.item_table  # pyright: ignore[reportOptionalMemberAccess]
-        if table.is_encoded:  # pyright: ignore[reportCallIssue]
+        recommender = self._recommender
+        table = recommender.item_table
+        if table.is_encoded:
             self._metrics.add({"train/item_table_age": float(table.steps_since_refresh)})
             table.steps_since_refresh += 1
             if table.steps_since_refresh > self._refresh_every:
-                self.model.refresh_items()  # pyright: ignore[reportOptionalMemberAccess]
+                recommender.refresh_items()
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
         self._metrics.add(parts)
         return (value, {}) if return_outputs else value
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        model = self.model
-        assert isinstance(model, ReasoningRecommender)
+        model = self._recommender
         model.eval()
         model.refresh_items()
         values = self._validate(model)
@@ -265,10 +270,12 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(Path(output_dir) / "model.safetensors"))
+        save_model(self._recommender, str(Path(output_dir) / "model.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(model or self.model, str(Path(resume_from_checkpoint) / "model.safetensors"))
+        load_model(
+            model or self._recommender, str(Path(resume_from_checkpoint) / "model.safetensors")
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -6,8 +6,8 @@ from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.models.generation import think
-from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
 from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
 from reasonrec.records import Histories, Link, Lookup
 
 
@@ -61,7 +61,9 @@ def test_rollouts_come_from_the_weights_as_they_are_after_an_update():
     before = _generate(model)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+            )
     after = _generate(model)
     assert not torch.equal(before.token_ids, after.token_ids)
     outputs = model(_as_batch(model, after, G=4))
@@ -123,7 +125,10 @@ def test_greedy_thoughts_need_no_randomness_and_do_not_depend_on_the_batch():
         alone = recommender.score(_histories().take([b]))
         assert alone.thoughts[0] == together.thoughts[b]
         torch.testing.assert_close(
-            torch.from_numpy(alone.scores[0]), torch.from_numpy(together.scores[b]), atol=1e-4, rtol=0
+            torch.from_numpy(alone.scores[0]),
+            torch.from_numpy(together.scores[b]),
+            atol=1e-4,
+            rtol=0,
         )
 
 

@@ -3,8 +3,8 @@ import torch
 from tests.toy_models import toy_model
 
 from reasonrec.errors import CheckpointError
-from reasonrec.models.rec_head import GATE_SPEED, GatedReadout, score_catalogue
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.rec_head import GATE_SPEED, GatedReadout, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories
 

@@ -35,7 +35,9 @@ def test_a_branch_reads_as_if_it_alone_followed_its_part_of_the_prompt():
             plain = model.backbone(alone[None], output_hidden_states=True)
             hidden = plain.hidden_states[-1][0]
             # float32 sums in another order: 1e-5 on values of about 1
-            torch.testing.assert_close(outputs.pre_states[b, g], hidden[at[b, g]], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                outputs.pre_states[b, g], hidden[at[b, g]], atol=1e-5, rtol=0
+            )
             torch.testing.assert_close(outputs.post_states[b, g], hidden[-1], atol=1e-5, rtol=0)
             logp = model.language_logits(hidden).log_softmax(-1)
             for s in range(1, int(lengths[b, g])):

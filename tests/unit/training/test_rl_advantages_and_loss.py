@@ -113,7 +113,9 @@ def test_each_rollouts_tokens_follow_its_own_advantage(mean_over):
 
 
 def test_only_the_best_rollout_trains_the_recommendation():
-    advantages = torch.tensor([[1.5, -0.5, -0.5, -0.5], [0.2, 0.7, -0.9, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    advantages = torch.tensor(
+        [[1.5, -0.5, -0.5, -0.5], [0.2, 0.7, -0.9, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    )
     expected = torch.tensor([[1.5, 0, 0, 0], [0, 0.7, 0, 0], [0, 0, 0, 0]])
     torch.testing.assert_close(item_weights(advantages, "best"), expected)
     positive = torch.tensor([[1.5, 0, 0, 0], [0.2, 0.7, 0, 0], [0, 0, 0, 0]])

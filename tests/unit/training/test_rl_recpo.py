@@ -8,6 +8,7 @@ from tests.toys import toy_dataset
 
 from reasonrec.models.reasoning_recommender import Outputs
 from reasonrec.training.config import RecpoConfig
+from reasonrec.training.examples import histories_before
 from reasonrec.training.rl.recpo import (
     PromptSample,
     Recpo,
@@ -16,7 +17,6 @@ from reasonrec.training.rl.recpo import (
     recpo_loss,
     roll_out,
 )
-from reasonrec.training.examples import histories_before
 
 SMALL = RecpoConfig(max_tokens=6, next_item_weight=0.0)
 
@@ -28,9 +28,7 @@ def dataset():
 
 def _rollouts(dataset, model, config=SMALL, events=(3, 11, 25), seed=1):
     verbaliser = toy_verbaliser(model, dataset)
-    return roll_out(
-        model, dataset.train, verbaliser, np.array(events), config, generator_seed=seed
-    )
+    return roll_out(model, dataset.train, verbaliser, np.array(events), config, generator_seed=seed)
 
 
 def test_in_batch_softmax_counts_shared_targets_once_and_never_the_history():
@@ -120,9 +118,7 @@ def test_flat_groups_learn_from_their_label_only_if_told_to(dataset):
 
 
 def test_prompts_are_training_positions_with_a_history_and_repeat_per_inner_epoch(dataset):
-    sample = PromptSample(
-        dataset.train, num_prompts=40, batch_size=8, num_inner_epochs=2, seed=0
-    )
+    sample = PromptSample(dataset.train, num_prompts=40, batch_size=8, num_inner_epochs=2, seed=0)
     assert len(sample) == 80
     for step in range(0, 10, 2):
         first, second = sample.event[step * 8 :][:8], sample.event[(step + 1) * 8 :][:8]
@@ -153,7 +149,5 @@ def test_ranks_in_rewards_follow_the_rule_of_evaluation():
     histories = Histories.from_lists(rows)
     expected = rank_targets(scores, target, histories=histories, mask="history-except-target")
     masked = masked_items(histories, torch.from_numpy(target), 15)
-    found = ranks_of_targets(
-        torch.from_numpy(scores)[:, None], torch.from_numpy(target), masked
-    )
+    found = ranks_of_targets(torch.from_numpy(scores)[:, None], torch.from_numpy(target), masked)
     assert found[:, 0].tolist() == expected.tolist()

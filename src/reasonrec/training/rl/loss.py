@@ -84,7 +84,7 @@ def item_objective(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """Return the objective of the recommendation itself: sum over a group / G, mean over prompts."""
+    """Return the objective of the recommendation: sum over a group / G, mean over prompts."""
     return clipped_objective(
         logp_P_G, old_logp_P_G, weights_P_G, clip_low=clip_low, clip_high=clip_high
     ).mean()

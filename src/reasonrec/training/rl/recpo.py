@@ -30,7 +30,7 @@ from reasonrec.training.rl.rewards import (
 
 
 class PromptSample(TorchDataset):
-    """The log positions that RL asks about, in training order; each batch repeated per inner epoch."""
+    """The log positions that RL asks about, in order; each batch repeated per inner epoch."""
 
     def __init__(
         self,
@@ -96,9 +96,13 @@ class Recpo:
         if is_new:
             self._events = inputs["event"]
             self._rollouts = roll_out(
-                getattr(model, "module", model), self.log, self.verbaliser, inputs["event"].cpu().numpy(),
-                self.config, generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
-            )  # fmt: skip
+                getattr(model, "module", model),  # the model itself where DDP wraps it
+                self.log,
+                self.verbaliser,
+                inputs["event"].cpu().numpy(),
+                self.config,
+                generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+            )
             parts["rl/rollout_seconds"] = time.perf_counter() - started
         rollouts = self._rollouts
         assert rollouts is not None
