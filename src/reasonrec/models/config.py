@@ -37,6 +37,9 @@ class HeadConfig(Config):
     """Divides the scores."""
     gated: bool = True
     """Mix the state before the thought into the state after it, starting at no thought."""
+    pointer: bool = True
+    """Let items that a look-up found in the thought add to their own scores, starting at nothing.
+    Ours; the paper scores with the last state alone."""
     dropout: float = 0.2
     """Share of input-embedding and state entries dropped while training."""
     max_history: int = 50

@@ -38,6 +38,12 @@ class Generated:
     """(R, D), at the last token of the prompt."""
     post_states: Tensor
     """(R, D), at the last token of the answer marker."""
+    named_at: Tensor
+    """(R, E), where in a thought the title of each looked-up item ends; 0 for none."""
+    named_item: Tensor
+    """(R, E), which items those are; -1 for none."""
+    named_states: Tensor
+    """(R, E, D), the states there."""
     is_truncated: Tensor
     """(R,), True where the marker had to be forced because the budget was used up."""
     evidence: list[list[Lookup]]
@@ -98,6 +104,9 @@ def think(
             use_cache=True,
         )
         state = out.last_hidden_state[:, 0]
+        for r in active:
+            if step in rows[r].named:
+                rows[r].named_states.append(state[r])
         done = [r for r in active if rows[r].is_answered(step, answer)]
         if done:
             index = torch.tensor(done, device=device)
@@ -110,10 +119,9 @@ def think(
         drawn, logp = _draw(logits, temperature, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:
-            if rows[r].queue:
-                queued[r] = rows[r].queue.popleft()
-            elif step + 1 >= max_tokens + len(start):
+            if step + 1 >= max_tokens + len(start) and not rows[r].is_truncated:
                 rows[r].force(answer)
+            if rows[r].queue:
                 queued[r] = rows[r].queue.popleft()
         queued = queued.to(device)
         is_own = (queued < 0) & (ends == 0)
@@ -123,22 +131,34 @@ def think(
             token_logp[:, step + 1] = torch.where(is_own, logp, 0.0)
         _advance(model, rows, active, current.tolist(), is_own.tolist(), look_up, G)
     length = int(ends.max())
+    named_at, named_item, named_states = _named(rows, pre)
     return Generated(
-        tokens[:, :length], ends, is_written[:, :length], token_logp[:, :length], pre, post,
-        torch.tensor([row.is_truncated for row in rows], device=device),
-        [row.evidence for row in rows],
-    )  # fmt: skip
+        token_ids=tokens[:, :length],
+        lengths=ends,
+        is_written=is_written[:, :length],
+        token_logp=token_logp[:, :length],
+        pre_states=pre,
+        post_states=post,
+        named_at=named_at,
+        named_item=named_item,
+        named_states=named_states,
+        is_truncated=torch.tensor([row.is_truncated for row in rows], device=device),
+        evidence=[row.evidence for row in rows],
+    )
 
 
 class _Row:
     """One thought while it is written."""
 
-    __slots__ = ("end", "evidence", "is_truncated", "queue", "tokens")
+    __slots__ = ("end", "evidence", "is_truncated", "named", "named_states", "queue", "tokens")
 
     def __init__(self, start: list[int]) -> None:
         self.tokens = start[:1]
         self.queue: deque[int] = deque(start[1:])
         self.evidence: list[Lookup] = []
+        self.named: dict[int, int] = {}
+        """Position of the end of a title -> the item."""
+        self.named_states: list[Tensor] = []
         self.is_truncated = False
         self.end: int | None = None
 
@@ -148,8 +168,14 @@ class _Row:
             return True
         return False
 
+    def insert(self, evidence: Lookup, tokens: list[int], ends: list[int]) -> None:
+        self.evidence.append(evidence)
+        self.queue.extend(tokens)
+        for link, end in zip(evidence.links, ends, strict=True):
+            self.named[len(self.tokens) + end] = link.item_index
+
     def force(self, answer: list[int]) -> None:
-        self.queue.extend(answer)
+        self.queue = deque(answer)  # a look-up that does not fit is cut short
         self.is_truncated = True
 
 
@@ -178,8 +204,24 @@ def _advance(
         return
     found = look_up([r // group_size for r in asking], items)
     for r, evidence in zip(asking, found, strict=True):
-        rows[r].evidence.append(evidence)
-        rows[r].queue.extend(model.writer.lookup_tokens([k.item_index for k in evidence.links]))
+        rows[r].insert(
+            evidence, *model.writer.lookup_tokens([k.item_index for k in evidence.links])
+        )
+
+
+def _named(rows: list[_Row], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions, items and states of what each thought looked up, padded."""
+    most = max((len(row.named_states) for row in rows), default=0)
+    at = torch.zeros((len(rows), most), dtype=torch.long, device=like.device)
+    item = torch.full_like(at, -1)
+    states = like.new_zeros((len(rows), most, like.shape[1]))
+    for r, row in enumerate(rows):
+        count = len(row.named_states)  # a forced end can cut the last look-up short
+        if count:
+            at[r, :count] = torch.tensor(list(row.named)[:count])
+            item[r, :count] = torch.tensor(list(row.named.values())[:count])
+            states[r, :count] = torch.stack(row.named_states)
+    return at, item, states
 
 
 def _draw(

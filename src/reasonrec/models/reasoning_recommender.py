@@ -17,11 +17,12 @@ from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.item_table import ItemTable
-from reasonrec.models.rec_head import GatedReadout, score_catalogue
+from reasonrec.models.rec_head import EvidencePointer, GatedReadout, score_catalogue
 from reasonrec.traces.prompts import PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
@@ -47,6 +48,10 @@ class Batch:
     """(B, G), trunk position of the last token that the branch may see."""
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
+    named_at: Tensor | None = None
+    """(B, G, E), where in a branch the title of each looked-up item ends; 0 for none."""
+    named_item: Tensor | None = None
+    """(B, G, E), which items those are; -1 for none."""
     target: Tensor | None = None
     """(B, G), item that each branch should lead to; -100 for none."""
 
@@ -119,6 +124,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
+        self.pointer = EvidencePointer(width) if head.pointer else None
         start = self.writer.encode(THINK)
         never: list[Any] = [self.writer.pad_id, tokenizer.bos_token_id]
         never += start if len(start) == 1 else []
@@ -145,6 +151,26 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         return score_catalogue(
             states, rows, similarity=self.head.similarity, temperature=self.head.temperature
         )
+
+    def score_thoughts(
+        self,
+        pre: Tensor,
+        post: Tensor,
+        named: tuple[Tensor, Tensor] | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Return float32 scores (..., N) after thoughts: training, reward and serving alike.
+
+        Args:
+            pre, post: States before and after the thought. (..., D).
+            named: States (..., E, D) and item indices (..., E) of what the thought looked up.
+        """
+        mixed = F.dropout(self.readout(pre, post), self.head.dropout, self.training)
+        scores = self.score_states(mixed, rows)
+        if self.pointer is None or named is None or named[1].shape[-1] == 0:
+            return scores
+        added = self.pointer(post, *named)
+        return scores.scatter_add(-1, named[1].clamp(min=0), added)
 
     def language_logits(self, states: Tensor) -> Tensor:
         """Return float32 token logits (..., V) of states (..., D).
@@ -195,8 +221,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         )
         pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
         outputs.pre_states, outputs.post_states = pre, post
-        mixed = self.readout(pre, post)
-        outputs.think_logits = self.score_states(F.dropout(mixed, drop, self.training), rows)
+        named = None
+        if batch.named_at is not None and batch.named_item is not None:
+            at = batch.named_at.reshape(B * G, -1)
+            states = read_states(hidden_branch.reshape(B * G, S, D), at).reshape(B, G, -1, D)
+            named = states, batch.named_item
+        outputs.think_logits = self.score_thoughts(pre, post, named, rows)
         if with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:
@@ -294,6 +324,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         """Write backbone, tokenizer, head, item table, catalogue and prompt version to a folder."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        disable_progress_bar()
         self.backbone.save_pretrained(folder / "backbone")
         self.tokenizer.save_pretrained(folder / "backbone")
         tensors = {
@@ -330,6 +361,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
                 f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. "
                 "Train again"
             )
+        disable_progress_bar()
         model = cls(
             AutoModelForCausalLM.from_pretrained(folder / "backbone"),
             AutoTokenizer.from_pretrained(folder / "backbone"),

@@ -2,7 +2,8 @@
 
 Departs from the paper: plain inner products by default for rows that are learned per item
 (``similarity = "dot"``); the official code's L2-normalised product at temperature 0.02 is the
-default of the paper's preset. A gate mixes in the state before the thought; the paper has none.
+default of the paper's preset. A gate mixes in the state before the thought, and items
+that the thought looked up can add to their own scores; the paper has neither.
 """
 
 import torch
@@ -65,3 +66,31 @@ class GatedReadout(nn.Module):
     def forward(self, pre: Tensor, post: Tensor) -> Tensor:
         """Return the state to score with. (..., D) from two (..., D)."""
         return post if self.gate is None else pre + GATE_SPEED * self.gate * (post - pre)
+
+
+class EvidencePointer(nn.Module):
+    """What each item that a thought looked up adds to its own score.
+
+    The addition is read from the state at the end of the item's title and from the state after the
+    thought: ``u . h_title + (Q h_answer) . (K h_title) / sqrt(D)``, with u and Q zero at the start.
+    Because it is a sum, each piece of evidence has an exact share in the ranking.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.prior = nn.Parameter(torch.zeros(width))
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.query.weight)
+
+    def forward(self, post: Tensor, named_states: Tensor, named_item: Tensor) -> Tensor:
+        """Return the addition of each named item, (..., E), float32; 0 where the item is -1.
+
+        Args:
+            post: State after the thought. (..., D).
+            named_states: State at the end of each named title. (..., E, D).
+            named_item: (..., E), item indices, -1 for none.
+        """
+        match = (self.key(named_states) * self.query(post)[..., None, :]).sum(-1)
+        added = named_states @ self.prior + match * post.shape[-1] ** -0.5
+        return added.float().masked_fill(named_item < 0, 0.0)

@@ -93,8 +93,8 @@ class ThinkingRecommender:
 
     @torch.no_grad()
     def _scores(self, written: Generated) -> np.ndarray:
-        states = self.model.readout(written.pre_states, written.post_states)
-        scores = self.model.score_states(states)
+        named = written.named_states, written.named_item
+        scores = self.model.score_thoughts(written.pre_states, written.post_states, named)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
             scores = grouped.logsumexp(1) - np.log(self.num_samples)

@@ -135,12 +135,19 @@ class PromptWriter:
         shown = "".join(f" [{self.titles[i]}]" for i in list(history)[-self.max_history :])
         return f"{self.tokenizer.bos_token or ''}{HISTORY}{shown}"
 
-    def lookup_tokens(self, found: Sequence[int]) -> list[int]:
-        """Return the tokens that the graph answers with after `` After [Title]``."""
-        if len(found) == 0:
-            return [*self.encode(FOUND), *self.encode(NOTHING), *self.encode(NEXT)]
-        items = [token for item_index in found for token in self.item_tokens(item_index)]
-        return [*self.encode(FOUND), *items, *self.encode(NEXT)]
+    def lookup_tokens(self, found: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return what the graph answers with after `` After [Title]``.
+
+        Returns:
+            Its tokens, and where among them the title of each found item ends.
+        """
+        tokens, ends = list(self.encode(FOUND)), []
+        for item_index in found:
+            tokens += self.item_tokens(item_index)
+            ends.append(len(tokens) - 1)
+        if not ends:
+            tokens += self.encode(NOTHING)
+        return [*tokens, *self.encode(NEXT)], ends
 
     def lookup_text(self, found: Sequence[int]) -> str:
         """Return `lookup_tokens` as text."""

@@ -25,6 +25,10 @@ class Thoughts:
     tokens: list[list[int]]
     is_written: list[list[bool]]
     """True for tokens that the thinker writes, False for ``<think>``, evidence and markers."""
+    named_at: list[list[int]]
+    """Where in each thought the title of each found item ends."""
+    named_item: list[list[int]]
+    """Which items those are."""
     via_item: np.ndarray
     """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
 
@@ -72,22 +76,28 @@ class Verbaliser:
         taste = self.taste(histories)
         writer = self.writer
         after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.encode(THINK)
-        all_tokens, all_written = [], []
+        all_tokens, all_written, named_at, named_item = [], [], [], []
         for b in range(len(histories)):
             tokens = [*think, *writer.encode(taste[b])]
             written = [False] * len(think) + [True] * (len(tokens) - len(think))
+            at: list[int] = []
+            items: list[int] = []
             for j, table in enumerate(found):
                 via = int(via_item[b, j])
                 if via < 0:
                     continue
                 asked = [*after, *writer.item_tokens(via)]
                 row = table.item_index[b]
-                answered = writer.lookup_tokens(row[row >= 0].tolist())
+                answered, ends = writer.lookup_tokens(row[row >= 0].tolist())
+                items += row[row >= 0].tolist()
+                at += [len(tokens) + len(asked) + end for end in ends]
                 tokens += asked + answered
                 written += [True] * len(asked) + [False] * len(answered)
             all_tokens.append(tokens + answer)
             all_written.append(written + [True] * len(answer))
-        return Thoughts(all_tokens, all_written, via_item)
+            named_at.append(at)
+            named_item.append(items)
+        return Thoughts(all_tokens, all_written, named_at, named_item, via_item)
 
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""

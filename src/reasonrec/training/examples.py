@@ -189,6 +189,7 @@ class WindowDataset(TorchDataset):
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )
+        named_at, named_item = pad_named(thoughts.named_at, thoughts.named_item)
         B, S = len(index), ids.shape[1]
         target = np.where(exists, self.log.item_index[event], NONE)
         return {
@@ -196,6 +197,8 @@ class WindowDataset(TorchDataset):
             "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
             "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
+            "named_at": torch.from_numpy(named_at).reshape(B, G, -1),
+            "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "target": torch.from_numpy(target).long().reshape(B, G),
         }
 
@@ -211,6 +214,16 @@ def pad_branches(
     written = np.zeros(inside.shape, bool)
     written[inside] = [mark for row in is_written for mark in row]
     return ids, lengths, written
+
+
+def pad_named(at: list[list[int]], item: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions (R, E), 0-padded, and item indices (R, E), -1-padded, both int64."""
+    lengths = np.array([len(row) for row in at], np.int64)
+    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    positions, items = np.zeros(inside.shape, np.int64), np.full(inside.shape, -1, np.int64)
+    positions[inside] = [value for row in at for value in row]
+    items[inside] = [value for row in item for value in row]
+    return positions, items
 
 
 def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

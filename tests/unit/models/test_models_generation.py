@@ -109,7 +109,7 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     written = _generate(model, look_up, G=1, temperature=0, max_tokens=20)
     text = texts(model, written.token_ids[0, : int(written.lengths[0])])
     assert text == "<think> After [Tale 3]: [Tale 9];<answer>"
-    inserted = writer.lookup_tokens([9])
+    inserted, _ = writer.lookup_tokens([9])
     at = 1 + len(script) - 1
     assert written.token_ids[0, at : at + len(inserted)].tolist() == inserted
     assert not written.is_written[0, at : at + len(inserted)].any()
@@ -156,7 +156,7 @@ def test_sampling_without_a_generator_is_refused():
 def test_look_ups_answer_for_the_right_user():
     model = toy_model()
     dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
-    verbaliser = toy_verbaliser(model, dataset)
+    verbaliser = toy_verbaliser(model, dataset, reverse_share=0.0)
     histories = Histories.from_lists([[2], [2, 3]], user_index=[-1, -1])
     found = look_up_for(verbaliser, histories)([0, 1], [2, 2])
     # whoever took 2 took 3 next; the second user has it already, so 4 comes first
