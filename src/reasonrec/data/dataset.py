@@ -78,6 +78,31 @@ class InteractionLog:
         """(U + 1,), int64. The events of user u are ``[user_offsets[u], user_offsets[u + 1])``."""
         return np.searchsorted(self.user_index, np.arange(self.num_users + 1)).astype(np.int64)
 
+    def histories_before(self, event: np.ndarray, *, last: int | None = None) -> Histories:
+        """Return what each event's user had done before it, all of it or its ``last`` events.
+
+        Args:
+            event: (B,), positions in the log; the event itself is not part of its history.
+        """
+        start = self.user_offsets[self.user_index[event]]
+        if last is not None:
+            start = np.maximum(start, event - last)
+        return self.histories(start, event, asked=event)
+
+    def histories(self, start: np.ndarray, stop: np.ndarray, *, asked: np.ndarray) -> Histories:
+        """Return the slices [start, stop) as histories, asked for when event ``asked`` happened."""
+        lengths = stop - start
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Histories(
+            user_index=self.user_index[asked],
+            item_index=self.item_index[events],
+            offsets=offsets,
+            rating=None if self.rating is None else self.rating[events],
+            timestamp=None if self.timestamp is None else self.timestamp[events],
+            asked_at=None if self.timestamp is None else self.timestamp[asked],
+        )
+
 
 @dataclass(frozen=True)
 class Queries:

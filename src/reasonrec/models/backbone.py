@@ -15,7 +15,7 @@ from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
-from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK
+from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK, PromptWriter
 
 MAX_TEXT_WORDS = 100
 """Words of a description that an item's text keeps, as in R²ec."""
@@ -32,16 +32,32 @@ def build_model(
     Raises:
         CheckpointError: The backbone cannot be loaded.
     """
-    titles = unique_titles([title or "Untitled" for title in catalogue.titles])
+    titles = catalogue_titles(catalogue)
     texts = item_texts(catalogue, titles)
     if backbone == "tiny":
-        template = f"{HISTORY}{THINK} Mostly{AFTER}{FOUND}{NOTHING}{NEXT} Item:"
-        corpus = [*texts, *([template] * 100)]
-        tokenizer = train_tokenizer(titles, corpus, vocab_size=tiny.vocab_size)
+        tokenizer = _tiny_tokenizer(titles, texts, tiny)
         language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
     else:
         language_model, tokenizer = load_backbone(backbone)
     return ReasoningRecommender(language_model, tokenizer, titles, head, catalogue.item_ids, texts)
+
+
+def build_writer(catalogue: Catalogue, tiny: TinyConfig) -> PromptWriter:
+    """Return the prompt writer that a tiny model over this catalogue would have."""
+    titles = catalogue_titles(catalogue)
+    return PromptWriter(_tiny_tokenizer(titles, item_texts(catalogue, titles), tiny), titles)
+
+
+def catalogue_titles(catalogue: Catalogue) -> list[str]:
+    """Return a unique readable title for every item."""
+    return unique_titles([title or "Untitled" for title in catalogue.titles])
+
+
+def _tiny_tokenizer(
+    titles: list[str], texts: list[str], tiny: TinyConfig
+) -> PreTrainedTokenizerBase:
+    template = f"{HISTORY}{THINK} Mostly{AFTER}{FOUND}{NOTHING}{NEXT} Item:"
+    return train_tokenizer(titles, [*texts, *([template] * 100)], vocab_size=tiny.vocab_size)
 
 
 def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

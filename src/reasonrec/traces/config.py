@@ -1,5 +1,7 @@
 """What thoughts can be made of."""
 
+from pydantic import PositiveInt
+
 from reasonrec.config import Config
 
 
@@ -22,3 +24,11 @@ class ThoughtConfig(Config):
     """Weight of a neighbour's step before the shared item, beside 1 for the step after it."""
     max_neighbours: int = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
+
+
+class TracesConfig(Config):
+    """Which thoughts the traces stage writes."""
+
+    num_thoughts: PositiveInt = 10_000
+    """Training positions, sampled without replacement; all where the log has fewer."""
+    thought: ThoughtConfig = ThoughtConfig()

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.records import Histories
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
@@ -85,37 +84,6 @@ def _shuffle(
     return start[order], last[order]
 
 
-def histories_before(
-    log: InteractionLog, event: np.ndarray, *, last: int | None = None
-) -> Histories:
-    """Return what each event's user had done before it: the whole history, or its ``last`` events.
-
-    Args:
-        event: (B,), positions in the log; the event itself is not part of its history.
-    """
-    user = log.user_index[event]
-    start = log.user_offsets[user]
-    if last is not None:
-        start = np.maximum(start, event - last)
-    return _slice(log, start, event, asked=event)
-
-
-def _slice(
-    log: InteractionLog, start: np.ndarray, stop: np.ndarray, asked: np.ndarray
-) -> Histories:
-    lengths = stop - start
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    events = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Histories(
-        user_index=log.user_index[asked],
-        item_index=log.item_index[events],
-        offsets=offsets,
-        rating=None if log.rating is None else log.rating[events],
-        timestamp=None if log.timestamp is None else log.timestamp[events],
-        asked_at=None if log.timestamp is None else log.timestamp[asked],
-    )
-
-
 class WindowDataset(TorchDataset):
     """Builds the tensors of `Batch` for windows; with a verbaliser, also thoughts as branches.
 
@@ -150,7 +118,7 @@ class WindowDataset(TorchDataset):
         """Return one batch for the named windows; torch calls this with a batch's indices."""
         index = np.asarray(rows)
         start, last = self.windows.start[index], self.windows.last[index]
-        prompts = self.writer.prompts(_slice(self.log, start, last, asked=last))
+        prompts = self.writer.prompts(self.log.histories(start, last, asked=last))
         H = prompts.item_ends.shape[1]
         column = np.arange(H)
         is_target = column <= (last - start)[:, None]
@@ -183,7 +151,7 @@ class WindowDataset(TorchDataset):
         column = lowest[:, None] + (draws * (length - lowest + 1)[:, None]).astype(np.int64)
         event = (start[:, None] + column).ravel()
         exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
-        histories = histories_before(self.log, event)
+        histories = self.log.histories_before(event)
         keys = (index[:, None] * G + np.arange(G)).ravel()
         thoughts = self.verbaliser.write(histories, seed=self.seed, keys=keys)
         ids, lengths, written = pad_branches(

@@ -8,7 +8,6 @@ from tests.toys import toy_dataset
 
 from reasonrec.models.reasoning_recommender import Outputs
 from reasonrec.training.config import RecpoConfig
-from reasonrec.training.examples import histories_before
 from reasonrec.training.rl.recpo import (
     PromptSample,
     Recpo,
@@ -46,7 +45,7 @@ def test_in_batch_softmax_counts_shared_targets_once_and_never_the_history():
 
 
 def test_the_history_is_masked_except_the_target(dataset):
-    histories = histories_before(dataset.train, np.array([3]))
+    histories = dataset.train.histories_before(np.array([3]))
     masked = masked_items(histories, torch.tensor([1]), 12)
     # user 0 has walked 0, 1, 2; item 1 is the target here, so it stays reachable
     assert masked[0].nonzero()[:, 0].tolist() == [0, 2]

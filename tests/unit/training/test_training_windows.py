@@ -9,7 +9,6 @@ from reasonrec.data.dataset import InteractionLog
 from reasonrec.training.examples import (
     NONE,
     WindowDataset,
-    histories_before,
     pad_branches,
     schedule_windows,
 )
@@ -134,9 +133,9 @@ def test_thoughts_do_not_depend_on_the_batch():
 
 def test_histories_before_an_event_hold_neither_it_nor_later_ones():
     log = _log([3, 4])
-    histories = histories_before(log, np.array([0, 2, 6]))
+    histories = log.histories_before(np.array([0, 2, 6]))
     assert [histories.row(b).tolist() for b in range(3)] == [[], [0, 1], [3, 4, 5]]
-    assert histories_before(log, np.array([6]), last=2).row(0).tolist() == [4, 5]
+    assert log.histories_before(np.array([6]), last=2).row(0).tolist() == [4, 5]
 
 
 def test_padding_keeps_rows_apart():

@@ -18,7 +18,6 @@ from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
-from reasonrec.training.examples import histories_before
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
 from reasonrec.training.rl.loss import item_objective, item_weights, token_objective
 from reasonrec.training.rl.rewards import (
@@ -120,7 +119,7 @@ def roll_out(
     generator_seed: int,
 ) -> Rollouts:
     """Return G thoughts for the history before each log position, token in, token out."""
-    histories = histories_before(log, event)
+    histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
     generator = torch.Generator(model.device)
     generator.manual_seed(generator_seed)
@@ -149,7 +148,7 @@ def rollout_batch(
     G: int,
 ) -> Batch:
     """Return rollouts as one trunk per prompt with G branches, next-item labels on the trunk."""
-    histories = histories_before(log, event, last=model.head.max_history)
+    histories = log.histories_before(event, last=model.head.max_history)
     prompts = model.writer.prompts(histories)
     device = model.device
     column = np.arange(prompts.item_ends.shape[1])
