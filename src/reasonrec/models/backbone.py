@@ -14,6 +14,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
+from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK, PromptWriter
 
@@ -34,12 +35,25 @@ def build_model(
     """
     titles = catalogue_titles(catalogue)
     texts = item_texts(catalogue, titles)
-    if backbone == "tiny":
-        tokenizer = _tiny_tokenizer(titles, texts, tiny)
-        language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
-    else:
+    if backbone != "tiny":
         language_model, tokenizer = load_backbone(backbone)
-    return ReasoningRecommender(language_model, tokenizer, titles, head, catalogue.item_ids, texts)
+        return ReasoningRecommender(
+            language_model, tokenizer, titles, head, catalogue.item_ids, texts
+        )
+    tokenizer = _tiny_tokenizer(titles, texts, tiny)
+    language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
+    model = ReasoningRecommender(language_model, tokenizer, titles, head, catalogue.item_ids, texts)
+    tokens = model.writer.title_token_ids
+    assert tokens is not None
+    start_from_text(
+        language_model.get_input_embeddings().weight,  # pyright: ignore[reportArgumentType]
+        tokens,
+        item_texts(catalogue, titles, with_description=False),
+        std=tiny.init_std,
+        share=tiny.text_share,
+        seed=seed,
+    )
+    return model
 
 
 def build_writer(catalogue: Catalogue, tiny: TinyConfig) -> PromptWriter:
@@ -73,7 +87,9 @@ def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ) from None
 
 
-def item_texts(catalogue: Catalogue, titles: list[str]) -> list[str]:
+def item_texts(
+    catalogue: Catalogue, titles: list[str], *, with_description: bool = True
+) -> list[str]:
     """Return what each item's text row is read from: title, categories, description."""
     columns = {
         name: catalogue.table[name].to_list() if name in catalogue.table.columns else []
@@ -85,7 +101,7 @@ def item_texts(catalogue: Catalogue, titles: list[str]) -> list[str]:
         parts = [title + "."]
         if words:
             parts.append(", ".join(str(word) for word in words) + ".")
-        if description:
+        if description and with_description:
             parts.append(" ".join(description.split()[:MAX_TEXT_WORDS]))
         texts.append(" ".join(parts))
     return texts

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from reasonrec.config import Config
 
@@ -24,6 +24,9 @@ class TinyConfig(Config):
     """Sub-word tokens; the title tokens come on top."""
     init_std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights."""
+    text_share: float = Field(default=0.6, ge=0, le=1)
+    """Share of a title embedding's initial variance that comes from the words of the item's title
+    and categories; the rest is noise of its own."""
 
 
 class HeadConfig(Config):
@@ -40,7 +43,7 @@ class HeadConfig(Config):
     pointer: bool = True
     """Let items that a look-up found in the thought add to their own scores, starting at nothing.
     Ours; the paper scores with the last state alone."""
-    dropout: float = 0.2
+    dropout: float = 0.4
     """Share of input-embedding and state entries dropped while training."""
     max_history: int = 50
     """Most recent history items that a prompt shows."""
