@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,14 +36,18 @@ def build_model(
     """
     titles = catalogue_titles(catalogue)
     texts = item_texts(catalogue, titles)
-    if backbone != "tiny":
+    if backbone == "tiny":
+        tokenizer = _tiny_tokenizer(titles, texts, tiny)
+        language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
+    else:
         language_model, tokenizer = load_backbone(backbone)
-        return ReasoningRecommender(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ReasoningRecommender(
             language_model, tokenizer, titles, head, catalogue.item_ids, texts
         )
-    tokenizer = _tiny_tokenizer(titles, texts, tiny)
-    language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
-    model = ReasoningRecommender(language_model, tokenizer, titles, head, catalogue.item_ids, texts)
+    if backbone != "tiny":
+        return model
     tokens = model.writer.title_token_ids
     assert tokens is not None
     start_from_text(

@@ -45,5 +45,8 @@ class HeadConfig(Config):
     Ours; the paper scores with the last state alone."""
     dropout: float = 0.4
     """Share of input-embedding and state entries dropped while training."""
+    token_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of input tokens blanked out whole while training, so that no single event of a history
+    is relied on."""
     max_history: int = 50
     """Most recent history items that a prompt shows."""

@@ -187,6 +187,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     def embed(self, token_ids: Tensor) -> Tensor:
         embeddings = self.backbone.get_input_embeddings()(token_ids)
+        if self.training and self.head.token_dropout:
+            kept = torch.rand(token_ids.shape, device=embeddings.device) >= self.head.token_dropout
+            embeddings = embeddings * kept[..., None]
         return F.dropout(embeddings, self.head.dropout, self.training)
 
     # ---- the pass ----------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def fit(
         model.refresh_items()
     if last:
         shutil.copytree(last / "best", out / "best", dirs_exist_ok=True)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    for name in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
     load_model(model, str(out / "best" / "model.safetensors"))

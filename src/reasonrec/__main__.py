@@ -1,0 +1,5 @@
+"""``python -m reasonrec`` is the ``reasonrec`` command."""
+
+from reasonrec.cli import main
+
+main()
