@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.baselines.contract import Recommender
@@ -279,7 +280,12 @@ def _stage_parts(
 def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) -> dict[str, float]:
     scores = recommender.score(histories).scores
     rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
-    return {"ndcg@10": float(ndcg(rank, 10).mean()), "hit@10": float(hit(rank, 10).mean())}
+    logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
+    return {
+        "ndcg@10": float(ndcg(rank, 10).mean()),
+        "hit@10": float(hit(rank, 10).mean()),
+        "log_loss": -float(logp.mean()),
+    }
 
 
 def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
