@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 DATA ?=
 OUT ?= runs/demo
 SEED ?= 0
+ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -19,10 +20,11 @@ help:  ## Show this list.
 	@echo 'make TARGET [NAME=value ...]'
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 	@echo '  DATA=ml-100k or a folder   OUT=$(OUT)   SEED=$(SEED)   JOBS=$(JOBS) (test processes)'
+	@echo '  ARGS="further options of reasonrec demo"'
 	@echo '  PYTHON=python3.11   PIP_ARGS="options for every pip install"'
 
 demo: $(VENV)/.installed  ## The whole road on a generated shop, or on DATA. Results in OUT.
-	@$(BIN)/reasonrec demo '$(or $(DATA),planted)' --out '$(OUT)' --seed $(SEED)
+	@$(BIN)/reasonrec demo '$(or $(DATA),planted)' --out '$(OUT)' --seed $(SEED) $(ARGS)
 
 LINT := status=0; \
 	$(BIN)/ruff check -q . || status=1; \
@@ -33,7 +35,7 @@ LINT := status=0; \
 test: $(VENV)/.installed-dev  ## Linter, type checker and tests.
 	@$(LINT); \
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
-		MPLBACKEND=agg $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
+		$(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
 	test $$status = 0 || echo 'make test: the linter or the type checker failed, see above'; \
 	exit $$status
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonrec.data.planted import PlantedConfig, WorldTruth, write_world
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.truth import WorldTruth
+from reasonrec.data.planted.world import write_world
 from reasonrec.machine import describe_machine
 
 SEED = 1

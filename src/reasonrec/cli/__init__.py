@@ -9,12 +9,14 @@ import os
 import sys
 import textwrap
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import cyclopts
+import docstring_parser
 from cyclopts import App, Group, Parameter
 
 from reasonrec import __version__
@@ -41,6 +43,9 @@ Every command reads folders and writes one folder; the same command on an unfini
 continues it. Any key of a configuration can be given in `--config FILE.toml` or as an option,
 and an option wins.
 """
+
+# cyclopts reads pydantic's own source anew for every nested configuration: a second for `train`
+docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 
 def main(arguments: list[str] | None = None) -> None:

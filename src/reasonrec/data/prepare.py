@@ -24,7 +24,8 @@ from reasonrec.data.given import (
     from_log,
     read_queries,
 )
-from reasonrec.data.planted import PlantedConfig, write_world
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.world import write_world
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.data.raw import ROW, RawTables, Table
 from reasonrec.data.sources.files import read_parquet

@@ -6,7 +6,6 @@ baseline to beat; against negatives as popular as the positives it is nearer to 
 """
 
 import numpy as np
-from scipy.stats import rankdata
 
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.graph import kernels
@@ -24,6 +23,8 @@ def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float | None
     """
     if len(positive) == 0 or len(negative) == 0:
         return None
+    from scipy.stats import rankdata  # takes a second to import
+
     ranks = rankdata(np.concatenate([positive, negative]))
     above = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
     return float(above / (len(positive) * len(negative)))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data.dataset import FILES, Dataset
-from reasonrec.data.planted import PlantedConfig
+from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ConfigError, DataError, ReasonrecError

@@ -6,7 +6,7 @@ import pytest
 
 from reasonrec.cli import main
 from reasonrec.data.dataset import Dataset
-from reasonrec.data.planted import PlantedConfig
+from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
 from reasonrec.evaluation.config import EvaluateConfig

@@ -57,7 +57,7 @@ def toy(
     if fail == "pipe":
         raise BrokenPipeError
     if fail == "package":
-        raise ModuleNotFoundError("No module named 'peft'", name="peft")
+        raise ModuleNotFoundError("No module named 'surely_absent'", name="surely_absent")
     if fail == "slip":
         raise ModuleNotFoundError("No module named 'reasonrec.absent'", name="reasonrec.absent")
     print(source, out, config or ToyConfig())
@@ -125,13 +125,18 @@ def test_the_version_is_printed(capsys):
     assert printed(capsys, "--version").strip() == __version__
 
 
-def test_the_help_imports_nothing_heavy():
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [("", {"polars", "numpy"}), *((verb, set()) for verb in cli.VERBS if verb != "toy")],
+)
+def test_a_help_imports_nothing_heavy(verb, more):
+    heavy = {"torch", "transformers", "tokenizers", "numba", "scipy"} | more
     program = (
         "import sys\n"
         "from reasonrec.cli import main\n"
-        "main(['--help'])\n"
-        "heavy = {'torch', 'transformers', 'polars', 'numba', 'scipy', 'matplotlib'}\n"
-        "sys.exit(str(sorted(heavy & sys.modules.keys())) if heavy & sys.modules.keys() else 0)"
+        f"main({[verb, '--help'] if verb else ['--help']})\n"
+        f"loaded = {heavy} & sys.modules.keys()\n"
+        "sys.exit(str(sorted(loaded)) if loaded else 0)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -214,7 +219,7 @@ def test_bad_usage_exits_with_2_and_a_hint(capsys, arguments, message):
         ("config", 2, "the value must be above 0"),
         ("interrupt", 130, "the same command continues"),
         ("disk", 1, "runs/table cannot be used: No space left on device"),
-        ("package", 1, "needs the package peft, which is not installed"),
+        ("package", 1, "needs the package surely_absent, which is not installed"),
     ],
 )
 def test_a_stated_failure_is_one_line_and_its_exit_code(capsys, kind, code, message):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reasonrec.data.planted import PlantedConfig, WorldTruth, write_world
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.truth import WorldTruth
+from reasonrec.data.planted.world import write_world
 
 SEED = 11
 

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.data.planted import PlantedConfig
 from reasonrec.data.planted.catalogue import build_catalogue
+from reasonrec.data.planted.config import PlantedConfig
 
 SIZES = [40, 500, 20_000]
 

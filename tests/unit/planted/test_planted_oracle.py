@@ -9,7 +9,8 @@ import pytest
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Catalogue, Dataset, InteractionLog, Queries
-from reasonrec.data.planted import OracleRecommender, WorldTruth
+from reasonrec.data.planted.oracle import OracleRecommender
+from reasonrec.data.planted.truth import WorldTruth
 from reasonrec.errors import DataError
 from reasonrec.metrics import metric_values
 from reasonrec.models.ranking import rank_targets

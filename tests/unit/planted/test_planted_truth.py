@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from reasonrec.data.planted import CAUSES, CauseWeights, PlantedConfig, WorldTruth, write_world
 from reasonrec.data.planted import readers as readers_module
+from reasonrec.data.planted.config import CauseWeights, PlantedConfig
+from reasonrec.data.planted.kernels import CAUSES
+from reasonrec.data.planted.truth import WorldTruth
+from reasonrec.data.planted.world import write_world
 from reasonrec.errors import DataError
 from reasonrec.metrics import metric_values
 from reasonrec.models.ranking import rank_targets

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from reasonrec.data.planted import CAUSES, PlantedConfig, write_world
 from reasonrec.data.planted import readers as readers_module
 from reasonrec.data.planted.catalogue import build_catalogue
-from reasonrec.data.planted.kernels import CIRCLE_MEMORY
-from reasonrec.data.planted.world import generate_block, log_table
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.kernels import CAUSES, CIRCLE_MEMORY
+from reasonrec.data.planted.world import generate_block, log_table, write_world
 
 FILES = ("interactions.parquet", "items.parquet", "truth/items.parquet", "truth/readers.parquet",
          "truth/world.json")  # fmt: skip

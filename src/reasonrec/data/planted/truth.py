@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from reasonrec.data.planted import kernels
 from reasonrec.data.planted.catalogue import PlantedCatalogue
@@ -196,6 +195,8 @@ class WorldTruth:
                 gains fall with rank, so no other order can expect more. Ties could: of 19
                 equal top scores all have rank 10, so the rule for ties rewards them.
         """
+        from scipy.stats import rankdata  # takes a second to import
+
         users, num_known = np.asarray(users), np.asarray(num_known)
         values = np.empty((len(users), len(metrics)))
         squares = np.empty_like(values)
