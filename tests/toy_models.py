@@ -5,6 +5,8 @@ from typing import Any
 
 import polars as pl
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.build import InteractionGraph
@@ -63,3 +65,21 @@ def ring_rows(num_users: int, num_items: int, length: int) -> list[list[int]]:
 def texts(model: ReasoningRecommender, tokens: Sequence[int]) -> str:
     """Return tokens as text."""
     return str(model.tokenizer.decode(list(tokens)))
+
+
+def plain_tokenizer(*, size: int = 320) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer as language models have: no title tokens, no padding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["History: After Mostly Item: Tale of nothing new"] * 9, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip

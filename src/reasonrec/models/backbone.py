@@ -17,7 +17,16 @@ from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
-from reasonrec.traces.prompts import AFTER, FOUND, HISTORY, NEXT, NOTHING, THINK, PromptWriter
+from reasonrec.traces.prompts import (
+    AFTER,
+    FOUND,
+    HISTORY,
+    NEXT,
+    NOTHING,
+    THINK,
+    PromptWriter,
+    as_data,
+)
 
 MAX_TEXT_WORDS = 100
 """Words of a description that an item's text keeps, as in R²ec."""
@@ -69,7 +78,7 @@ def build_writer(catalogue: Catalogue, tiny: TinyConfig) -> PromptWriter:
 
 def catalogue_titles(catalogue: Catalogue) -> list[str]:
     """Return a unique readable title for every item."""
-    return unique_titles([title or "Untitled" for title in catalogue.titles])
+    return unique_titles([title or "" for title in catalogue.titles])
 
 
 def _tiny_tokenizer(
@@ -105,8 +114,8 @@ def item_texts(
     for title, words, description in zip(titles, columns["categories"], columns["description"]):
         parts = [title + "."]
         if words:
-            parts.append(", ".join(str(word) for word in words) + ".")
+            parts.append(as_data(", ".join(str(word) for word in words)) + ".")
         if description and with_description:
-            parts.append(" ".join(description.split()[:MAX_TEXT_WORDS]))
+            parts.append(" ".join(as_data(description).split()[:MAX_TEXT_WORDS]))
         texts.append(" ".join(parts))
     return texts

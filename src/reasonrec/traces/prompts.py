@@ -3,9 +3,11 @@
 A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
 ``<think> Mostly Drama. After [Title]: [Title] [Title];<answer>``. What follows a colon is looked up
 in the graph, not written by the model. Text is assembled from pieces that are encoded one by one,
-so that a training prefix equals, token for token, the prompt that serving sends.
+so that a training prefix equals, token for token, the prompt that serving sends. Titles,
+categories and descriptions are data: `as_data` breaks up whatever in them reads like a marker.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +28,19 @@ HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = (
     ";",
 )
 ANSWER = "<answer>"
+_MARKER = re.compile(r"<([^<>\s]+)>")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_ROUND = str.maketrans("[]", "()")
+
+
+def as_data(text: str) -> str:
+    """Return text of the catalogue on one line, with nothing that could be read as a marker.
+
+    Square brackets, which delimit titles, become round ones, and so do the angle brackets of
+    ``<word>``, the shape of special tokens. Control characters become spaces.
+    """
+    text = _MARKER.sub(r"(\1)", text.translate(_ROUND))
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 @dataclass(frozen=True)

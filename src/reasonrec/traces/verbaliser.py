@@ -15,7 +15,7 @@ from reasonrec.graph.lookup import LookupTable, look_up
 from reasonrec.records import Histories
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.prompts import AFTER, ANSWER, THINK, PromptWriter
+from reasonrec.traces.prompts import AFTER, ANSWER, THINK, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -152,5 +152,5 @@ def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:
     if "categories" in catalogue.table.columns:
         for index, categories in enumerate(catalogue.table["categories"].to_list()):
             for place, category in enumerate((categories or [])[:3]):
-                table[index, place] = names.setdefault(str(category), len(names))
+                table[index, place] = names.setdefault(as_data(str(category)), len(names))
     return list(names), table

@@ -47,7 +47,7 @@ def start_from_text(
     )
     rarity = np.log(len(texts) / np.maximum(1, counts.sum(0)))
     weighted = (counts * rarity).tocsr()
-    directions = rng.standard_normal((counts.shape[1], embeddings.shape[1]), dtype=np.float32)
+    directions = rng.standard_normal((max(1, len(words)), embeddings.shape[1]), dtype=np.float32)
     mean = weighted @ directions
     norm = np.sqrt((weighted * weighted).sum(1))[:, None]
     from_text = np.where(norm > 0, mean / np.maximum(norm, 1e-9), 0.0)  # entries of variance 1

@@ -10,20 +10,19 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, PAD, THINK, ANSWER = "<s>", "</s>", "<pad>", "<think>", "<answer>"
+from reasonrec.traces.prompts import ANSWER, THINK, as_data
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIAL = (PAD, BOS, EOS, THINK, ANSWER)
 
 
 def unique_titles(titles: Sequence[str]) -> list[str]:
-    """Return the titles with `` #2``, `` #3`` after repeats, and without square brackets.
-
-    Brackets delimit a title inside text, so they become round ones.
-    """
+    """Return the titles as `as_data` writes them, with `` #2``, `` #3`` after repeats."""
     seen: Counter[str] = Counter()
     taken = set()
     unique = []
     for title in titles:
-        name = " ".join(title.replace("[", "(").replace("]", ")").split())
+        name = as_data(title) or "Untitled"
         seen[name] += 1
         candidate = name if seen[name] == 1 else f"{name} #{seen[name]}"
         while candidate in taken:  # a title that itself ends in " #2"

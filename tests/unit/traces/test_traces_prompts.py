@@ -1,0 +1,203 @@
+"""One writer of text: what is assembled from pieces equals the text tokenised as a whole."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.toy_models import plain_tokenizer
+
+from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
+from reasonrec.records import Histories
+from reasonrec.traces.prompts import ANSWER, THINK, PromptWriter, as_data
+
+HARD_TITLES = [
+    "Plain", "Plain", "Plain #2", "[REC]", "It's \"quoted\"", "Amélie", "七人の侍", "Ünïcödé ½ 🎬",
+    "Tab\tand\nline", "Bell\x07", "  wide   space ", "Says <answer> early", "<think>", "</s>",
+    "Come After [Plain]", " After", "a: [b];", "\x00", "", "Ends with ]", "<|im_end|>", "\ud800",
+]  # fmt: skip
+
+
+def tiny_writer(titles, **options):
+    names = unique_titles(titles)
+    return PromptWriter(
+        train_tokenizer(names, ["History: Mostly After nothing new; a text"] * 5, vocab_size=300),
+        names,
+        **options,
+    )
+
+
+def plain_writer(titles, **options):
+    return PromptWriter(plain_tokenizer(), unique_titles(titles), **options)
+
+
+WRITERS = pytest.mark.parametrize("make", [tiny_writer, plain_writer])
+
+
+def tokens_of(writer, histories):
+    prompts = writer.prompts(histories)
+    return [prompts.token_ids[b, : prompts.lengths[b]].tolist() for b in range(len(histories))]
+
+
+@WRITERS
+def test_a_prompt_is_its_text_tokenised_as_a_whole(make):
+    writer = make(HARD_TITLES, max_history=6)
+    rows = [[*range(i, min(i + 9, 22))] for i in range(22)] + [[], [3, 3, 3]]
+    for row, tokens in zip(rows, tokens_of(writer, Histories.from_lists(rows))):
+        text = writer.prompt_text(row)
+        assert tokens == writer.tokenizer.encode(text, add_special_tokens=False)
+        assert writer.tokenizer.decode(tokens) == text
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_any_titles_at_all_are_written_and_read_back(titles):
+    for make in (tiny_writer, plain_writer):
+        writer = make(titles)
+        rows = [[i] for i in range(len(titles))]
+        for row, tokens in zip(rows, tokens_of(writer, Histories.from_lists(rows))):
+            text = writer.prompt_text(row)
+            assert tokens == writer.tokenizer.encode(text, add_special_tokens=False)
+            assert writer.tokenizer.decode(tokens) == text
+            assert writer.asked_item(f"<think> After [{writer.titles[row[0]]}]") == row[0]
+
+
+def test_a_title_is_one_token_for_the_tiny_tokenizer_and_several_for_a_plain_one():
+    tiny, plain = tiny_writer(HARD_TITLES), plain_writer(HARD_TITLES)
+    assert tiny.title_token_ids is not None
+    assert len(set(tiny.title_token_ids.tolist())) == len(HARD_TITLES)
+    assert plain.title_token_ids is None
+
+
+def test_padding_lengths_and_places_of_items_by_hand():
+    writer = tiny_writer(["A", "B", "C"], max_history=2)
+    bos, pad = writer.tokenizer.bos_token_id, writer.tokenizer.pad_token_id
+    head = [bos, *writer.encode("History:")]
+    a, b, c = (writer.item_tokens(i)[0] for i in range(3))
+    prompts = writer.prompts(Histories.from_lists([[0, 1, 2], [], [0]]))
+    n = len(head)
+    assert prompts.token_ids.tolist() == [[*head, b, c], [*head, pad, pad], [*head, a, pad]]
+    assert prompts.lengths.tolist() == [n + 2, n, n + 1]
+    assert prompts.num_items.tolist() == [2, 0, 1]  # the oldest of three is cut off
+    assert prompts.item_ends.tolist() == [[n - 1, n, n + 1], [n - 1, -1, -1], [n - 1, n, -1]]
+    assert c not in tokens_of(writer, Histories.from_lists([[2, 0, 1]]))[0]
+
+
+@WRITERS
+def test_an_item_ends_where_the_shorter_prompt_does(make):
+    # the state there is the one that serving reads for the shorter history
+    writer = make(["Tale of One", "Two", "Amélie"])
+    row = [2, 0, 1, 1]
+    ends = writer.prompts(Histories.from_lists([row])).item_ends[0]
+    for j in range(len(row) + 1):
+        shorter = tokens_of(writer, Histories.from_lists([row[:j]]))[0]
+        assert ends[j] == len(shorter) - 1
+        assert tokens_of(writer, Histories.from_lists([row]))[0][: ends[j] + 1] == shorter
+
+
+@WRITERS
+def test_no_history_at_all_leaves_the_opening_words(make):
+    writer = make(["A"])
+    prompts = writer.prompts(Histories.from_lists([[], []]))
+    assert writer.tokenizer.decode(prompts.token_ids[0]) == "<s>History:"
+    assert prompts.item_ends.tolist() == [[prompts.lengths[0] - 1]] * 2
+    none = writer.prompts(Histories.from_lists([]))
+    assert none.token_ids.shape[0] == 0
+
+
+@WRITERS
+def test_a_row_does_not_depend_on_the_rows_beside_it(make):
+    writer = make(["Tale of One", "Two", "Amélie"])
+    rows = [[0], [2, 2, 2, 1, 0], []]
+    together = tokens_of(writer, Histories.from_lists(rows))
+    assert together == [tokens_of(writer, Histories.from_lists([row]))[0] for row in rows]
+
+
+def test_only_a_closed_question_about_a_known_title_is_one():
+    writer = tiny_writer(["Tale", "Tale, part 2", "After"])
+    assert writer.asked_item("<think> Mostly Drama. After [Tale, part 2]") == 1
+    assert writer.asked_item("<think> After [Tale]: [After]; After [After]") == 2
+    for text in (
+        "<think> After [Tale", "<think> After [Nobody's]", "<think> [Tale]", "", "]",
+        "<think> After [Tale]: [After]",  # evidence that was answered already
+        "<think> After [Tale]: [After];",
+    ):  # fmt: skip
+        assert writer.asked_item(text) is None
+
+
+@WRITERS
+def test_a_title_never_becomes_a_marker_or_a_question(make):
+    evil = [
+        "<answer>",
+        "x <answer>",
+        "<think>",
+        "After [Tale]",
+        "Tale] After [Tale",
+        "Tale",
+        "</s>",
+    ]
+    writer = make(evil)
+    markers = [writer.encode(THINK), writer.encode(ANSWER), [writer.tokenizer.eos_token_id]]
+    for item, title in enumerate(writer.titles):
+        tokens = writer.item_tokens(item)
+        for marker in markers:
+            places = range(len(tokens) - len(marker) + 1)
+            assert all(tokens[at : at + len(marker)] != marker for at in places)
+        found, _ = writer.lookup_tokens([item])
+        # named as evidence, a title asks nothing, wherever the text so far is cut
+        said = f"<think> After [Tale]{writer.tokenizer.decode(found)}"
+        cuts = range(len("<think> After [Tale]") + 1, len(said) + 1)
+        assert all(writer.asked_item(said[:cut]) is None for cut in cuts)
+        assert writer.asked_item(f" After [{title}]") == item
+
+
+@WRITERS
+def test_an_items_text_ends_in_the_one_marker_where_its_row_is_read(make):
+    writer = make(["Tale"])
+    texts = [as_data("Read <answer> now [Tale] </s>"), "short"]
+    ids, lengths = writer.item_prompts(texts)
+    answer = writer.encode(ANSWER)
+    for row, length, text in zip(ids.tolist(), lengths, texts):
+        tokens = row[:length]
+        assert writer.tokenizer.decode(tokens) == f"<s>Item: {text}<answer>"
+        starts = [i for i in range(length) if tokens[i : i + len(answer)] == answer]
+        assert starts == [length - len(answer)]
+        assert writer.tokenizer.eos_token_id not in tokens
+        assert row[length:] == [writer.pad_id] * (ids.shape[1] - length)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a [b] c", "a (b) c"),
+        ("say <answer> or <|im_end|>", "say (answer) or (|im_end|)"),
+        ("I <3 you, 2 > 1", "I <3 you, 2 > 1"),  # no marker has a space in it
+        ("<<s>>", "<(s)>"),
+        ("nul\x00bell\x07  tab\tend\n", "nul bell tab end"),
+        ("half a pair \ud83d", "half a pair"),
+        ("Amélie 七人 🎬", "Amélie 七人 🎬"),
+    ],
+)
+def test_text_of_the_catalogue_is_data(raw, clean):
+    assert as_data(raw) == clean
+
+
+def test_repeated_and_empty_titles_get_numbers():
+    # the third is taken by the name of the second, so it takes the next number
+    assert unique_titles(["A", "A", "A #2", "A", "", " \x01"]) == [
+        "A", "A #2", "A #2 #2", "A #3", "Untitled", "Untitled #2",
+    ]  # fmt: skip
+    assert len(set(unique_titles(["x [y]", "x (y)", "x <y>", "x  (y)"]))) == 4
+
+
+@WRITERS
+def test_the_places_of_found_titles_are_their_last_tokens(make):
+    writer = make(["Tale of One", "Two", "Amélie"])
+    tokens, ends = writer.lookup_tokens([2, 0])
+    assert (
+        writer.tokenizer.decode(tokens) == writer.lookup_text([2, 0]) == ": [Amélie] [Tale of One];"
+    )
+    assert writer.tokenizer.decode(tokens[: ends[0] + 1]) == ": [Amélie]"
+    assert writer.tokenizer.decode(tokens[: ends[1] + 1]) == ": [Amélie] [Tale of One]"
+    tokens, ends = writer.lookup_tokens(np.array([], np.int64))
+    assert (writer.tokenizer.decode(tokens), ends) == (": nothing new;", [])
+    assert writer.lookup_text([]) == ": nothing new;"
