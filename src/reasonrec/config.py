@@ -12,7 +12,9 @@ from reasonrec.errors import ConfigError
 class Config(BaseModel):
     """Base of all configuration records. Unknown keys are refused; instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @classmethod
     def load(cls, path: Path) -> Self:

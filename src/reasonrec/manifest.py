@@ -2,7 +2,8 @@
 
 A manifest names what went in (with fingerprints), the resolved configuration, seed, versions and
 commit, what came out, and how long it took. The same command on a finished folder with the same
-inputs and configuration does nothing; with other inputs or configuration it is an error.
+inputs and configuration does nothing; with other inputs or configuration it is an error. A stage
+that continues what an interrupted run left behind says in ``started.json`` what it was asked.
 """
 
 import hashlib
@@ -21,6 +22,12 @@ from reasonrec.errors import CheckpointError, ReasonrecError
 
 FORMAT = 1
 """Raised when a stage's files change so that an older folder can no longer be read."""
+STARTED = "started.json"
+"""What an unfinished stage was asked, so that nothing else continues it."""
+_KEYS = {
+    "stage": str, "inputs": dict, "config": dict, "outputs": dict, "fingerprint": str,
+    "seconds": int | float,
+}  # fmt: skip
 _VERSIONS = ("reasonrec", "torch", "transformers", "numpy", "polars", "numba")
 
 
@@ -49,10 +56,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not Path(folder).is_dir():
+            raise CheckpointError(
+                f"the folder must exist, written by a command of reasonrec; found none at {folder}"
+            ) from None
         raise CheckpointError(
-            f"{folder} has no manifest.json, so the stage that writes it did not finish; "
-            "run the same command again and it continues"
+            f"{folder} has no manifest.json. If a command was writing it, that did not finish: "
+            "run the same command again and it continues. If it holds raw data, "
+            "`reasonrec prepare` it first"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); remove the folder and run again"
@@ -63,7 +77,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was written in format {found}, this version reads format {FORMAT}; "
             "write it again with this version, into another folder"
         )
+    damaged = [key for key, kind in _KEYS.items() if not isinstance(manifest.get(key), kind)]
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged ({', '.join(damaged)}); remove the folder and run again"
+        )
     return manifest
+
+
+def changed_outputs(folder: Path) -> list[str]:
+    """Return the outputs of a finished folder that are missing, or not as they were written."""
+    changed = []
+    for name, written in read_manifest(folder)["outputs"].items():
+        try:
+            if fingerprint(Path(folder) / name) != written:
+                changed.append(name)
+        except OSError:
+            changed.append(name)
+    return changed
+
+
+def check_outputs(folder: Path) -> None:
+    """Refuse a finished folder that is no longer what its stage wrote.
+
+    Raises:
+        CheckpointError: There is no sound manifest, or an output is missing, damaged or edited.
+    """
+    changed = changed_outputs(folder)
+    if changed:
+        raise CheckpointError(
+            f"{', '.join(changed[:5])} in {folder} must be as the run wrote it; it is missing or "
+            "was changed since. Put it back, or remove the folder and run again"
+        )
 
 
 def write_manifest(
@@ -104,6 +149,7 @@ def write_manifest(
     partial = folder / "manifest.json.partial"
     partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / "manifest.json")  # atomic: a kill leaves no manifest or a whole one
+    (folder / STARTED).unlink(missing_ok=True)
     return manifest
 
 
@@ -114,27 +160,49 @@ def is_finished(
     inputs: Mapping[str, str],
     config: Mapping[str, Any],
     seed: int | None,
+    repairs: bool = False,
 ) -> bool:
-    """Return whether this very stage already ended in ``folder``.
+    """Return whether this very stage already ended in ``folder``, and all it wrote is as it was.
+
+    Args:
+        repairs: The stage writes anew what was changed since, so that this is no error.
 
     Raises:
-        CheckpointError: Something else did: another stage, configuration, seed or input. A folder
-            is never overwritten silently.
+        CheckpointError: Something else did: another stage, configuration, seed or input; or an
+            output was changed since. A folder is never overwritten silently.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
         return False
-    found = read_manifest(folder)
     asked = {"stage": stage, "inputs": dict(inputs), "config": dict(config), "seed": seed}
-    for key, wanted in asked.items():
-        wanted = json.loads(json.dumps(wanted))
-        if found.get(key) != wanted:
-            raise CheckpointError(
-                f"{folder} holds a finished run with another {key}: "
-                f"{_difference(found.get(key), wanted)}. Choose another --out, or remove the folder "
-                "to run it anew"
-            )
+    _check_same(folder, "a finished run", read_manifest(folder), asked)
+    if repairs:
+        return not changed_outputs(folder)
+    check_outputs(folder)
     return True
+
+
+def start_stage(
+    folder: Path,
+    *,
+    stage: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any],
+    seed: int | None,
+) -> None:
+    """Note what an unfinished ``folder`` is for, before anything is written that can be continued.
+
+    Raises:
+        CheckpointError: An interrupted run left something there that was asked otherwise.
+    """
+    path = Path(folder) / STARTED
+    asked = {"stage": stage, "inputs": dict(inputs), "config": dict(config), "seed": seed}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
+    except ValueError:  # cut short: a kill here came before anything else was written
+        found = asked
+    _check_same(folder, "an interrupted run", found if isinstance(found, dict) else {}, asked)
+    path.write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def make_folder(folder: Path) -> Path:
@@ -165,6 +233,19 @@ def stopwatch() -> Iterator[list[float]]:
         yield spent
     finally:
         spent.append(time.perf_counter() - start)
+
+
+def _check_same(
+    folder: Path, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Raise a ``CheckpointError`` where a folder was asked something else."""
+    for key, wanted in json.loads(json.dumps(asked)).items():
+        if json.loads(json.dumps(found.get(key))) != wanted:
+            raise CheckpointError(
+                f"{folder} holds {what} with another {key}: "
+                f"{_difference(found.get(key), wanted)}. Choose another --out, or remove the "
+                "folder to run it anew"
+            )
 
 
 def _difference(found: Any, wanted: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.graph.config import ChainConfig
 
 DEFAULTS = ChainConfig()
@@ -15,7 +16,7 @@ def chains(
     *,
     data: Path,
     out: Path,
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     settings: Annotated[ChainConfig, Parameter(name="*")] = DEFAULTS,
 ) -> None:

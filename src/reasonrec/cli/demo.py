@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare_config import PrepareConfig
 
@@ -11,10 +12,11 @@ def demo(
     /,
     *,
     out: Path = Path("runs/demo"),
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     preset: Path | None = None,
     world: PlantedConfig | None = None,
+    world_seed: int = 0,
     prepare: PrepareConfig | None = None,
     tune: int = 0,
 ) -> None:
@@ -33,10 +35,11 @@ def demo(
     Args:
         source: planted, a data set's name (see REASONREC_DATA), or a folder or file of your own.
         out: Folder of the run.
-        seed: Draws the generated shop, the weights and every sample.
+        seed: Draws the weights, orders and every sample.
         json: Print the metric rows as JSON instead of tables.
         preset: TOML file with keys of the method (see configs/).
         world: The generated shop.
+        world_seed: Draws the generated shop.
         prepare: How a log is read, filtered and split.
         tune: Settings of each simple recommender that are tried on validation first.
     """
@@ -57,6 +60,7 @@ def demo(
             R2ecConfig.load(preset) if preset else R2ecConfig(),
             seed=seed,
             world=world or PlantedConfig(size="demo"),
+            world_seed=world_seed,
             preparation=prepare or PrepareConfig(),
             evaluation=EvaluateConfig(tune=tune),
             announce=lambda text: progress_console.print(f"[dim]·[/dim] {text}"),

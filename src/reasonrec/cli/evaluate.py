@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.config import EvaluateConfig
 
@@ -17,7 +18,7 @@ def evaluate(
     *methods: str,
     data: Path,
     out: Path,
-    seed: int = 0,
+    seed: Seed = 0,
     candidates: Path | None = None,
     json: bool = False,
     settings: Annotated[EvaluateConfig | None, Parameter(name="*")] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.data.planted.config import PlantedConfig, Size
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import ConfigError
@@ -20,7 +21,7 @@ def prepare(
     /,
     *,
     out: Path,
-    seed: int = 0,
+    seed: Seed = 0,
     json: bool = False,
     size: Size | None = None,
     planted: Annotated[PlantedConfig | None, Parameter(name="planted")] = None,

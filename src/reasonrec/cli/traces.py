@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.traces.config import TracesConfig
 
 
@@ -13,7 +14,7 @@ def traces(
     *,
     data: Path,
     out: Path,
-    seed: int = 0,
+    seed: Seed = 0,
     show: int = 3,
     json: bool = False,
     settings: Annotated[TracesConfig | None, Parameter(name="*")] = None,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from reasonrec.cli.seeds import Seed
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 What = Literal["no-think", "sft", "recpo", "r2ec"]
@@ -17,7 +18,7 @@ def train(
     data: Path,
     out: Path,
     start: Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     settings: Annotated[R2ecConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Train the recommender: without thoughts, with taught thoughts, with rewarded thoughts.

@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.errors import DataError
-from reasonrec.manifest import read_manifest
+from reasonrec.manifest import check_outputs, read_manifest
 from reasonrec.records import Histories
 
 Part = Literal["valid", "test"]
@@ -193,8 +193,9 @@ class Dataset:
         """Return the data set that ``reasonrec prepare`` wrote to ``folder``.
 
         Raises:
-            CheckpointError: The folder is unfinished or of another format.
-            DataError: A file is missing or damaged.
+            CheckpointError: The folder is unfinished or of another format, or a file in it is
+                missing or was changed since it was prepared.
+            DataError: A file cannot be read.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -203,6 +204,7 @@ class Dataset:
                 f"{folder} must be a folder written by `reasonrec prepare`; "
                 f"it was written by stage {manifest['stage']!r}"
             )
+        check_outputs(folder)
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
         tables = {name: _read(folder, name) for name in FILES if name.endswith(".parquet")}
         users = tables["users.parquet"]["user_id"].to_list()

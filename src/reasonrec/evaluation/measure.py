@@ -22,7 +22,15 @@ from reasonrec.evaluation.protocol import (
     write_evaluation,
 )
 from reasonrec.evaluation.tuning import tune_floor
-from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
+from reasonrec.manifest import (
+    check_outputs,
+    fingerprint,
+    is_finished,
+    make_folder,
+    start_stage,
+    stopwatch,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,11 @@ def measure(
     settings = config.model_dump(mode="json")
     whole = {"methods": {c.label: {"source": c.source, "seed": c.seed} for c in contestants}}
     if is_finished(out, stage="evaluate", inputs=inputs, config=settings | whole, seed=seed):
-        return tuple(read_evaluation(out / "methods" / c.label) for c in contestants)
+        folders = [out / "methods" / contestant.label for contestant in contestants]
+        for folder in folders:
+            check_outputs(folder)
+        return tuple(read_evaluation(folder) for folder in folders)
+    start_stage(out, stage="evaluate", inputs=inputs, config=settings, seed=seed)
     with stopwatch() as spent:
         sets = _candidates(dataset, config, out)
         if candidates_file is not None:

@@ -51,6 +51,7 @@ def run_demo(
     *,
     seed: int,
     world: PlantedConfig,
+    world_seed: int = 0,
     preparation: PrepareConfig,
     evaluation: EvaluateConfig,
     announce: Callable[[str], None] = lambda _: None,
@@ -60,6 +61,8 @@ def run_demo(
 
     Args:
         source: ``planted``, a data set's name, or a folder or file with a raw log.
+        seed: Draws weights, orders and samples.
+        world_seed: Draws the generated shop, so that several seeds can be compared on one shop.
         announce: Called with a sentence when a stage begins.
         progress: Called with (method, queries done, queries in all) while measuring.
     """
@@ -70,7 +73,7 @@ def run_demo(
     with stopwatch() as spent:
         announce(f"preparing {source}")
         if source == PLANTED:
-            dataset = prepare_planted(out / "data", world, preparation, seed)
+            dataset = prepare_planted(out / "data", world, preparation, world_seed)
         else:
             dataset = prepare(source, out / "data", preparation)
         resolved = {
@@ -80,7 +83,9 @@ def run_demo(
             "evaluation": evaluation.model_dump(mode="json"),
         }
         inputs = {"data": dataset.fingerprint}
-        done = is_finished(out, stage="demo", inputs=inputs, config=resolved, seed=seed)
+        done = is_finished(
+            out, stage="demo", inputs=inputs, config=resolved, seed=seed, repairs=True
+        )
         (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
         folders = train(
             dataset, config, out=out, seed=seed, announce=lambda name: announce(f"training {name}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
@@ -23,7 +24,14 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.manifest import is_finished, make_folder, read_manifest, write_manifest
+from reasonrec.manifest import (
+    check_outputs,
+    is_finished,
+    make_folder,
+    read_manifest,
+    start_stage,
+    write_manifest,
+)
 from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
@@ -81,12 +89,8 @@ def train_stage(
     asked = _keys_of(stage, config)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
-    if len(dataset.train) < 2 or len(dataset.valid) == 0:
-        raise DataError(
-            f"training needs 2 training events and 1 validation query; {dataset.name} has "
-            f"{len(dataset.train)} and {len(dataset.valid)}. "
-            "Under leave-one-out a user needs three events"
-        )
+    _check_trainable(stage, dataset)
+    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     parts = _Parts(dataset, config, seed)
     model = (
         build_model(
@@ -136,6 +140,7 @@ def train(
 ) -> list[Path]:
     """Train no-think, SFT and RecPO into folders of ``out`` and return them."""
     folders: list[Path] = []
+    _check_trainable("recpo", dataset)  # what the last stage cannot use, the first need not start
     for stage, method in METHOD_OF_STAGE.items():
         announce(method)
         start = folders[-1] if folders else None
@@ -162,8 +167,14 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         return NoThinkRecommender(model)
     if not thinks:
         return NoThinkRecommender(model, name=f"{name}/silent")
-    thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
-    inference = InferenceConfig.model_validate(manifest["config"]["inference"])
+    try:
+        thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
+        inference = InferenceConfig.model_validate(manifest["config"]["inference"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{folder} was trained with settings that this version does not know ({error}); "
+            "train again"
+        ) from None
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     return ThinkingRecommender(
         model,
@@ -284,6 +295,7 @@ def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) 
     return {
         "ndcg@10": float(ndcg(rank, 10).mean()),
         "hit@10": float(hit(rank, 10).mean()),
+        "ndcg": float(ndcg(rank, scores.shape[1]).mean()),
         "log_loss": -float(logp.mean()),
     }
 
@@ -303,9 +315,23 @@ def _checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest["stage"] != "train" or "method" not in manifest:
         raise CheckpointError(f"{folder} must be a folder written by `reasonrec train`")
-    if manifest["inputs"]["data"] != dataset.fingerprint:
+    if manifest["inputs"].get("data") != dataset.fingerprint:
         raise CheckpointError(
             f"{folder} was trained on other data than {dataset.folder} holds now: the data set was "
             "changed or is another one. Prepare it as it was, or train again"
         )
+    check_outputs(folder)
     return manifest
+
+
+def _check_trainable(stage: Stage, dataset: Dataset) -> None:
+    """Refuse data that has no position to learn from, or nothing to choose the best step by."""
+    needed = 3 if stage == "recpo" else 2
+    most = int(np.diff(dataset.train.user_offsets).max(initial=0))
+    if most < needed or len(dataset.valid) == 0:
+        raise DataError(
+            f"training {METHOD_OF_STAGE[stage]} needs a user with {needed} training events, and a "
+            f"validation query; in {dataset.name} no user has more than {most}, and there are "
+            f"{len(dataset.valid)} queries. Under leave-one-out that is a user with {needed + 2} "
+            "events"
+        )

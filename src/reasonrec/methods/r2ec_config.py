@@ -1,8 +1,8 @@
 """Everything that training R²ec can be told. Imports no torch, so that ``--help`` stays quick."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig
@@ -39,6 +39,15 @@ class RecpoStage(Config):
         learning_rate=2e-4, batch_size=32, num_validations=4, schedule="linear"
     )
 
+    @model_validator(mode="after")
+    def check_fills_a_batch(self) -> Self:
+        if self.num_prompts < self.optimiser.batch_size:
+            raise ValueError(
+                f"num_prompts must fill one batch of {self.optimiser.batch_size} "
+                f"(optimiser.batch_size); got {self.num_prompts}"
+            )
+        return self
+
 
 class InferenceConfig(Config):
     """How a trained model thinks when it is asked."""
@@ -47,6 +56,15 @@ class InferenceConfig(Config):
     """0 writes the likeliest thought."""
     num_samples: PositiveInt = 1
     """Sampled thoughts whose rankings are averaged; more than 1 needs a temperature above 0."""
+
+    @model_validator(mode="after")
+    def check_samples_differ(self) -> Self:
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_samples above 1 needs a temperature above 0, else all {self.num_samples} are "
+                "the same"
+            )
+        return self
 
 
 class R2ecConfig(Config):

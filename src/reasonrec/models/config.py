@@ -1,8 +1,8 @@
 """What models can be told. Imports no torch, so that ``--help`` stays quick."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from reasonrec.config import Config
 
@@ -24,9 +24,19 @@ class TinyConfig(Config):
     """Sub-word tokens; the title tokens come on top."""
     init_std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights."""
-    text_share: float = Field(default=0.6, ge=0, le=1)
+    text_share: float = Field(default=0.5, ge=0, le=1)
     """Share of a title embedding's initial variance that comes from the words of the item's title
     and categories; the rest is noise of its own."""
+
+    @model_validator(mode="after")
+    def check_heads(self) -> Self:
+        # positions are rotations of pairs of a head's dimensions
+        if self.width % (2 * self.num_heads):
+            raise ValueError(
+                f"width must be a multiple of 2 x num_heads = {2 * self.num_heads}; "
+                f"got {self.width}"
+            )
+        return self
 
 
 class HeadConfig(Config):
@@ -36,17 +46,19 @@ class HeadConfig(Config):
     """Where item rows come from: ``text``, ``id`` or ``text+id``."""
     similarity: Similarity = "dot"
     """Inner product, or cosine."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Divides the scores."""
     gated: bool = True
     """Mix the state before the thought into the state after it, starting at no thought."""
     pointer: bool = True
     """Let items that a look-up found in the thought add to their own scores, starting at nothing.
     Ours; the paper scores with the last state alone."""
-    dropout: float = 0.4
+    dropout: float = Field(default=0.3, ge=0, lt=1)
     """Share of input-embedding and state entries dropped while training."""
-    token_dropout: float = Field(default=0.2, ge=0, lt=1)
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of input tokens blanked out whole while training, so that no single event of a history
     is relied on."""
-    max_history: int = 50
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the next-item target spread evenly over the catalogue while training."""
+    max_history: PositiveInt = 50
     """Most recent history items that a prompt shows."""

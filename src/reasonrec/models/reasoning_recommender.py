@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -212,7 +213,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
             logits = self.score_states(F.dropout(states, drop, self.training), rows)
             outputs.next_item_logp = -F.cross_entropy(
-                logits, batch.next_item[wanted], reduction="none"
+                logits,
+                batch.next_item[wanted],
+                reduction="none",
+                label_smoothing=self.head.label_smoothing if self.training else 0.0,
             )
         if hidden_branch is None:
             return outputs
@@ -350,30 +354,33 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         """Return the model that `save_pretrained` wrote.
 
         Raises:
-            CheckpointError: A file is missing, or another format or prompt version wrote it.
+            CheckpointError: A file is missing or damaged, or another format or prompt version
+                wrote it.
         """
         folder = Path(folder)
+        disable_progress_bar()
         try:
             about = json.loads((folder / "reasonrec.json").read_text("utf-8"))
             catalogue = json.loads((folder / "catalogue.json").read_text("utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder} must be a folder of a saved model: {error}") from None
-        if (about["format"], about["prompt_version"]) != (FORMAT, PROMPT_VERSION):
-            raise CheckpointError(
-                f"{folder} was saved with format {about['format']} and prompt version "
-                f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. "
-                "Train again"
+            if (about["format"], about["prompt_version"]) != (FORMAT, PROMPT_VERSION):
+                raise CheckpointError(
+                    f"{folder} was saved with format {about['format']} and prompt version "
+                    f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. "
+                    "Train again"
+                )
+            model = cls(
+                AutoModelForCausalLM.from_pretrained(folder / "backbone"),
+                AutoTokenizer.from_pretrained(folder / "backbone"),
+                catalogue["titles"],
+                HeadConfig.model_validate(about["head"]),
+                catalogue["item_ids"],
+                catalogue["texts"],
             )
-        disable_progress_bar()
-        model = cls(
-            AutoModelForCausalLM.from_pretrained(folder / "backbone"),
-            AutoTokenizer.from_pretrained(folder / "backbone"),
-            catalogue["titles"],
-            HeadConfig.model_validate(about["head"]),
-            catalogue["item_ids"],
-            catalogue["texts"],
-        )
-        model.load_head(folder)
+            model.load_head(folder)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} must be a folder of a saved model: {error}") from error
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder} holds damaged weights: {error}") from error
         return model.eval()
 
     def load_head(self, folder: str | Path) -> None:

@@ -1,6 +1,6 @@
 """What thoughts can be made of."""
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from reasonrec.config import Config
 
@@ -8,21 +8,21 @@ from reasonrec.config import Config
 class ThoughtConfig(Config):
     """What a thought may contain."""
 
-    num_lookups: int = 3
+    num_lookups: NonNegativeInt = 3
     """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
-    num_links: int = 5
+    num_links: PositiveInt = 5
     """Items that the graph answers with, at most, for one look-up."""
-    lookup_window: int = 10
+    lookup_window: PositiveInt = 10
     """The verbaliser looks up items among this many most recent ones."""
-    recency: float = 0.8
+    recency: float = Field(default=0.5, gt=0, le=1)
     """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
     name_taste: bool = True
     """Whether a thought starts with the user's main categories."""
-    steps_after: int = 5
+    steps_after: PositiveInt = 5
     """How many steps after the shared item a neighbour's events count as evidence."""
-    reverse_share: float = 1.0
+    reverse_share: NonNegativeFloat = 1.0
     """Weight of a neighbour's step before the shared item, beside 1 for the step after it."""
-    max_neighbours: int = 200
+    max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
 
 

@@ -7,6 +7,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from reasonrec.config import Config
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"
+]
 TokenMean = Literal["tokens", "rollouts", "sum"]
 ItemTerm = Literal["best", "positive", "all"]
 
@@ -15,11 +18,11 @@ class OptimiserConfig(Config):
     """Optimiser and schedule of one stage."""
 
     learning_rate: PositiveFloat = 2e-3
-    weight_decay: NonNegativeFloat = 0.01
-    warmup_frac: NonNegativeFloat = 0.05
+    weight_decay: NonNegativeFloat = 0.1
+    warmup_frac: float = Field(default=0.05, ge=0, le=1)
     """Share of all steps over which the learning rate rises to its peak."""
-    schedule: str = "cosine"
-    """A schedule of transformers: ``cosine``, ``linear``, ``constant_with_warmup``, ..."""
+    schedule: Schedule = "cosine"
+    """How the learning rate goes on after it; names are those of transformers."""
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = 64
     """Rows per step and process: windows, or prompts in reinforcement learning."""
@@ -48,8 +51,8 @@ class SftLossConfig(Config):
 class RecpoConfig(Config):
     """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
 
-    group_size: PositiveInt = 4
-    """Rollouts per prompt, G."""
+    group_size: int = Field(default=4, ge=2)
+    """Rollouts per prompt, G. One alone has nothing to be compared with."""
     temperature: PositiveFloat = 1.0
     """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
     max_tokens: PositiveInt = 48

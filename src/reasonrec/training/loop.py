@@ -24,14 +24,16 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from reasonrec.errors import ReasonrecError
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.training.config import OptimiserConfig
 
 LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
 """(model, batch) -> scalar loss and named parts to log."""
 Validate = Callable[[ReasoningRecommender], dict[str, float]]
-"""model -> named values; the one called ``valid/ndcg@10`` chooses the best step."""
-CHOSEN_BY = "valid/ndcg@10"
+"""model -> named values; the one called ``valid/ndcg`` chooses the best step."""
+CHOSEN_BY = "valid/ndcg"
+"""NDCG without a cut-off: every rank counts, so it is less noisy than NDCG@10."""
 _COMPLETE = "complete"
 
 
@@ -254,6 +256,12 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         model = self._recommender
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+            raise ReasonrecError(
+                f"training diverged: weights are not finite at step {self.state.global_step}. "
+                f"Lower optimiser.learning_rate (now {self.args.learning_rate:g}), and remove "
+                f"{self._best.parent}"
+            )
         model.eval()
         model.refresh_items()
         values = self._validate(model)

@@ -1,0 +1,104 @@
+"""Fill docs/results/ and the README's table from finished runs of the road.
+
+    for s in 0 1 2; do make demo SEED=$s OUT=runs/planted-$s; done
+    for s in 0 1 2; do make demo DATA=ml-100k SEED=$s OUT=runs/ml-100k-$s; done
+    for s in 0 1 2; do
+        make demo DATA=office-2018 ARGS="--prepare.split given" SEED=$s OUT=runs/office-2018-$s
+    done
+    python benchmarks/results.py runs/
+
+Every number comes from the runs' own files; nothing is typed in by hand.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from reasonrec.evaluation.comparison import comparison_markdown, compare_runs
+from reasonrec.evaluation.protocol import read_rows
+from reasonrec.evaluation.table import MethodLine, results_markdown, summarise
+from reasonrec.machine import describe_machine
+from reasonrec.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "planted": "make demo SEED=s",
+    "ml-100k": "make demo DATA=ml-100k SEED=s",
+    "office-2018": 'make demo DATA=office-2018 ARGS="--prepare.split given" SEED=s',
+}
+COLUMNS = (("full", "hit@10"), ("full", "ndcg@10"), ("candidates-20", "hit@1"))
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder that holds <set>-<seed> runs")
+    runs = parser.parse_args().runs
+    sections = []
+    for name, command in COMMANDS.items():
+        folders = sorted(p for p in runs.glob(f"{name}-*") if (p / "manifest.json").exists())
+        if folders:
+            sections.append(write_set(name, command, folders))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = readme.split(START)
+    after = rest.split(END)[1]
+    text = before + START + "\n" + "\n".join(sections) + END + after
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_set(name: str, command: str, folders: list[Path]) -> str:
+    """Write docs/results/<name>.md and return the README's section."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, comparisons = compare_runs(folders, Path(scratch), reference="no-think")
+    manifests = [read_manifest(folder) for folder in folders]
+    commits = ", ".join(sorted({str(m["commit"])[:10] for m in manifests}))
+    seeds = ", ".join(str(m["seed"]) for m in manifests)
+    minutes = ", ".join(f"{m['seconds'] / 60:.1f}" for m in manifests)
+    machine = describe_machine()
+    origin = (
+        f"`{command}` for s in {seeds}; commit {commits}; {machine.num_cores} cores "
+        f"({machine.cpu}), one thread a run; {minutes} minutes. "
+        f"{rows[0].split}, {rows[0].n:,} test queries, trained on train alone."
+    )
+    fits = stage_seconds(folders)
+    page = [
+        f"# {name}", "", origin, "", "Training seconds, mean over seeds: " + fits, "",
+        results_markdown(rows), "## Against no-think, paired over queries", "",
+        comparison_markdown(comparisons),
+    ]  # fmt: skip
+    out = ROOT / "docs" / "results"
+    out.mkdir(exist_ok=True)
+    (out / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
+    lines = summarise(rows, COLUMNS)
+    table = [
+        f"**{name}**: {origin} More in [docs/results/{name}.md](docs/results/{name}.md).",
+        "",
+        "| method | HR@10 | NDCG@10 | HR@1 of 20 | tokens / user | ms / user |",
+        "| --- | --: | --: | --: | --: | --: |",
+        *(readme_row(line) for line in lines),
+        "",
+    ]
+    return "\n".join(table)
+
+
+def stage_seconds(folders: list[Path]) -> str:
+    parts = []
+    for stage in ("no-think", "think-sft", "think-recpo"):
+        seconds = [read_manifest(folder / stage)["seconds"] for folder in folders]
+        parts.append(f"{stage} {sum(seconds) / len(seconds):.0f}")
+    return ", ".join(parts)
+
+
+def readme_row(line: MethodLine) -> str:
+    cells = [
+        "-"
+        if cell is None
+        else f"{cell.value:.4f}" + (f" ± {cell.seed_sd:.4f}" if cell.seed_sd else "")
+        for cell in line.cells
+    ]
+    tokens = "-" if not line.tokens else f"{line.tokens:.0f}"
+    return f"| {line.method} | {' | '.join(cells)} | {tokens} | {line.latency_ms or 0:.1f} |"
+
+
+if __name__ == "__main__":
+    main()
