@@ -7,6 +7,7 @@ from rich.console import Console
 from reasonrec.cli.recommend import find_model, print_recommendation
 from reasonrec.cli.recommend import recommend as recommend_command
 from reasonrec.errors import CheckpointError, ServingError
+from reasonrec.manifest import write_manifest
 from reasonrec.rng import stream
 from reasonrec.serving.explanations import render_chain
 from toy_runs import recommendation, toy_titles, write_toy_run
@@ -14,7 +15,8 @@ from toy_runs import recommendation, toy_titles, write_toy_run
 
 def finish(folder, **fields):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, **fields}))
+    manifest = write_manifest(folder, stage="train", inputs={}, config={}, outputs=[], seconds=0.0)
+    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
     return folder
 
 
