@@ -190,7 +190,7 @@ def _validated(raw: RawTables, config: PrepareConfig, now_s: float) -> tuple[Cle
         raise DataError(
             f"{raw.log.file} needs an item table with item_id and title beside it; there is none. "
             "Add items.csv, name one with --items, or call items by their ids with "
-            "--titles-from-ids"
+            "--titles-from-ids (in a demo --prepare.titles-from-ids)"
         )
     items = clean_items(
         raw.items or _items_of(raw.log),

@@ -121,7 +121,7 @@ def leave_one_out(events: Events) -> Split:
     if not len(users):
         raise DataError(
             "leave-one-out needs a user with at least 3 events; there is none. "
-            "Use --split global-time, or another log"
+            "Use --split global-time (in a demo --prepare.split), or another log"
         )
     return Split(
         train=events.take(is_train),

@@ -179,7 +179,7 @@ def check_share(rejected: pl.DataFrame, num_rows: int, *, what: str, max_frac: f
         raise DataError(
             f"at most {max_frac:.1%} of the {what} may be unusable; {rejected.height:,} of "
             f"{num_rows:,} are: {tally(rejected)}. First: {_first(rejected)}. Mend the file, or "
-            "allow more with --max-rejected-frac"
+            "allow more with --max-rejected-frac (in a demo --prepare.max-rejected-frac)"
         )
 
 
