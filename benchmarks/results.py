@@ -14,8 +14,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from reasonrec.evaluation.comparison import comparison_markdown, compare_runs
-from reasonrec.evaluation.protocol import read_rows
+from reasonrec.evaluation.comparison import compare_runs, comparison_markdown
 from reasonrec.evaluation.table import MethodLine, results_markdown, summarise
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest

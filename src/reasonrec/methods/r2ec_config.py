@@ -13,7 +13,7 @@ from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfi
 class NoThinkStage(Config):
     """The next item after every history position, without thought."""
 
-    num_epochs: PositiveInt = 24
+    num_epochs: PositiveInt = 16
     optimiser: OptimiserConfig = OptimiserConfig(batch_size=32)
 
 
@@ -25,7 +25,7 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=5e-4, batch_size=32, num_validations=4
+        learning_rate=1e-3, batch_size=32, num_validations=4
     )
 
 

@@ -58,7 +58,7 @@ class HeadConfig(Config):
     token_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of input tokens blanked out whole while training, so that no single event of a history
     is relied on."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Share of the next-item target spread evenly over the catalogue while training."""
     max_history: PositiveInt = 50
     """Most recent history items that a prompt shows."""

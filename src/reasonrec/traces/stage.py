@@ -20,6 +20,18 @@ from reasonrec.traces.prompts import ANSWER, THINK, PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 
 FILES = ["traces.parquet", "statistics.json"]
+_SCHEMA = {
+    "event": pl.Int64,
+    "user_id": pl.String,
+    "target": pl.Int32,
+    "target_title": pl.String,
+    "thought": pl.String,
+    "num_tokens": pl.Int64,
+    "looked_up": pl.List(pl.String),
+    "found": pl.List(pl.String),
+    "kept": pl.Boolean,
+    "reason": pl.String,
+}
 
 
 def write_traces(
@@ -46,7 +58,7 @@ def write_traces(
             _write_part(dataset, verbaliser, events[i : i + 4096], seed)
             for i in range(0, len(events), 4096)
         ]
-        table = pl.concat(parts) if parts else pl.DataFrame({"event": []})
+        table = pl.concat([pl.DataFrame(schema=_SCHEMA), *parts])
         table.write_parquet(out / "traces.parquet")
         statistics = {
             "num_thoughts": table.height,
@@ -98,11 +110,7 @@ def _write_part(
                 f"names {names[0]!r} without evidence" if names else None for names in outside
             ],
         },
-        schema_overrides={
-            "reason": pl.String,
-            "looked_up": pl.List(pl.String),
-            "found": pl.List(pl.String),
-        },
+        schema=_SCHEMA,
     )
 
 
