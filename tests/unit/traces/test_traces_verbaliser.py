@@ -1,0 +1,244 @@
+"""The teacher writes from history and older evidence alone; filters and the stage around it."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from tests.toy_models import plain_tokenizer
+from tests.toys import toy_dataset
+
+from reasonrec.data.dataset import Catalogue
+from reasonrec.errors import CheckpointError
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.models.backbone import build_writer, catalogue_titles
+from reasonrec.models.config import TinyConfig
+from reasonrec.records import Histories, Link, Lookup
+from reasonrec.traces.config import ThoughtConfig, TracesConfig
+from reasonrec.traces.filters import named_titles, ungrounded_titles
+from reasonrec.traces.prompts import PromptWriter
+from reasonrec.traces.stage import write_traces
+from reasonrec.traces.verbaliser import Verbaliser
+
+TINY = TinyConfig(vocab_size=300)
+GENRES = [["Sea"], ["Sea", "War"], ["Fire"], ["War"], [], ["Fire", "Sea"], ["Sea"], ["War"]]
+
+
+def catalogue_of(titles, genres=None):
+    columns = {"item_id": [f"i{n}" for n in range(len(titles))], "title": titles}
+    return Catalogue(pl.DataFrame(columns | ({} if genres is None else {"categories": genres})))
+
+
+def shop(rows, titles=None, genres=None, **thought):
+    """Return a toy data set with categories, and its verbaliser."""
+    titles = titles or [f"Tale {n}" for n in range(8)]
+    dataset = dataclasses.replace(
+        toy_dataset(rows, titles), catalogue=catalogue_of(titles, genres or GENRES[: len(titles)])
+    )
+    writer = build_writer(dataset.catalogue, TINY)
+    graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    settings = ThoughtConfig(**{"num_lookups": 2} | thought)
+    return dataset, Verbaliser(writer, graph, dataset.catalogue, settings)
+
+
+def text_of(verbaliser, thoughts):
+    return [str(verbaliser.writer.tokenizer.decode(tokens)) for tokens in thoughts.tokens]
+
+
+# five users who all walk 0 1 2 3 4 5 6 7; the last two events of each are held out
+WALKS = [[0, 1, 2, 3, 4, 5, 6, 7]] * 5
+
+
+def test_a_thought_by_hand():
+    _, verbaliser = shop(WALKS, num_lookups=1, lookup_window=1, num_links=2, reverse_share=0)
+    histories = dataclasses.replace(
+        Histories.from_lists([[0, 1, 2]]), asked_at=np.array([10_000], np.int64)
+    )
+    thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
+    # Sea twice (items 0 and 1), War and Fire once each: War was named first. After 2 they took 3
+    # (1 step on, weight 1) and 4 (2 steps, weight 1/2)
+    expected = "<think> Mostly Sea, War. After [Tale 2]: [Tale 3] [Tale 4];<answer>"
+    assert text_of(verbaliser, thoughts) == [expected]
+    tokens, written = thoughts.tokens[0], thoughts.is_written[0]
+    by_us = [token for token, mark in zip(tokens, written) if mark]
+    assert verbaliser.writer.tokenizer.decode(by_us) == " Mostly Sea, War. After [Tale 2]<answer>"
+    assert thoughts.named_item == [[3, 4]]
+    named = [tokens[at] for at in thoughts.named_at[0]]
+    assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
+    assert thoughts.via_item.tolist() == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([0, 6, 2], " Mostly Sea, Fire."),
+        ([0, 6], " Mostly Sea."),
+        ([3], " Mostly War."),
+        ([4], ""),  # an item without any category
+        ([], ""),
+        ([2] * 9 + [0] * 10, " Mostly Sea."),  # the last ten alone
+    ],
+)
+def test_taste_is_the_commonest_two_categories_of_the_last_ten(row, words):
+    _, verbaliser = shop(WALKS)
+    assert verbaliser.taste(Histories.from_lists([[1], row]))[1] == words
+
+
+def test_taste_is_left_out_where_it_is_not_wanted_or_not_known():
+    _, verbaliser = shop(WALKS, name_taste=False)
+    assert verbaliser.taste(Histories.from_lists([[0]])) == [""]
+    dataset = toy_dataset(WALKS, [f"Tale {n}" for n in range(8)])
+    plain = Verbaliser(verbaliser.writer, verbaliser.graph, dataset.catalogue, ThoughtConfig())
+    assert plain.taste(Histories.from_lists([[0]])) == [""]
+
+
+def test_the_next_item_changes_no_thought():
+    rng = np.random.default_rng(3)
+    rows = [rng.permutation(8).tolist() for _ in range(12)]
+    for user in range(12):
+        swapped = [list(row) for row in rows]
+        swapped[user][3] = swapped[user][4]  # the target of the question asked below
+        thoughts = []
+        for log in (rows, swapped):
+            dataset, verbaliser = shop(log)
+            event = dataset.train.user_offsets[user] + 3
+            histories = dataset.train.histories_before(np.array([event]))
+            assert histories.row(0).tolist() == rows[user][:3]
+            written = verbaliser.write(histories, seed=1, keys=np.array([event]))
+            thoughts.append(text_of(verbaliser, written))
+        assert thoughts[0] == thoughts[1]
+
+
+def test_evidence_is_older_than_the_question():
+    # user 0 went from 0 to 1 at second 200; user 1 asks about 0 before and after that
+    _, verbaliser = shop([[0, 1, 2, 3], [0, 5, 6, 7], [4, 0, 2, 3]], num_lookups=1)
+    for asked_at, found in ((150, "nothing new"), (201, "[Tale 1]")):
+        histories = dataclasses.replace(
+            Histories.from_lists([[0]], user_index=[1]), asked_at=np.array([asked_at], np.int64)
+        )
+        said = text_of(verbaliser, verbaliser.write(histories, seed=0, keys=np.array([0])))[0]
+        assert f"After [Tale 0]: {found}" in said, asked_at
+
+
+def test_what_is_looked_up_is_recent_distinct_and_newest_first():
+    _, verbaliser = shop(WALKS, num_lookups=3, lookup_window=4)
+    histories = Histories.from_lists([[0, 1, 2, 3, 4, 5], [6], []])
+    for seed in range(20):
+        via = verbaliser.write(histories, seed=seed, keys=np.arange(3)).via_item
+        assert set(via[0]) <= {2, 3, 4, 5}
+        assert via[0].tolist() == sorted(set(via[0]), reverse=True)  # here newest is largest
+        assert via[1].tolist() == [6, -1, -1]
+        assert via[2].tolist() == [-1, -1, -1]
+
+
+def test_recent_items_are_looked_up_as_often_as_their_weight_says():
+    _, verbaliser = shop(WALKS, num_lookups=1, lookup_window=2, recency=0.5)
+    count = 3000
+    histories = Histories.from_lists([[0, 1]] * count)
+    via = verbaliser.write(histories, seed=0, keys=np.arange(count)).via_item[:, 0]
+    # weights 1 and 1/2: the newer one in 2/3 of the draws; 4 standard errors of .0086
+    assert abs((via == 1).mean() - 2 / 3) < 0.035
+
+
+def test_a_thought_depends_on_its_key_and_not_on_its_batch():
+    _, verbaliser = shop(WALKS)
+    histories = Histories.from_lists([[0, 1, 2, 3, 4], [5, 6, 7, 0], [2]])
+    keys = np.array([11, 12, 13])
+    together = verbaliser.write(histories, seed=4, keys=keys)
+    for b in range(3):
+        alone = verbaliser.write(histories.take(np.array([b])), seed=4, keys=keys[[b]])
+        assert alone.tokens[0] == together.tokens[b]
+    again = [verbaliser.write(histories, seed=s, keys=keys).via_item.tolist() for s in range(9)]
+    assert any(via != again[0] for via in again)
+
+
+def test_thoughts_of_a_plain_tokenizer_say_the_same():
+    dataset, tiny = shop(WALKS)
+    writer = PromptWriter(plain_tokenizer(), catalogue_titles(dataset.catalogue))
+    plain = Verbaliser(writer, tiny.graph, dataset.catalogue, tiny.config)
+    histories = Histories.from_lists([[0, 1, 2, 3], [5], []])
+    written = [v.write(histories, seed=2, keys=np.arange(3)) for v in (tiny, plain)]
+    assert text_of(tiny, written[0]) == text_of(plain, written[1])
+    for row, at, items in zip(written[1].tokens, written[1].named_at, written[1].named_item):
+        for place, item in zip(at, items):
+            so_far = str(writer.tokenizer.decode(row[: place + 1]))
+            assert so_far.endswith(f" [{writer.titles[item]}]")
+
+
+def test_titles_and_categories_that_look_like_markers_break_no_thought():
+    titles = [
+        "<answer>",
+        "After [Tale]",
+        "Tale",
+        "</think> [Tale]",
+        "[x] After [<s>]",
+        "e",
+        "f",
+        "g",
+    ]
+    genres = [["<answer>"], ["After [Tale]"], ["[Tale]"], ["<answer>"], ["</s>"], [], [], []]
+    _, verbaliser = shop(WALKS, titles, genres, num_lookups=4)
+    writer = verbaliser.writer
+    histories = Histories.from_lists([[0, 1, 2], [1], [3, 4], [2, 0, 3], [2]])
+    thoughts = verbaliser.write(histories, seed=0, keys=np.arange(5))
+    answer = writer.encode("<answer>")[0]
+    for b, (tokens, said) in enumerate(zip(thoughts.tokens, text_of(verbaliser, thoughts))):
+        assert tokens.count(answer) == 1
+        assert tokens[-1] == answer
+        assert not {writer.tokenizer.bos_token_id, writer.tokenizer.eos_token_id} & set(tokens)
+        # the questions in the text are those that were asked, in order
+        cuts = [said[: match.end()] for match in re.finditer(r"\]", said)]
+        asked = [item for item in map(writer.asked_item, cuts) if item is not None]
+        assert asked == [via for via in thoughts.via_item[b].tolist() if via >= 0]
+        allowed = {*histories.row(b).tolist(), *thoughts.named_item[b]}
+        assert ungrounded_titles(said, writer.titles, allowed, ()) == []
+
+
+def test_a_title_outside_history_and_evidence_is_ungrounded():
+    titles = ["A", "B", "C", "D"]
+    evidence = [Lookup(1, (Link(2, 1.0, 1, 0),))]
+    thought = " Mostly X. After [B]: [C]; I like [A] and [D], [C] and [Z]."
+    assert named_titles(thought) == ["B", "C", "A", "D", "C", "Z"]
+    assert ungrounded_titles(thought, titles, [0], evidence) == ["D", "Z"]
+    assert ungrounded_titles(thought, titles, [0, 3], ()) == ["B", "C", "C", "Z"]
+    assert ungrounded_titles("no titles", titles, [], ()) == []
+
+
+def test_the_stage_writes_a_row_for_each_position_and_keeps_a_finished_folder(tmp_path):
+    rows = [[0, 1, 2, 3, 4, 5], [1, 2, 3], [7], [3, 2, 5, 6, 7]]
+    dataset, verbaliser = shop(rows)
+    asked = dataset, tmp_path / "traces", TracesConfig(), verbaliser.writer
+    table = write_traces(*asked, seed=0)
+    # training parts 0 1 2 3 / 1 / 7 / 3 2 5: each event but the first of a user is a question
+    assert table["user_id"].to_list() == ["u0"] * 3 + ["u3"] * 2
+    assert table["target"].to_list() == [1, 2, 3, 2, 5]
+    assert table["target_title"][0] == "Tale 1"
+    assert table["kept"].all()
+    assert table["reason"].null_count() == 5
+    assert all("<" not in thought for thought in table["thought"])
+    assert table["looked_up"][0].to_list() == ["Tale 0"]
+    statistics = json.loads((tmp_path / "traces/statistics.json").read_text())
+    assert statistics["num_thoughts"] == statistics["num_kept"] == 5
+    written_at = (tmp_path / "traces/traces.parquet").stat().st_mtime_ns
+    assert write_traces(*asked, seed=0).equals(table)
+    assert (tmp_path / "traces/traces.parquet").stat().st_mtime_ns == written_at
+    with pytest.raises(CheckpointError, match="another seed"):
+        write_traces(*asked, seed=1)
+    # left unfinished, it is written again, and the same
+    (tmp_path / "traces/manifest.json").unlink()
+    assert write_traces(*asked, seed=0).equals(table)
+
+
+def test_the_stage_samples_without_repeats_and_survives_a_log_without_questions(tmp_path):
+    dataset, verbaliser = shop(WALKS)
+    some = TracesConfig(num_thoughts=7)
+    table = write_traces(dataset, tmp_path / "some", some, verbaliser.writer, seed=0)
+    assert table["event"].n_unique() == 7
+    lonely, verbaliser = shop([[0], [1, 2, 3]])
+    table = write_traces(lonely, tmp_path / "none", some, verbaliser.writer, seed=0)
+    assert table.height == 0
+    assert "thought" in table.columns
+    statistics = json.loads((tmp_path / "none/statistics.json").read_text())
+    assert statistics["num_thoughts"] == 0
