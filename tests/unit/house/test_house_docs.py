@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reasonrec.cli import VERBS, build_app, keys_of
+from reasonrec.methods.r2ec_config import R2ecConfig
 
 ROOT = Path(__file__).parents[3]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
@@ -83,12 +84,35 @@ def test_the_readme_has_the_place_that_results_are_written_to():
     assert 0 < text.index("<!-- results:start -->") < text.index("<!-- results:end -->")
 
 
-def test_every_home_in_the_paper_index_exists():
-    homes = re.findall(r"`([\w/]+\.py): (\w+)`", text_of("docs/paper_index.md"))
-    assert len(homes) > 10
+def test_every_home_and_test_in_the_paper_index_exists():
+    text = text_of("docs/paper_index.md")
+    homes = re.findall(r"`([\w/]+\.py): (\w+)`", text)
+    assert len(homes) > 40
     for path, name in homes:
         source = (ROOT / "src/reasonrec" / path).read_text(encoding="utf-8")
-        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{path}: {name}"
+        assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), f"{path}: {name}"
+    tests = re.findall(r"`(\w+/test_\w+\.py)`", text)
+    assert len(tests) > 20
+    assert [path for path in tests if not (ROOT / "tests/unit" / path).exists()] == []
+
+
+def test_nothing_that_the_paper_index_calls_planned_is_built():
+    planned = re.findall(r"\*planned\* `([\w/]+\.py)`", text_of("docs/paper_index.md"))
+    assert [path for path in planned if (ROOT / "src/reasonrec" / path).exists()] == []
+
+
+def test_the_defaults_in_the_paper_index_are_those_of_the_code():
+    settings = text_of("docs/paper_index.md").partition("### Settings")[2].partition("\n## ")[0]
+    config = R2ecConfig()
+    recpo, optimiser = config.recpo.recpo, config.recpo.optimiser
+    owners = {
+        **recpo.model_dump(), **optimiser.model_dump(),
+        "num_prompts": config.recpo.num_prompts, "max_history": config.head.max_history,
+    }  # fmt: skip
+    named = re.findall(r"`(\w+)` ([\d.e-]*\d)", settings)
+    assert {"group_size", "beta", "max_tokens", "learning_rate", "num_prompts"} <= {*dict(named)}
+    for key, value in named:
+        assert owners[key] == float(value), key
 
 
 def test_every_configuration_is_accepted_by_the_command_on_its_first_line():

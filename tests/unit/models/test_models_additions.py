@@ -1,0 +1,109 @@
+"""What neither paper has: evidence that adds to its own score, titles that start from their words,
+tokens that are blanked out, and tokens that are never written."""
+
+import numpy as np
+import torch
+from tests.toy_models import toy_model
+
+from reasonrec.models.rec_head import EvidencePointer
+from reasonrec.models.tiny.initialisation import start_from_text
+
+
+def test_a_pointer_that_has_learned_nothing_adds_nothing():
+    pointer = EvidencePointer(4)
+    added = pointer(torch.randn(2, 4), torch.randn(2, 3, 4), torch.tensor([[0, 1, 2], [5, -1, 5]]))
+    assert added.tolist() == [[0.0] * 3] * 2
+
+
+def test_what_a_pointer_adds_by_hand():
+    pointer = EvidencePointer(2)
+    with torch.no_grad():
+        pointer.prior.copy_(torch.tensor([1.0, 0.0]))
+        pointer.query.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        pointer.key.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    post = torch.tensor([1.0, 3.0])
+    titles = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
+    added = pointer(post, titles, torch.tensor([7, 2, -1]))
+    # title 0: prior 1, match (1 * 2) / sqrt 2; title 1: prior 0, match (3 * 2) / sqrt 2; no item: 0
+    torch.testing.assert_close(added, torch.tensor([1 + 2**0.5, 6 / 2**0.5, 0.0]))
+
+
+def test_evidence_adds_to_its_own_item_alone_and_every_mention_counts():
+    model = toy_model(num_items=6, gated=False)
+    with torch.no_grad():
+        model.pointer.prior.fill_(0.1)
+    post = torch.randn(1, 16)
+    titles = torch.randn(1, 4, 16)
+    named = torch.tensor([[2, 4, 2, -1]])
+    plain = model.score_thoughts(post, post, None)
+    added = model.score_thoughts(post, post, (titles, named)) - plain
+    shares = titles[0].sum(-1) * 0.1  # the prior's part; the query starts at zero
+    expected = torch.zeros(6)
+    expected[2] = shares[0] + shares[2]
+    expected[4] = shares[1]
+    torch.testing.assert_close(added[0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_pointer_reads_the_state_alone():
+    model = toy_model(num_items=6, pointer=False)
+    assert model.pointer is None
+    post, named = torch.randn(1, 16), (torch.randn(1, 2, 16), torch.tensor([[0, 1]]))
+    torch.testing.assert_close(
+        model.score_thoughts(post, post, named), model.score_states(post), atol=1e-6, rtol=0
+    )
+
+
+def _started(texts, *, share, width=4096):
+    embeddings = torch.full((len(texts) + 2, width), 7.0)
+    tokens = np.arange(len(texts)) + 2
+    start_from_text(embeddings, tokens, texts, std=0.5, share=share, seed=0)
+    assert (embeddings[:2] == 7).all()  # tokens that are no titles stay as they were
+    return embeddings[2:]
+
+
+def test_items_of_like_words_start_close_and_all_start_at_the_same_scale():
+    texts = ["moon saga one", "moon saga two", "war diary", "war Diary!", "a b", "c d", ""]
+    rows = _started(texts, share=0.5)
+    # width 4096: an estimated standard deviation is within 1.1 % (1 / sqrt 2D); 4 of these
+    torch.testing.assert_close(rows[:6].std(-1), torch.full((6,), 0.5), rtol=0.045, atol=0)
+    close = torch.nn.functional.normalize(rows, dim=-1)
+    cosine = close @ close.T
+    # the same words, half of the variance from them: cosine 1/2; no word in common: 0
+    assert abs(cosine[2, 3] - 0.5) < 0.06
+    assert abs(cosine[4, 5]) < 0.06
+    assert 0.1 < cosine[0, 1] < 0.5
+
+
+def test_without_a_share_of_the_text_nothing_is_shared():
+    rows = _started(["same words", "same words", "others"], share=0.0)
+    close = torch.nn.functional.normalize(rows, dim=-1)
+    assert abs(close[0] @ close[1]) < 0.06  # 4 / sqrt 4096
+
+
+def test_rare_words_count_more_and_a_word_of_every_item_counts_nothing():
+    texts = ["book moon", "book moon", *["book war"] * 10, *["book sea"] * 10]
+    rows = _started(texts, share=1.0)
+    torch.testing.assert_close(rows[0], rows[1])
+    close = torch.nn.functional.normalize(rows, dim=-1)
+    assert abs(close[0] @ close[5]) < 0.06  # "book" is in all of them
+
+
+def test_tokens_are_blanked_out_whole_and_only_while_training():
+    model = toy_model(token_dropout=0.25)
+    ids = torch.arange(2000).reshape(20, 100) % len(model.tokenizer)
+    plain = model.backbone.get_input_embeddings()(ids)
+    assert torch.equal(model.embed(ids), plain)
+    torch.manual_seed(0)
+    trained = model.train().embed(ids)
+    blank = (trained == 0).all(-1)
+    # 2000 tokens at 1/4: standard error .0097
+    assert abs(blank.float().mean() - 0.25) < 0.04
+    assert torch.equal(trained[~blank], plain[~blank])
+
+
+def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
+    model = toy_model()
+    logits = model.language_logits(torch.randn(3, 16))
+    never = model.tokenizer.convert_tokens_to_ids(["<pad>", "<s>", "<think>"])
+    assert (logits[:, never] == -torch.inf).all()
+    assert logits.isfinite().sum() == 3 * (logits.shape[1] - 3)
