@@ -249,10 +249,21 @@ def _check_same(
 
 
 def _difference(found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
-        return "; ".join(f"{k} was {found.get(k)!r}, now {wanted.get(k)!r}" for k in keys[:5])
-    return f"was {found!r}, now {wanted!r}"
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return f"was {found!r}, now {wanted!r}"
+    was, now = _flat(found), _flat(wanted)
+    keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in keys[:5]) + more
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_table = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{key}.") if is_table else {prefix + key: value}
+    return flat
 
 
 def _installed_versions() -> dict[str, str]:

@@ -69,7 +69,7 @@ def test_the_road_ends_in_a_table_a_report_and_explained_recommendations(whole):
 def test_every_shown_thought_rests_on_what_is_shown_with_it(whole):
     # what a look-up inserted is in the chains; what the model asked about is there as via item
     for answer in json.loads((whole / "recommendations.json").read_text()):
-        chained = {chain["item_title"] for chain in answer["chains"]}
+        chained = {chain["title"] for chain in answer["chains"]}
         for part in answer["thought"].split(";"):
             _, colon, found = part.partition("]:")
             if colon:

@@ -145,7 +145,10 @@ def _message(error: Exception) -> str:
         known = sorted(name.lstrip("-").replace("-", "_") for name in leaves)
         near = get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{error.token.source}: there is no key {key}; {hint}Known: {', '.join(known)}"
+        table = key.rpartition(".")[0] + "."
+        beside = [name for name in known if name.startswith(table)]
+        beside = beside or sorted({name.partition(".")[0] for name in known})
+        return f"{error.token.source}: there is no key {key}; {hint}Known: {', '.join(beside)}"
     if isinstance(error, cyclopts.ValidationError) and error.argument is not None:
         from pydantic import BaseModel, ValidationError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Seed
 from reasonrec.graph.config import ChainConfig
 
 DEFAULTS = ChainConfig()

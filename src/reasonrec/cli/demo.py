@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Count, Seed
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare_config import PrepareConfig
 
@@ -16,9 +16,9 @@ def demo(
     json: bool = False,
     preset: Path | None = None,
     world: PlantedConfig | None = None,
-    world_seed: int = 0,
+    world_seed: Seed = 0,
     prepare: PrepareConfig | None = None,
-    tune: int = 0,
+    tune: Count = 0,
 ) -> None:
     """Run the whole road on a data set, or on a generated shop whose truth is known.
 

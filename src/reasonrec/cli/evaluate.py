@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Seed
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.config import EvaluateConfig
 

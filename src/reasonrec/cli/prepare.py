@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Seed
 from reasonrec.data.planted.config import PlantedConfig, Size
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import ConfigError

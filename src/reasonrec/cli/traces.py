@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Count, Seed
 from reasonrec.traces.config import TracesConfig
 
 
@@ -15,7 +15,7 @@ def traces(
     data: Path,
     out: Path,
     seed: Seed = 0,
-    show: int = 3,
+    show: Count = 3,
     json: bool = False,
     settings: Annotated[TracesConfig | None, Parameter(name="*")] = None,
 ) -> None:

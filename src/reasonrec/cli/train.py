@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from reasonrec.cli.seeds import Seed
+from reasonrec.cli.numbers import Seed
+from reasonrec.errors import ConfigError
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 What = Literal["no-think", "sft", "recpo", "r2ec"]
@@ -46,6 +47,8 @@ def train(
     from reasonrec.methods import r2ec
 
     config = settings or R2ecConfig()
+    if what == "r2ec" and start is not None:
+        raise ConfigError(f"r2ec trains all stages and takes no --start; got {start}")
     dataset = Dataset.load(data)
     console = Console(stderr=True, highlight=False)
     if what == "r2ec":

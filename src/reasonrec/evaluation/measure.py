@@ -27,7 +27,6 @@ from reasonrec.manifest import (
     fingerprint,
     is_finished,
     make_folder,
-    start_stage,
     stopwatch,
     write_manifest,
 )
@@ -106,7 +105,6 @@ def measure(
         for folder in folders:
             check_outputs(folder)
         return tuple(read_evaluation(folder) for folder in folders)
-    start_stage(out, stage="evaluate", inputs=inputs, config=settings, seed=seed)
     with stopwatch() as spent:
         sets = _candidates(dataset, config, out)
         if candidates_file is not None:
@@ -201,17 +199,16 @@ def _check_distinct(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _candidates(dataset: Dataset, config: EvaluateConfig, out: Path) -> list[Candidates]:
-    """Return the drawn candidate sets; an interrupted run's are read back."""
+    """Return the drawn candidate sets, drawn anew: what lies there may be of other data."""
     sets = []
     for word in config.protocols:
         if word == "full":
             continue
         path = out / f"{word}-{config.part}-seed{config.candidate_seed}.parquet"
-        if not path.exists():
-            count = int(word.removeprefix("candidates-"))
-            drawn = draw_candidates(
-                dataset, config.part, num_candidates=count, seed=config.candidate_seed
-            )
-            drawn.write(path)
+        count = int(word.removeprefix("candidates-"))
+        drawn = draw_candidates(
+            dataset, config.part, num_candidates=count, seed=config.candidate_seed
+        )
+        drawn.write(path)
         sets.append(Candidates.read(path, dataset.queries(config.part)))
     return sets

@@ -55,6 +55,7 @@ METHOD_OF_STAGE: dict[Stage, str] = {
     "sft": "think-sft",
     "recpo": "think-recpo",
 }
+STARTS_FROM: dict[Stage, str] = {"sft": "no-think", "recpo": "think-sft"}
 FOLDERS = tuple(METHOD_OF_STAGE.values())
 
 
@@ -85,12 +86,17 @@ def train_stage(
         )
     inputs = {"data": dataset.fingerprint}
     if start is not None:
-        inputs["start"] = _checked_manifest(start, dataset)["fingerprint"]
+        before = _checked_manifest(start, dataset)
+        if before["method"] != STARTS_FROM[stage]:
+            raise CheckpointError(
+                f"stage {stage} starts from a {STARTS_FROM[stage]} folder; {start} holds "
+                f"{before['method']}"
+            )
+        inputs["start"] = before["fingerprint"]
     asked = _keys_of(stage, config)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
     _check_trainable(stage, dataset)
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     parts = _Parts(dataset, config, seed)
     model = (
         build_model(
@@ -104,6 +110,7 @@ def train_stage(
         else ReasoningRecommender.from_pretrained(start / "model")
     )
     data, loss, optimiser = _stage_parts(stage, model, parts)
+    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     torch.manual_seed(seed)
     fitted = fit(
         model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,

@@ -25,7 +25,7 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=1e-3, batch_size=32, num_validations=4
+        learning_rate=7e-4, batch_size=32, num_validations=4
     )
 
 

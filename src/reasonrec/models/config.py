@@ -20,8 +20,8 @@ class TinyConfig(Config):
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4
     feed_forward_width: PositiveInt = 256
-    vocab_size: PositiveInt = 1024
-    """Sub-word tokens; the title tokens come on top."""
+    vocab_size: int = Field(default=1024, ge=300)
+    """Sub-word tokens, the 256 bytes among them; the title tokens come on top."""
     init_std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights."""
     text_share: float = Field(default=0.5, ge=0, le=1)

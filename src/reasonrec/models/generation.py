@@ -115,7 +115,8 @@ def think(
             active = [r for r in active if rows[r].end is None]
         if not active:
             break
-        logits = model.language_logits(state)
+        asked = model.asked_titles(tokens[:, : step + 1], is_written[:, : step + 1])
+        logits = model.language_logits(state, asked)
         drawn, logp = _draw(logits, temperature, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:

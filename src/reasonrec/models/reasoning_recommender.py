@@ -100,6 +100,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     """Any causal LM of ``transformers`` with a recommendation head beside its language head."""
 
     never_written: Tensor
+    is_title: Tensor
 
     def __init__(
         self,
@@ -131,6 +132,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         never += start if len(start) == 1 else []
         never_written = torch.tensor(sorted({t for t in never if t is not None}))
         self.register_buffer("never_written", never_written, persistent=False)
+        is_title = torch.zeros(0 if tokens is None else len(tokenizer), dtype=torch.bool)
+        if tokens is not None:
+            is_title[torch.from_numpy(tokens)] = True
+        self.register_buffer("is_title", is_title, persistent=False)
 
     # ---- parts -------------------------------------------------------------------------------
 
@@ -173,14 +178,28 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         added = self.pointer(post, *named)
         return scores.scatter_add(-1, named[1].clamp(min=0), added)
 
-    def language_logits(self, states: Tensor) -> Tensor:
-        """Return float32 token logits (..., V) of states (..., D).
+    def language_logits(self, states: Tensor, asked: Tensor) -> Tensor:
+        """Return float32 token logits (R, V) of states (R, D).
 
-        Padding, the begin token and the opening marker are never written: they are -inf for the
-        sampler and for training alike, so that both mean the same policy.
+        Padding, the begin token and the opening marker are never written, and a thought never asks
+        about the same title twice: they are -inf for the sampler and for training alike, so that
+        both mean the same policy.
+
+        Args:
+            asked: (R, K), title tokens that the thought has written so far, as `asked_titles` gives.
         """
         logits = self.backbone.get_output_embeddings()(states).float()
-        return logits.index_fill(-1, self.never_written, -torch.inf)
+        logits = logits.index_fill(-1, self.never_written, -torch.inf)
+        return logits.scatter(-1, asked, -torch.inf)
+
+    def asked_titles(self, token_ids: Tensor, is_written: Tensor) -> Tensor:
+        """Return (..., S) where a written title token stands, else the padding token's id.
+
+        Where titles take several tokens nothing is marked: questions are then read from text only.
+        """
+        if not self.is_title.numel():
+            return torch.full_like(token_ids, self.writer.pad_id)
+        return token_ids.where(is_written & self.is_title[token_ids], self.writer.pad_id)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
@@ -246,7 +265,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         wanted = batch.is_written.clone()
         wanted[..., 0] = False
         before = wanted.roll(-1, dims=-1)
-        logits = self.language_logits(hidden_branch[before])  # (W, V): written positions only
+        b, g, s = wanted.nonzero(as_tuple=True)
+        titles = self.asked_titles(batch.branch_ids, batch.is_written)[b, g]  # (W, S)
+        step = torch.arange(titles.shape[1], device=titles.device)
+        asked = titles.where(step < s[:, None], self.writer.pad_id)
+        logits = self.language_logits(hidden_branch[before], asked)  # (W, V): written alone
         logp = logits.log_softmax(-1)
         chosen = logp.gather(-1, batch.branch_ids[wanted][:, None])[:, 0]
         token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)

@@ -44,7 +44,7 @@ class SftLossConfig(Config):
     post: NonNegativeFloat = 0.5
     """Target after the thought, from the ungated state, which teaches the state while the gate is
     still closed."""
-    tokens: NonNegativeFloat = 1.0
+    tokens: NonNegativeFloat = 2.0
     """Written tokens of the thought."""
 
 

@@ -96,8 +96,8 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     state = {"asked": 0}
     plain = model.language_logits
 
-    def scripted(states):
-        logits = torch.full_like(plain(states), -30.0)
+    def scripted(states, asked):
+        logits = torch.full_like(plain(states, asked), -30.0)
         logits[:, script[min(state["asked"], len(script) - 1)]] = 30.0
         state["asked"] += 1
         return logits
@@ -114,6 +114,19 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     assert written.token_ids[0, at : at + len(inserted)].tolist() == inserted
     assert not written.is_written[0, at : at + len(inserted)].any()
     assert written.evidence[0][0].via_item_index == 3
+
+
+def test_a_thought_never_asks_about_the_same_title_twice():
+    model = toy_model()
+    titles = set(model.writer.title_token_ids.tolist())
+    written = _generate(model, _always(0), G=16, max_tokens=30)
+    asked = 0
+    for r in range(48):
+        own = written.token_ids[r][written.is_written[r]].tolist()
+        named = [token for token in own if token in titles]
+        assert len(named) == len(set(named))
+        asked += len(named)
+    assert asked > 48
 
 
 def test_greedy_thoughts_need_no_randomness_and_do_not_depend_on_the_batch():

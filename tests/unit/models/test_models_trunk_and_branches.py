@@ -39,9 +39,11 @@ def test_a_branch_reads_as_if_it_alone_followed_its_part_of_the_prompt():
                 outputs.pre_states[b, g], hidden[at[b, g]], atol=1e-5, rtol=0
             )
             torch.testing.assert_close(outputs.post_states[b, g], hidden[-1], atol=1e-5, rtol=0)
-            logp = model.language_logits(hidden).log_softmax(-1)
             for s in range(1, int(lengths[b, g])):
-                expected = logp[at[b, g] + s, batch.branch_ids[b, g, s]]
+                so_far = batch.branch_ids[b, g, :s]  # every token counts as written here
+                asked = model.asked_titles(so_far, torch.ones_like(so_far, dtype=torch.bool))
+                logits = model.language_logits(hidden[at[b, g] + s][None], asked[None])
+                expected = logits.log_softmax(-1)[0, batch.branch_ids[b, g, s]]
                 torch.testing.assert_close(outputs.token_logp[b, g, s], expected, atol=1e-4, rtol=0)
     assert (outputs.token_logp[..., 0] == 0).all()  # the opening marker is never written
 
