@@ -155,6 +155,16 @@ def test_make_refuses_a_python_that_is_too_old(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_make_demo_hands_its_words_to_the_command():
+    asked = ["make", "-C", str(ROOT), "--dry-run", "demo", "DATA=my shop"]
+    asked += ["ARGS=--prepare.split given", "SEED=3", "OUT=runs/there"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    line = next(line for line in said.splitlines() if "/reasonrec demo" in line)
+    assert shlex.split(line)[1:] == [
+        "demo", "my shop", "--out", "runs/there", "--seed", "3", "--prepare.split", "given",
+    ]  # fmt: skip
+
+
 def test_the_licence_is_the_apache_licence_without_a_foreign_name():
     licence = text_of("LICENSE")
     assert "Version 2.0, January 2004" in licence
