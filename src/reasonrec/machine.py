@@ -209,7 +209,7 @@ def _num_rows(path: Path) -> int | None:
     import polars as pl
 
     try:
-        return pl.scan_parquet(path).select(pl.len()).collect().item()
+        return pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
     except (OSError, pl.exceptions.PolarsError):
         return None
 

@@ -248,7 +248,7 @@ def _column(table: pl.DataFrame, name: str) -> np.ndarray | None:
 
 def _read(folder: Path, name: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(folder / name)
+        return pl.read_parquet(folder / name, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"{folder / name} cannot be read ({error}); prepare the data again"

@@ -50,7 +50,7 @@ class Candidates:
             DataError: The file is damaged, or was written for other queries.
         """
         try:
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, glob=False)
             lists = table["candidates"].to_list()
             item_index = np.asarray(lists, np.int32).reshape(len(lists), -1)
             protocol = str(table["protocol"][0]) if len(lists) else ""
@@ -123,7 +123,7 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
         DataError: A column or a user is missing, or over 5 % of the items are unknown.
     """
     try:
-        table = pl.read_parquet(path).select("user_id", "candidates")
+        table = pl.read_parquet(path, glob=False).select("user_id", "candidates")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"given candidates must be Parquet with user_id and candidates (lists of item ids); "

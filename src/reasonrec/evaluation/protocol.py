@@ -267,8 +267,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         return Evaluation(
             rows=tuple(read_rows(folder / "metrics.json")),
-            per_query=pl.read_parquet(folder / "per_query.parquet"),
-            thoughts=pl.read_parquet(folder / "thoughts.parquet"),
+            per_query=pl.read_parquet(folder / "per_query.parquet", glob=False),
+            thoughts=pl.read_parquet(folder / "thoughts.parquet", glob=False),
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise CheckpointError(

@@ -77,6 +77,7 @@ def think(
     R = len(prompts.lengths) * G
     start, answer = writer.encode(THINK), writer.encode(ANSWER)
     states, cache, lengths = _read_prompts(model, prompts)
+    seen = torch.from_numpy(prompts.token_ids).to(device).repeat_interleave(G, 0)
     pre = states.repeat_interleave(G, 0)
     if G > 1:
         cache.batch_repeat_interleave(G)
@@ -115,8 +116,8 @@ def think(
             active = [r for r in active if rows[r].end is None]
         if not active:
             break
-        asked = model.asked_titles(tokens[:, : step + 1], is_written[:, : step + 1])
-        logits = model.language_logits(state, asked)
+        asked = tokens[:, : step + 1].where(is_written[:, : step + 1], writer.pad_id)
+        logits = model.language_logits(state, seen, asked)
         drawn, logp = _draw(logits, temperature, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:

@@ -178,28 +178,25 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         added = self.pointer(post, *named)
         return scores.scatter_add(-1, named[1].clamp(min=0), added)
 
-    def language_logits(self, states: Tensor, asked: Tensor) -> Tensor:
+    def language_logits(self, states: Tensor, seen: Tensor, asked: Tensor) -> Tensor:
         """Return float32 token logits (R, V) of states (R, D).
 
-        Padding, the begin token and the opening marker are never written, and a thought never asks
-        about the same title twice: they are -inf for the sampler and for training alike, so that
-        both mean the same policy.
+        Some tokens are -inf, for the sampler and for training alike, so that both mean the same
+        policy: padding, the begin token and the opening marker are never written, a thought asks
+        only about titles of its own prompt, and about none of them twice. Where titles take
+        several tokens only the first rule holds, and questions are read from the text.
 
         Args:
-            asked: (R, K), title tokens that the thought has written so far, as `asked_titles` gives.
+            seen: (R, T), tokens of the prompt; padded with the padding token.
+            asked: (R, K), tokens that the thought has written so far; padded likewise.
         """
         logits = self.backbone.get_output_embeddings()(states).float()
-        logits = logits.index_fill(-1, self.never_written, -torch.inf)
-        return logits.scatter(-1, asked, -torch.inf)
-
-    def asked_titles(self, token_ids: Tensor, is_written: Tensor) -> Tensor:
-        """Return (..., S) where a written title token stands, else the padding token's id.
-
-        Where titles take several tokens nothing is marked: questions are then read from text only.
-        """
-        if not self.is_title.numel():
-            return torch.full_like(token_ids, self.writer.pad_id)
-        return token_ids.where(is_written & self.is_title[token_ids], self.writer.pad_id)
+        if self.is_title.numel():
+            closed = self.is_title.expand(len(states), -1)
+            closed = closed.scatter(-1, seen, False)
+            again = asked.where(self.is_title[asked], self.writer.pad_id)
+            logits = logits.masked_fill(closed.scatter(-1, again, True), -torch.inf)
+        return logits.index_fill(-1, self.never_written, -torch.inf)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
@@ -261,15 +258,19 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     def _token_logp(self, batch: Batch, hidden_branch: Tensor) -> tuple[Tensor, Tensor]:
         assert batch.branch_ids is not None and batch.is_written is not None
+        assert batch.branch_at is not None
         # token s is predicted from the state at s - 1; the first is `<think>`, never written
         wanted = batch.is_written.clone()
         wanted[..., 0] = False
         before = wanted.roll(-1, dims=-1)
         b, g, s = wanted.nonzero(as_tuple=True)
-        titles = self.asked_titles(batch.branch_ids, batch.is_written)[b, g]  # (W, S)
-        step = torch.arange(titles.shape[1], device=titles.device)
-        asked = titles.where(step < s[:, None], self.writer.pad_id)
-        logits = self.language_logits(hidden_branch[before], asked)  # (W, V): written alone
+        pad = self.writer.pad_id
+        step = torch.arange(batch.branch_ids.shape[-1], device=s.device)
+        earlier = batch.is_written[b, g] & (step < s[:, None])
+        asked = batch.branch_ids[b, g].where(earlier, pad)  # (W, S)
+        position = torch.arange(batch.trunk_ids.shape[1], device=s.device)
+        seen = batch.trunk_ids[b].where(position <= batch.branch_at[b, g][:, None], pad)  # (W, T)
+        logits = self.language_logits(hidden_branch[before], seen, asked)  # (W, V), written alone
         logp = logits.log_softmax(-1)
         chosen = logp.gather(-1, batch.branch_ids[wanted][:, None])[:, 0]
         token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)

@@ -46,7 +46,7 @@ def write_traces(
     out = make_folder(out)
     inputs, settings = {"data": dataset.fingerprint}, config.model_dump(mode="json")
     if is_finished(out, stage="traces", inputs=inputs, config=settings, seed=seed):
-        return pl.read_parquet(out / "traces.parquet")
+        return pl.read_parquet(out / "traces.parquet", glob=False)
     with stopwatch() as spent:
         log = dataset.train
         eligible = np.flatnonzero(np.arange(len(log)) > log.user_offsets[log.user_index])

@@ -63,15 +63,26 @@ class Verbaliser:
             seed=0,
         )
 
-    def write(self, histories: Histories, *, seed: int, keys: np.ndarray) -> Thoughts:
+    def write(
+        self,
+        histories: Histories,
+        *,
+        seed: int,
+        keys: np.ndarray,
+        num_visible: np.ndarray | None = None,
+    ) -> Thoughts:
         """Return one thought for every history.
 
         Args:
+            num_visible: (B,), most recent items that the prompt shows; only they are looked up.
+                None stands for as many as a prompt can show.
             seed: Run seed.
             keys: (B,), integers that name the queries, so that a thought does not depend on the
                 batch it is written in.
         """
-        via_item = self._choose(histories, seed, keys)
+        if num_visible is None:
+            num_visible = np.minimum(histories.lengths, self.writer.max_history)
+        via_item = self._choose(histories, seed, keys, num_visible)
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         taste = self.taste(histories)
         writer = self.writer
@@ -128,13 +139,15 @@ class Verbaliser:
                 )
         return words
 
-    def _choose(self, histories: Histories, seed: int, keys: np.ndarray) -> np.ndarray:
+    def _choose(
+        self, histories: Histories, seed: int, keys: np.ndarray, num_visible: np.ndarray
+    ) -> np.ndarray:
         """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none."""
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
         age = np.arange(W)
         noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])
         preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
-        preference[age >= histories.lengths[:, None]] = -np.inf
+        preference[age >= num_visible[:, None]] = -np.inf
         chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]
         missing = ~np.isfinite(np.take_along_axis(preference, chosen, 1))
         chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last

@@ -153,7 +153,9 @@ class WindowDataset(TorchDataset):
         exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
         histories = self.log.histories_before(event)
         keys = (index[:, None] * G + np.arange(G)).ravel()
-        thoughts = self.verbaliser.write(histories, seed=self.seed, keys=keys)
+        thoughts = self.verbaliser.write(
+            histories, seed=self.seed, keys=keys, num_visible=column.ravel()
+        )
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )

@@ -102,9 +102,9 @@ def test_it_thinks_asks_and_is_answered_with_titles_of_several_tokens(folder):
     spoken = iter(script)
     plain = model.language_logits
 
-    def scripted(states):
+    def scripted(states, *_):
         # the graph's tokens are queued, so no word of the script is lost on them
-        logits = torch.full_like(plain(states), -30.0)
+        logits = torch.full_like(plain(states, *_), -30.0)
         state["step"] += 1
         free = state["step"] <= asked or state["step"] > asked + len(answered)
         if free and state["step"] >= len(writer.encode("<think>")):

@@ -9,7 +9,8 @@ def _batch(model, branch_lengths, branch_at):
     prompts = model.writer.prompts(Histories.from_lists([[1, 2, 3, 4], [5], [6, 7, 8, 9, 10]]))
     generator = torch.Generator().manual_seed(1)
     G, S = branch_lengths.shape[1], int(branch_lengths.max())
-    ids = torch.randint(5, len(model.tokenizer), (3, G, S), generator=generator)
+    # plain words only: which titles may be written is tested where thoughts are sampled
+    ids = torch.randint(5, 250, (3, G, S), generator=generator)
     real = torch.arange(S) < branch_lengths[..., None]
     return Batch(
         torch.from_numpy(prompts.token_ids),
@@ -41,8 +42,8 @@ def test_a_branch_reads_as_if_it_alone_followed_its_part_of_the_prompt():
             torch.testing.assert_close(outputs.post_states[b, g], hidden[-1], atol=1e-5, rtol=0)
             for s in range(1, int(lengths[b, g])):
                 so_far = batch.branch_ids[b, g, :s]  # every token counts as written here
-                asked = model.asked_titles(so_far, torch.ones_like(so_far, dtype=torch.bool))
-                logits = model.language_logits(hidden[at[b, g] + s][None], asked[None])
+                seen = batch.trunk_ids[b, : at[b, g] + 1]
+                logits = model.language_logits(hidden[at[b, g] + s][None], seen[None], so_far[None])
                 expected = logits.log_softmax(-1)[0, batch.branch_ids[b, g, s]]
                 torch.testing.assert_close(outputs.token_logp[b, g, s], expected, atol=1e-4, rtol=0)
     assert (outputs.token_logp[..., 0] == 0).all()  # the opening marker is never written

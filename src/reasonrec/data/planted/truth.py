@@ -98,10 +98,14 @@ class WorldTruth:
                     f"{folder} holds a planted world of format {described['format']}, this version "
                     f"reads format {WORLD_FORMAT}; run `reasonrec prepare planted` again"
                 )
-            items = pl.read_parquet(folder / "truth" / "items.parquet")
-            readers = Readers.from_table(pl.read_parquet(folder / "truth" / "readers.parquet"))
-            table = pl.read_parquet(folder / "items.parquet")
-            log = pl.read_parquet(folder / "interactions.parquet", columns=["item_id", "timestamp"])
+            items = pl.read_parquet(folder / "truth" / "items.parquet", glob=False)
+            readers = Readers.from_table(
+                pl.read_parquet(folder / "truth" / "readers.parquet", glob=False)
+            )
+            table = pl.read_parquet(folder / "items.parquet", glob=False)
+            log = pl.read_parquet(
+                folder / "interactions.parquet", columns=["item_id", "timestamp"], glob=False
+            )
         except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
             raise DataError(
                 f"{folder} must hold a planted world with its truth/ folder ({error}); "

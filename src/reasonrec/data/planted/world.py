@@ -173,5 +173,5 @@ def _join(parts: Path, name: str, path: Path) -> None:
     """Stream the parts of a table, in order of their block, into one file."""
     files = sorted(parts.glob(f"{name}-*.parquet"))
     partial = path.with_suffix(".partial")
-    pl.scan_parquet(files).sink_parquet(partial, row_group_size=1 << 19)
+    pl.scan_parquet(files, glob=False).sink_parquet(partial, row_group_size=1 << 19)
     partial.replace(path)

@@ -94,6 +94,7 @@ def read_csv(
                 missing_columns="insert",
                 has_header=False,
                 skip_rows=int(has_header),
+                glob=False,
                 separator=separator,
                 quote_char='"' if quoted else None,
                 encoding="utf8-lossy",
@@ -135,6 +136,7 @@ def read_lines(path: Path) -> pl.DataFrame:
     try:
         frame = pl.read_csv(
             path,
+            glob=False,
             has_header=False,
             schema={"line": pl.String},
             separator="\x1f",
@@ -247,7 +249,7 @@ def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
 
 def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=columns)
+        return pl.read_parquet(path, columns=columns, glob=False)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
 

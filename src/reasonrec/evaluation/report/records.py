@@ -112,6 +112,6 @@ def _parquet(path: Path) -> pl.DataFrame | None:
     if not path.exists():
         return None
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
