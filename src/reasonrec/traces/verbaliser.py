@@ -147,15 +147,17 @@ class Verbaliser:
         age = np.arange(W)
         noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])
         preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
-        preference[age >= num_visible[:, None]] = -np.inf
+        visible = age < num_visible[:, None]
+        item = np.full((B, W), -1, np.int32)
+        item[visible] = histories.item_index[(histories.offsets[1:, None] - 1 - age)[visible]]
+        # an item taken twice stands at its newer place alone: no thought asks about it twice
+        is_repeat = np.tril(item[:, :, None] == item[:, None, :], -1).any(2)
+        preference[~visible | is_repeat] = -np.inf
         chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]
         missing = ~np.isfinite(np.take_along_axis(preference, chosen, 1))
         chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last
-        event = histories.offsets[1:, None] - 1 - chosen
-        is_there = chosen < W
-        via_item = np.full((B, L), -1, np.int32)
-        via_item[is_there] = histories.item_index[event[is_there]]
-        return via_item
+        padded = np.concatenate([item, np.full((B, 1), -1, np.int32)], 1)
+        return np.take_along_axis(padded, chosen, 1)
 
 
 def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:

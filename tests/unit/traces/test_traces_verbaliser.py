@@ -133,6 +133,15 @@ def test_what_is_looked_up_is_recent_distinct_and_newest_first():
         assert via[2].tolist() == [-1, -1, -1]
 
 
+def test_an_item_that_was_taken_twice_is_looked_up_once():
+    # a thought that asked twice would be impossible for the model, its log-probability -inf
+    _, verbaliser = shop(WALKS, num_lookups=3, lookup_window=5)
+    histories = Histories.from_lists([[2, 3, 3, 3, 3], [5, 5], [1, 2, 1]])
+    for seed in range(9):
+        via = verbaliser.write(histories, seed=seed, keys=np.arange(3)).via_item
+        assert via.tolist() == [[3, 2, -1], [5, -1, -1], [1, 2, -1]]
+
+
 def test_recent_items_are_looked_up_as_often_as_their_weight_says():
     _, verbaliser = shop(WALKS, num_lookups=1, lookup_window=2, recency=0.5)
     count = 3000
