@@ -3,10 +3,14 @@ tokens that are blanked out, and tokens that are never written."""
 
 import numpy as np
 import torch
-from tests.toy_models import toy_model
+from tests.toy_models import toy_model, toy_verbaliser
+from tests.toys import toy_dataset
 
 from reasonrec.models.rec_head import EvidencePointer
 from reasonrec.models.tiny.initialisation import start_from_text
+from reasonrec.training.config import SftLossConfig
+from reasonrec.training.examples import WindowDataset, schedule_windows
+from reasonrec.training.losses import sft_loss
 
 
 def test_a_pointer_that_has_learned_nothing_adds_nothing():
@@ -109,3 +113,19 @@ def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
     assert (logits[:, never] == -torch.inf).all()
     # with an empty prompt no title may be asked about either
     assert logits.isfinite().sum() == 3 * (logits.shape[1] - 3 - model.num_items)
+
+
+def test_no_thought_of_the_teacher_is_impossible_for_the_model():
+    # rows with repeats, longer than a prompt: what is not shown or was asked already is -inf
+    rows = [[i % 5, 7, 7, i % 5, 3, 3, 8, i % 4, 9, 7, 7, 1, 1] for i in range(12)]
+    dataset = toy_dataset(rows, [f"Tale {i}" for i in range(12)])
+    model = toy_model(max_history=4)
+    verbaliser = toy_verbaliser(model, dataset, num_lookups=5)
+    windows = schedule_windows(dataset.train, max_history=4, num_epochs=2, batch_size=4, seed=0)
+    data = WindowDataset(
+        dataset.train, windows, model.writer, verbaliser=verbaliser, num_branches=3
+    )
+    for start in range(0, len(data), 16):
+        batch = data.__getitems__(range(start, min(start + 16, len(data))))
+        loss, _ = sft_loss(model, batch, SftLossConfig())
+        assert loss.isfinite()
