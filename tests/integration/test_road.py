@@ -149,6 +149,20 @@ def test_stages_run_one_by_one_from_their_commands(whole, tmp_path):
     assert table["kept"].all()
 
 
+def test_the_same_from_python(whole):
+    from reasonrec import Dataset, R2ec
+    from reasonrec.methods.r2ec_config import R2ecConfig
+
+    dataset = Dataset.load(whole / "data")
+    config = R2ecConfig.load(ROOT / "configs" / "smoke.toml")
+    method = R2ec(config, out=whole).fit(dataset)  # finds every stage finished
+    (answer,) = method.recommend(dataset.user_ids[:1], k=3, explain=True)
+    assert len(answer.items) == 3
+    assert answer.thought
+    rows = {row.metric: row.value for row in method.evaluate(protocols=("full",)).rows}
+    assert rows["ndcg@10"] == pytest.approx(accuracy(whole)["think-recpo", "full", "ndcg@10"])
+
+
 def test_mistakes_get_an_answer(whole, tmp_path):
     assert "another seed" in run(*demo(whole), "--seed", 7, code=1)
     assert "--start" in run("train", "sft", "--data", whole / "data", "--out", tmp_path, code=1)

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
+from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
     check_outputs,
@@ -224,6 +225,16 @@ class R2ec:
         recommender = self.recommender
         assert self._dataset is not None
         return recommend_to(recommender, self._dataset, user_ids, k=k, explain=explain)
+
+    def evaluate(self, **settings: Any) -> Evaluation:
+        """Return metrics, ranks and thoughts on the test queries.
+
+        Args:
+            settings: As `evaluation.protocol.evaluate` takes them: ``part``, ``protocols``, ...
+        """
+        recommender = self.recommender
+        assert self._dataset is not None
+        return evaluate(recommender, self._dataset, seed=self.seed, **settings)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from tests.toys import toy_dataset
 
 from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
 from reasonrec.training.examples import WindowDataset, keep_batch, schedule_windows
-from reasonrec.training.losses import sft_loss
 from reasonrec.training.loop import fit, last_checkpoint, read_metrics
+from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import PromptSample, Recpo
 
 CONFIG = OptimiserConfig(batch_size=4, learning_rate=5e-3, num_validations=5)
