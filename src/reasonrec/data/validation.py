@@ -102,7 +102,7 @@ def clean_log(
     Raises:
         DataError: A column is missing.
     """
-    frame, file = raw.frame, raw.file
+    frame, file = _blank_is_missing(raw.frame, ("rating", "timestamp", "position")), raw.file
     _require(raw, ("user_id", "item_id"))
     item = pl.DataFrame({"item_id": _as_id(frame["item_id"])}).join(
         pl.DataFrame({"item_id": item_ids}).with_columns(
@@ -213,6 +213,13 @@ def _require(table: Table, names: tuple[str, ...]) -> None:
             f"{table.file} must have the columns {', '.join(names)}; {', '.join(missing)} missing, "
             f"found: {found}. Rename them in the file"
         )
+
+
+def _blank_is_missing(frame: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+    """Return the frame with null for blank text, which is how a quoted CSV writes nothing."""
+    texts = [name for name in names if frame.schema.get(name) == pl.String]
+    is_blank = {name: pl.col(name).str.strip_chars() == "" for name in texts}
+    return frame.with_columns(pl.when(~blank).then(name) for name, blank in is_blank.items())
 
 
 def _has_values(frame: pl.DataFrame, name: str) -> bool:
