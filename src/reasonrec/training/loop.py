@@ -35,6 +35,7 @@ Validate = Callable[[ReasoningRecommender], dict[str, float]]
 CHOSEN_BY = "valid/ndcg"
 """NDCG without a cut-off: every rank counts, so it is less noisy than NDCG@10."""
 _COMPLETE = "complete"
+"""Written last into a checkpoint: the size of each of its files."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,27 @@ def fit(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint; half-written ones are removed."""
+    """Return the newest whole checkpoint; half-written and damaged ones are removed."""
     whole = []
     for path in folder.glob("checkpoint-*"):
-        if (path / _COMPLETE).exists():
+        if _is_whole(path):
             whole.append(path)
         else:
             shutil.rmtree(path)
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(sizes) and sizes == _sizes(checkpoint)
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != _COMPLETE)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 class MetricsFile(TrainerCallback):
@@ -180,9 +194,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
 
 
@@ -291,4 +307,7 @@ class _Trainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         # the best so far belongs to the state: a resumed run must not remember later bests
         shutil.copytree(self._best, folder / "best", dirs_exist_ok=True)
-        (folder / _COMPLETE).touch()
+        sizes = json.dumps(_sizes(folder))
+        partial = folder / f"{_COMPLETE}.partial"
+        partial.write_text(sizes, encoding="utf-8")
+        partial.replace(folder / _COMPLETE)  # atomic: a kill leaves no such file or a whole one

@@ -90,17 +90,21 @@ def test_rows_from_text_are_refreshed_at_the_same_steps_after_a_resume(tmp_path)
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path):
-    for step in (5, 10):
+    for step in (5, 10, 15):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-5" / "complete").touch()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"1234")
+    for step in (5, 15):
+        (tmp_path / f"checkpoint-{step}" / "complete").write_text('{"optimizer.pt": 4}')
+    (tmp_path / "checkpoint-15" / "optimizer.pt").write_bytes(b"12")  # cut since
     assert last_checkpoint(tmp_path).name == "checkpoint-5"
     assert not (tmp_path / "checkpoint-10").exists()
+    assert not (tmp_path / "checkpoint-15").exists()
     assert last_checkpoint(tmp_path / "none") is None
 
 
 def test_a_metrics_line_cut_short_by_a_kill_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "los')
+    path.write_text(json.dumps({"step": 1}) + "\n" + '[]\n{"step": 2, "los')
     assert read_metrics(path) == [{"step": 1}]
 
 
