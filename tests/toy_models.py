@@ -46,7 +46,7 @@ def toy_model(
     )
     if model.readout.gate is not None:
         with torch.no_grad():  # open the gate, so that a test sees both states
-            model.readout.gate.fill_(0.05)
+            model.readout.gate.fill_(0.5)
     return model.eval()
 
 

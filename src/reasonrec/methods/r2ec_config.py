@@ -20,7 +20,7 @@ class NoThinkStage(Config):
 class SftStage(Config):
     """Thoughts of the verbaliser, learned beside the next item."""
 
-    num_epochs: PositiveInt = 3
+    num_epochs: PositiveInt = 2
     num_branches: PositiveInt = 3
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
@@ -32,7 +32,7 @@ class SftStage(Config):
 class RecpoStage(Config):
     """RecPO from recommendation labels alone."""
 
-    num_prompts: PositiveInt = 3200
+    num_prompts: PositiveInt = 1600
     """Training positions asked about, each once where the log has as many."""
     recpo: RecpoConfig = RecpoConfig()
     optimiser: OptimiserConfig = OptimiserConfig(

@@ -1,8 +1,8 @@
 """The recommendation head: from the state that a thought reached to a score for every item.
 
 Departs from the paper: plain inner products by default for rows that are learned per item
-(``similarity = "dot"``); the official code's L2-normalised product at temperature 0.02 is the
-default of the paper's preset. A gate mixes in the state before the thought, and items
+(``similarity = "dot"``); the official code's L2-normalised product at temperature 0.02 is
+``similarity = "cosine"`` with ``temperature = 0.02``. A gate mixes in the state before the thought, and items
 that the thought looked up can add to their own scores; the paper has neither.
 """
 
@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reasonrec.models.config import Similarity
-
-GATE_SPEED = 10.0
-"""The gate has far to go from 0, and Adam moves every weight by about the learning rate a step."""
 
 
 def score_catalogue(
@@ -61,11 +58,10 @@ class GatedReadout(nn.Module):
     def __init__(self, width: int, *, gated: bool = True) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(width)) if gated else None
-        """Opening of the gate in units of `GATE_SPEED`."""
 
     def forward(self, pre: Tensor, post: Tensor) -> Tensor:
         """Return the state to score with. (..., D) from two (..., D)."""
-        return post if self.gate is None else pre + GATE_SPEED * self.gate * (post - pre)
+        return post if self.gate is None else pre + self.gate * (post - pre)
 
 
 class EvidencePointer(nn.Module):

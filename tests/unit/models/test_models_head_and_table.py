@@ -4,7 +4,7 @@ from tests.toy_models import toy_model
 
 from reasonrec.errors import CheckpointError
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
-from reasonrec.models.rec_head import GATE_SPEED, GatedReadout, score_catalogue
+from reasonrec.models.rec_head import GatedReadout, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories
 
@@ -49,7 +49,7 @@ def test_the_gate_starts_at_the_state_before_the_thought():
     readout = GatedReadout(2)
     assert readout(pre, post).tolist() == pre.tolist()
     with torch.no_grad():
-        readout.gate[0] = 0.5 / GATE_SPEED
+        readout.gate[0] = 0.5
     assert readout(pre, post).tolist() == [[3.0, 2.0]]  # half way in the first dimension only
     assert GatedReadout(2, gated=False)(pre, post).tolist() == post.tolist()
 
