@@ -1,9 +1,9 @@
 """The recommendation head: from the state that a thought reached to a score for every item.
 
-Departs from the paper: plain inner products by default for rows that are learned per item
-(``similarity = "dot"``); the official code's L2-normalised product at temperature 0.02 is
-``similarity = "cosine"`` with ``temperature = 0.02``. A gate mixes in the state before the thought, and items
-that the thought looked up can add to their own scores; the paper has neither.
+Departs from the paper: plain inner products by default for rows that are learned per item; the
+official code's L2-normalised product is ``similarity = "cosine"`` with ``temperature = 0.02``. A
+gate mixes in the state before the thought, and items that the thought looked up can add to their
+own scores; the paper has neither.
 """
 
 import torch
