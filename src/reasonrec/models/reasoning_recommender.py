@@ -24,7 +24,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import EvidencePointer, GatedReadout, score_catalogue
-from reasonrec.traces.prompts import PROMPT_VERSION, THINK, PromptWriter
+from reasonrec.traces.prompts import ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
 TINY_SHARPNESS = 4.0
@@ -185,9 +185,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         """Return float32 token logits (R, V) of states (R, D).
 
         Some tokens are -inf, for the sampler and for training alike, so that both mean the same
-        policy: padding, the begin token and the opening marker are never written, a thought asks
-        only about titles of its own prompt, and about none of them twice. Where titles take
-        several tokens only the first rule holds, and questions are read from the text.
+        policy: padding, the begin token and the opening marker are never written; a thought asks
+        only about titles of its own prompt, about none of them twice, and about one at least where
+        there is one. Where titles take several tokens only the first rule holds, and questions are
+        read from the text.
 
         Args:
             seen: (R, T), tokens of the prompt; padded with the padding token.
@@ -199,7 +200,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             closed = self.is_title.expand(len(states), -1)
             closed = closed.scatter(-1, seen, False)
             again = asked.where(self.is_title[asked], self.writer.pad_id)
-            logits = logits.masked_fill(closed.scatter(-1, again, True), -torch.inf)
+            closed = closed.scatter(-1, again, True)
+            # something is left to ask about, and nothing was asked yet: the end must wait
+            must_ask = ~self.is_title[asked].any(-1) & self.is_title[seen].any(-1)
+            closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
+            logits = logits.masked_fill(closed, -torch.inf)
         return logits.index_fill(-1, self.never_written, -torch.inf)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
