@@ -35,7 +35,7 @@ LINT := status=0; \
 test: $(VENV)/.installed-dev  ## Linter, type checker and tests.
 	@$(LINT); \
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
-		$(BIN)/python -m pytest -q -n $(JOBS) || exit 1; \
+		$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile || exit 1; \
 	test $$status = 0 || echo 'make test: the linter or the type checker failed, see above'; \
 	exit $$status
 
