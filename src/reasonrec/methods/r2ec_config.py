@@ -25,7 +25,7 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=7e-4, batch_size=32, num_validations=4
+        learning_rate=7e-4, batch_size=32, num_validations=2
     )
 
 
@@ -36,7 +36,7 @@ class RecpoStage(Config):
     """Training positions asked about, each once where the log has as many."""
     recpo: RecpoConfig = RecpoConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=2e-4, batch_size=32, num_validations=4, schedule="linear"
+        learning_rate=2e-4, batch_size=32, num_validations=2, schedule="linear"
     )
 
     @model_validator(mode="after")

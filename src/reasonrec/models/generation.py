@@ -117,7 +117,7 @@ def think(
         if not active:
             break
         asked = tokens[:, : step + 1].where(is_written[:, : step + 1], writer.pad_id)
-        logits = model.language_logits(state, seen, asked)
+        logits = model.language_logits(state, seen, asked, current)
         drawn, logp = _draw(logits, temperature, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:

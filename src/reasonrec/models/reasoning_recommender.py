@@ -24,7 +24,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import EvidencePointer, GatedReadout, score_catalogue
-from reasonrec.traces.prompts import ANSWER, PROMPT_VERSION, THINK, PromptWriter
+from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
 TINY_SHARPNESS = 4.0
@@ -181,28 +181,32 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         added = self.pointer(post, *named)
         return scores.scatter_add(-1, named[1].clamp(min=0), added)
 
-    def language_logits(self, states: Tensor, seen: Tensor, asked: Tensor) -> Tensor:
+    def language_logits(
+        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
+    ) -> Tensor:
         """Return float32 token logits (R, V) of states (R, D).
 
         Some tokens are -inf, for the sampler and for training alike, so that both mean the same
-        policy: padding, the begin token and the opening marker are never written; a thought asks
-        only about titles of its own prompt, about none of them twice, and about one at least where
-        there is one. Where titles take several tokens only the first rule holds, and questions are
-        read from the text.
+        policy: padding, the begin token and the opening marker are never written; a title is
+        written to ask about it and only then; a thought asks about titles of its own prompt, about
+        none of them twice, and about one at least where there is one. Where titles take several
+        tokens only the first rule holds, and questions are read from the text.
 
         Args:
             seen: (R, T), tokens of the prompt; padded with the padding token.
             asked: (R, K), tokens that the thought has written so far; padded likewise.
+            previous: (R,), the token before.
         """
         logits = self.backbone.get_output_embeddings()(states).float()
         if self.is_title.numel():
             logits = logits * TINY_SHARPNESS
-            closed = self.is_title.expand(len(states), -1)
-            closed = closed.scatter(-1, seen, False)
-            again = asked.where(self.is_title[asked], self.writer.pad_id)
-            closed = closed.scatter(-1, again, True)
-            # something is left to ask about, and nothing was asked yet: the end must wait
-            must_ask = ~self.is_title[asked].any(-1) & self.is_title[seen].any(-1)
+            shown = self.is_title[seen]
+            open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
+            was_asked = torch.zeros_like(open_titles).scatter(-1, asked, self.is_title[asked])
+            open_titles &= ~was_asked
+            asks = (previous == self.writer.encode(AFTER)[-1]) & open_titles.any(-1)
+            closed = torch.where(asks[:, None], ~open_titles, self.is_title)
+            must_ask = ~self.is_title[asked].any(-1) & shown.any(-1)
             closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
             logits = logits.masked_fill(closed, -torch.inf)
         return logits.index_fill(-1, self.never_written, -torch.inf)
@@ -279,7 +283,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         asked = batch.branch_ids[b, g].where(earlier, pad)  # (W, S)
         position = torch.arange(batch.trunk_ids.shape[1], device=s.device)
         seen = batch.trunk_ids[b].where(position <= batch.branch_at[b, g][:, None], pad)  # (W, T)
-        logits = self.language_logits(hidden_branch[before], seen, asked)  # (W, V), written alone
+        previous = batch.branch_ids[b, g, s - 1]
+        logits = self.language_logits(hidden_branch[before], seen, asked, previous)  # (W, V)
         logp = logits.log_softmax(-1)
         chosen = logp.gather(-1, batch.branch_ids[wanted][:, None])[:, 0]
         token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)

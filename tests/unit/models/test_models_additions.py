@@ -108,7 +108,7 @@ def test_tokens_are_blanked_out_whole_and_only_while_training():
 def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
     model = toy_model()
     nothing = torch.full((3, 1), model.writer.pad_id)
-    logits = model.language_logits(torch.randn(3, 16), nothing, nothing)
+    logits = model.language_logits(torch.randn(3, 16), nothing, nothing, nothing[:, 0])
     never = model.tokenizer.convert_tokens_to_ids(["<pad>", "<s>", "<think>"])
     assert (logits[:, never] == -torch.inf).all()
     # with an empty prompt no title may be asked about either

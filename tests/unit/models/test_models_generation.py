@@ -96,8 +96,8 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     state = {"asked": 0}
     plain = model.language_logits
 
-    def scripted(states, seen, asked):
-        logits = torch.full_like(plain(states, seen, asked), -30.0)
+    def scripted(states, *rest):
+        logits = torch.full_like(plain(states, *rest), -30.0)
         logits[:, script[min(state["asked"], len(script) - 1)]] = 30.0
         state["asked"] += 1
         return logits
@@ -119,17 +119,21 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
 def test_a_thought_asks_about_titles_of_its_own_prompt_at_least_once_and_never_twice():
     model = toy_model()
     titles = set(model.writer.title_token_ids.tolist())
-    with torch.no_grad():  # a head that wants to name titles and nothing else
-        model.backbone.get_input_embeddings().weight[sorted(titles)] *= 3
-    written = _generate(model, _always(0), G=16, max_tokens=30)
+    after = model.writer.encode(" After")[-1]
+    with torch.no_grad():  # a head that wants to ask, to name titles, and to end
+        wanted = [*sorted(titles), *model.writer.encode(" After"), *model.writer.encode("<answer>")]
+        model.backbone.get_input_embeddings().weight[wanted] *= 3
+    written = _generate(model, _always(0), G=16, max_tokens=40)
     asked = 0
     for r in range(48):
-        own = written.token_ids[r][written.is_written[r]].tolist()
-        named = [token for token in own if token in titles]
+        tokens, own = written.token_ids[r].tolist(), written.is_written[r].tolist()
+        named = [s for s, token in enumerate(tokens) if own[s] and token in titles]
         shown = {int(model.writer.item_tokens(i)[0]) for i in _histories().row(r // 16)}
-        assert set(named) <= shown
-        assert len(named) == len(set(named))
+        assert {tokens[s] for s in named} <= shown
+        assert len({tokens[s] for s in named}) == len(named)
+        assert all(tokens[s - 1] == after for s in named)  # a title only as a question
         assert named or written.is_truncated[r]
+        assert len(named) == len(written.evidence[r])
         asked += len(named)
     assert asked > 10
 

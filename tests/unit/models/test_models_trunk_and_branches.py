@@ -43,7 +43,9 @@ def test_a_branch_reads_as_if_it_alone_followed_its_part_of_the_prompt():
             for s in range(1, int(lengths[b, g])):
                 so_far = batch.branch_ids[b, g, :s]  # every token counts as written here
                 seen = batch.trunk_ids[b, : at[b, g] + 1]
-                logits = model.language_logits(hidden[at[b, g] + s][None], seen[None], so_far[None])
+                logits = model.language_logits(
+                    hidden[at[b, g] + s][None], seen[None], so_far[None], so_far[-1:]
+                )
                 expected = logits.log_softmax(-1)[0, batch.branch_ids[b, g, s]]
                 torch.testing.assert_close(outputs.token_logp[b, g, s], expected, atol=1e-4, rtol=0)
     assert (outputs.token_logp[..., 0] == 0).all()  # the opening marker is never written
