@@ -164,7 +164,7 @@ def test_the_same_from_python(whole):
 
 
 def test_mistakes_get_an_answer(whole, tmp_path):
-    assert "another seed" in run(*demo(whole), "--seed", 7, code=1)
+    assert "seed was 0, now 7" in run(*demo(whole), "--seed", 7, code=1)
     assert "--start" in run("train", "sft", "--data", whole / "data", "--out", tmp_path, code=1)
     broken = tmp_path / "broken.toml"
     broken.write_text("[no_think]\nnum_epoch = 3\n")
