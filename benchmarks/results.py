@@ -53,7 +53,7 @@ def write_set(name: str, command: str, folders: list[Path]) -> str:
     commits = ", ".join(sorted({str(m["commit"])[:10] for m in manifests}))
     seeds = ", ".join(str(m["seed"]) for m in manifests)
     minutes = ", ".join(f"{m['seconds'] / 60:.1f}" for m in manifests)
-    machine = describe_machine()
+    machine = describe_machine(ROOT)
     origin = (
         f"`{command}` for s in {seeds}; commit {commits}; {machine.num_cores} cores "
         f"({machine.cpu}), one thread a run; {minutes} minutes. "
@@ -92,7 +92,7 @@ def readme_row(line: MethodLine) -> str:
     cells = [
         "-"
         if cell is None
-        else f"{cell.value:.4f}" + (f" ± {cell.seed_sd:.4f}" if cell.seed_sd else "")
+        else f"{cell.value:.4f}" + (f" ± {cell.seed_sd:.4f}" if (cell.seed_sd or 0) >= 5e-5 else "")
         for cell in line.cells
     ]
     tokens = "-" if not line.tokens else f"{line.tokens:.0f}"
