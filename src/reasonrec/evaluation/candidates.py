@@ -1,8 +1,10 @@
 """Candidate sets: one target and C - 1 negatives that the user never touched, or given lists."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -12,6 +14,9 @@ from reasonrec.errors import DataError
 from reasonrec.rng import stream
 
 logger = logging.getLogger(__name__)
+Negatives = Literal["uniform", "popular"]
+"""Every untouched item alike, or in proportion to its training events."""
+_WORD = re.compile(r"candidates-(\d{1,6})(-popular)?")
 _MAX_UNKNOWN_FRAC = 0.05
 """Share of given candidates that may lie outside the catalogue (NCF's MovieLens lists: 0.018)."""
 
@@ -23,7 +28,7 @@ class Candidates:
     item_index: np.ndarray
     """(Q, C), int32. Column 0 is the target; -1 pads a shorter list."""
     protocol: str
-    """The word in reports: ``candidates-C``, or ``candidates-given``."""
+    """The word in reports: ``candidates-C``, ``candidates-C-popular`` or ``candidates-given``."""
 
     @property
     def num_short(self) -> int:
@@ -66,8 +71,30 @@ class Candidates:
         return Candidates(item_index, protocol)
 
 
-def draw_candidates(dataset: Dataset, part: Part, *, num_candidates: int, seed: int) -> Candidates:
-    """Return each query's target with ``num_candidates - 1`` uniform negatives.
+def parse_protocol(word: str) -> tuple[int, Negatives]:
+    """Return C and the kind of negatives that a protocol's word asks for.
+
+    Raises:
+        ValueError: It is neither ``candidates-C`` nor ``candidates-C-popular`` with C of 2 or more.
+    """
+    found = _WORD.fullmatch(word)
+    if found is None or int(found[1]) < 2:
+        raise ValueError(
+            "a protocol must be full or candidates-C (candidates-C-popular for popular negatives), "
+            f"C of 2 or more; got {word!r}"
+        )
+    return int(found[1]), "popular" if found[2] else "uniform"
+
+
+def draw_candidates(
+    dataset: Dataset,
+    part: Part,
+    *,
+    num_candidates: int,
+    seed: int,
+    negatives: Negatives = "uniform",
+) -> Candidates:
+    """Return each query's target with ``num_candidates - 1`` drawn negatives.
 
     A negative is an item that the user touches nowhere: not in training, in no history and as no
     target of validation or test. Each query draws from a stream of its own, so a query's
@@ -76,6 +103,9 @@ def draw_candidates(dataset: Dataset, part: Part, *, num_candidates: int, seed: 
 
     Args:
         num_candidates: C, the target included; 2 or more.
+        negatives: ``uniform``, or ``popular``: one after the other in proportion to the number of
+            training events, so that popularity alone tells little. Items without a training event
+            come in only where no other is left.
 
     Source: ``docs/conventions.md``, *Candidates*.
     """
@@ -85,11 +115,18 @@ def draw_candidates(dataset: Dataset, part: Part, *, num_candidates: int, seed: 
     num_queries, num_negatives = len(queries), num_candidates - 1
     owner = _owners(queries, dataset.num_users)
     touched = _touched(dataset, part)
-    stage = f"candidates-{num_candidates}-{part}"
-    num_draws = 2 * num_negatives + 8
+    word = f"candidates-{num_candidates}{'-popular' if negatives == 'popular' else ''}"
+    stage = f"{word}-{part}"
+    events = dataset.train.item_index
+    is_popular = negatives == "popular" and len(events) > 0
+    # popular items are often touched, and repeat: more draws are needed
+    num_draws = (8 if is_popular else 2) * num_negatives + 8
     draws = np.empty((num_queries, num_draws), np.int64)
     for q in range(num_queries):
-        draws[q] = stream(seed, stage, q).integers(num_items, size=num_draws)
+        drawn = stream(seed, stage, q).integers(
+            len(events) if is_popular else num_items, size=num_draws
+        )
+        draws[q] = events[drawn] if is_popular else drawn
     keys = owner[:, None] * num_items + draws
     is_usable = ~_is_in(keys, touched)
     # a draw that repeats an earlier one of its row is dropped: stable sort, equal neighbours
@@ -104,13 +141,23 @@ def draw_candidates(dataset: Dataset, part: Part, *, num_candidates: int, seed: 
     chosen[:, 0] = queries.target
     row, column = np.nonzero(is_usable)
     chosen[row, place[row, column]] = draws[row, column]
+    counts = np.bincount(events, minlength=num_items) if is_popular else None
     for q in np.flatnonzero(chosen[:, -1] < 0):  # rare: a small catalogue or a user of everything
         everything = owner[q] * num_items + np.arange(num_items)
         left = np.flatnonzero(~_is_in(everything, touched))
-        picked = stream(seed, f"{stage}-few", int(q)).permutation(left)[:num_negatives]
-        chosen[q, 1:] = -1
-        chosen[q, 1 : 1 + len(picked)] = picked
-    return Candidates(chosen, f"candidates-{num_candidates}")
+        rng = stream(seed, f"{stage}-few", int(q))
+        if counts is None:
+            picked = rng.permutation(left)[:num_negatives]
+            chosen[q, 1:] = -1
+            chosen[q, 1 : 1 + len(picked)] = picked
+            continue
+        kept = chosen[q, 1:][chosen[q, 1:] >= 0]
+        left = np.setdiff1d(left, kept)
+        # the largest of log weight + Gumbel noise are draws in proportion, without repeats
+        preference = np.log(np.maximum(counts[left], 1e-9)) + rng.gumbel(size=len(left))
+        more = left[np.argsort(-preference, kind="stable")][: num_negatives - len(kept)]
+        chosen[q, 1 + len(kept) : 1 + len(kept) + len(more)] = more
+    return Candidates(chosen, word)
 
 
 def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:

@@ -6,6 +6,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from reasonrec.config import Config
 from reasonrec.data.dataset import Part
+from reasonrec.evaluation.candidates import parse_protocol
 from reasonrec.evaluation.protocol import DEFAULT_MASK, PROTOCOLS
 from reasonrec.models.ranking import Mask
 
@@ -16,7 +17,8 @@ class EvaluateConfig(Config):
     part: Part = "test"
     """Queries to answer. Choose on valid, report on test."""
     protocols: tuple[str, ...] = PROTOCOLS
-    """What a target competes with: full (the catalogue) or candidates-C (C - 1 random others)."""
+    """What a target competes with: full (the catalogue), candidates-C (C - 1 random others) or
+    candidates-C-popular (others drawn by popularity)."""
     mask: Mask = DEFAULT_MASK
     """What the full protocol keeps out of the ranking."""
     num_queries: PositiveInt | None = None
@@ -33,10 +35,8 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def check_protocols(self) -> Self:
         for word in self.protocols:
-            count = word.removeprefix("candidates-")
-            is_drawn = count != word and count.isdecimal() and int(count) >= 2
-            if word != "full" and not is_drawn:
-                raise ValueError(f"a protocol must be full or candidates-C, C of 2 or more: {word}")
+            if word != "full":
+                parse_protocol(word)
         if len(set(self.protocols)) != len(self.protocols) or not self.protocols:
             raise ValueError("protocols must name at least one, and none twice")
         return self

@@ -13,7 +13,12 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import fit_floor
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
-from reasonrec.evaluation.candidates import Candidates, draw_candidates, given_candidates
+from reasonrec.evaluation.candidates import (
+    Candidates,
+    draw_candidates,
+    given_candidates,
+    parse_protocol,
+)
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.protocol import (
     Evaluation,
@@ -205,9 +210,13 @@ def _candidates(dataset: Dataset, config: EvaluateConfig, out: Path) -> list[Can
         if word == "full":
             continue
         path = out / f"{word}-{config.part}-seed{config.candidate_seed}.parquet"
-        count = int(word.removeprefix("candidates-"))
+        count, negatives = parse_protocol(word)
         drawn = draw_candidates(
-            dataset, config.part, num_candidates=count, seed=config.candidate_seed
+            dataset,
+            config.part,
+            num_candidates=count,
+            seed=config.candidate_seed,
+            negatives=negatives,
         )
         drawn.write(path)
         sets.append(Candidates.read(path, dataset.queries(config.part)))

@@ -1,8 +1,9 @@
 """Measures one method: every query is scored once, ranked under each protocol, then averaged.
 
 Protocols: ``full`` ranks the target among the whole catalogue (less what the mask keeps out),
-``candidates-C`` among itself and C - 1 negatives. A mask other than the default is part of the
-protocol's word (``full-mask-none``), so that rows of different meaning never share a name.
+``candidates-C`` among itself and C - 1 negatives (``-popular`` draws them by popularity). A mask
+other than the default is part of the protocol's word (``full-mask-none``), so that rows of
+different meaning never share a name.
 """
 
 import json
@@ -17,7 +18,7 @@ import polars as pl
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import CheckpointError
-from reasonrec.evaluation.candidates import Candidates, draw_candidates
+from reasonrec.evaluation.candidates import Candidates, draw_candidates, parse_protocol
 from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.metrics import METRICS, metric_values
 from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
@@ -100,7 +101,7 @@ def evaluate(
         recommender: Scores histories; what it learned from is the caller's to state.
         dataset: Holds the catalogue and the queries.
         part: ``test``, or ``valid`` for anything that is chosen.
-        protocols: ``full`` and ``candidates-C``, in the order of the report.
+        protocols: ``full``, ``candidates-C``, ``candidates-C-popular``, in the report's order.
         mask: What ``full`` keeps out. Candidates never hold touched items, so it is not applied.
         seed: The seed that the method was trained with; it names the rows.
         batch_size: Histories scored at once. Changes no rank.
@@ -138,7 +139,7 @@ def evaluate(
         ("users-per-second", len(rows) / max(answers.seconds.sum(), 1e-9), len(rows)),
     ]
     if num_timed_users:
-        latency_ms = _time_single_users(recommender, asked, num_timed_users)
+        latency_ms = time_single_users(recommender, asked, num_timed_users)
         costs += [
             (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
         ]
@@ -320,16 +321,16 @@ def _candidate_sets(
     """Return the candidates of every candidate protocol, drawing what was not handed in."""
     sets = {one.protocol: one for one in given}
     for word in protocols:
-        count = word.removeprefix("candidates-")
         if word == "full" or word in sets:
             continue
-        if count == word or not count.isdecimal() or int(count) < 2:
-            raise ValueError(f"a protocol must be full or candidates-C with C >= 2; got {word!r}")
-        sets[word] = draw_candidates(dataset, part, num_candidates=int(count), seed=seed)
+        count, negatives = parse_protocol(word)
+        sets[word] = draw_candidates(
+            dataset, part, num_candidates=count, seed=seed, negatives=negatives
+        )
     return sets
 
 
-def _time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:
+def time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:
     """Return the milliseconds of asking for one user at a time, after one call to warm up."""
     rows = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(np.int64)
     recommender.score(queries.take(rows[:1]).histories())

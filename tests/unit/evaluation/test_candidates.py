@@ -3,7 +3,12 @@ import polars as pl
 import pytest
 
 from reasonrec.errors import DataError
-from reasonrec.evaluation.candidates import Candidates, draw_candidates, given_candidates
+from reasonrec.evaluation.candidates import (
+    Candidates,
+    draw_candidates,
+    given_candidates,
+    parse_protocol,
+)
 from toys import toy_dataset
 
 
@@ -64,6 +69,49 @@ def test_too_small_a_catalogue_gives_what_is_left_and_padding():
     assert np.all(drawn.item_index[0, 3:] == -1)
     assert np.all(drawn.item_index[1, 1:] == -1)  # this user touched everything
     assert drawn.num_short == 2
+
+
+def test_popular_negatives_come_in_proportion_to_training_events():
+    # u0..u5 train on item 3 four times, item 4 twice and item 5 once in all; the 3,000 askers train
+    # on item 0. One negative each: 3, 4, 5 with 4/7, 2/7, 1/7 of 3,000 = 1714, 857 and 429, with
+    # standard deviations of at most sqrt(3,000 x 4/7 x 3/7) = 27; four of them are allowed
+    trained = [[3, 3], [3], [3], [4], [4], [5]]
+    dataset = toy_dataset([*trained, *[[0, 1, 2]] * 3000], [f"item {i}" for i in range(8)])
+    drawn = draw_candidates(dataset, "test", num_candidates=2, seed=0, negatives="popular")
+    assert drawn.protocol == "candidates-2-popular"
+    counts = np.bincount(drawn.item_index[:, 1], minlength=8)
+    assert np.all(counts[[0, 1, 2, 6, 7]] == 0)
+    assert np.all(np.abs(counts[3:6] - 3000 * np.array([4, 2, 1]) / 7) < 4 * 27)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_popular_negatives_are_distinct_untouched_and_fill_up_from_the_unpopular(seed):
+    rows, dataset = random_dataset(seed)
+    drawn = draw_candidates(dataset, "test", num_candidates=30, seed=seed, negatives="popular")
+    assert drawn.num_short == 0
+    for user, (_, *negatives) in zip(dataset.test.user_index, drawn.item_index.tolist()):
+        assert len(set(negatives)) == 29
+        assert not set(negatives) & set(rows[user])
+    dataset = toy_dataset([[3], [0, 1, 2]], list("abcde"))
+    (few,) = draw_candidates(
+        dataset, "test", num_candidates=20, seed=seed, negatives="popular"
+    ).item_index.tolist()
+    assert few[:3] == [2, 3, 4]  # the trained one first, then the one that nobody took
+    assert set(few[3:]) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [("candidates-20", (20, "uniform")), ("candidates-5-popular", (5, "popular"))],
+)
+def test_a_protocols_word_says_how_many_and_which_negatives(word, meaning):
+    assert parse_protocol(word) == meaning
+
+
+@pytest.mark.parametrize("word", ["candidates-1", "candidates-20-rare", "full", "candidates-x"])
+def test_another_word_is_refused(word):
+    with pytest.raises(ValueError, match="full or candidates-C"):
+        parse_protocol(word)
 
 
 def test_unknown_users_keep_their_own_history_out():
