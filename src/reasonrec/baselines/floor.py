@@ -1,29 +1,86 @@
-"""The floor by name: simple methods that every table holds, and how they are tuned."""
+"""The baselines by name: how each is configured, and how it is fitted.
+
+The floor, which every table holds, is the part of them that takes milliseconds on any set.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from pydantic import ValidationError
+
+from reasonrec.baselines.bpr import Bpr, BprConfig
 from reasonrec.baselines.contract import Recommender
-from reasonrec.baselines.follow_counter import FollowCounter
-from reasonrec.baselines.item_knn import ItemKnn
-from reasonrec.baselines.popularity import Popularity, RecentPopularity
+from reasonrec.baselines.ease import Ease, EaseConfig
+from reasonrec.baselines.follow_counter import FollowCounter, FollowCounterConfig
+from reasonrec.baselines.ials import Ials, IalsConfig
+from reasonrec.baselines.item_knn import ItemKnn, ItemKnnBm25Config, ItemKnnConfig
+from reasonrec.baselines.popularity import (
+    Popularity,
+    PopularityConfig,
+    RecentPopularity,
+    RecentPopularityConfig,
+)
+from reasonrec.config import Config, explain
 from reasonrec.data.dataset import Dataset
+from reasonrec.errors import ConfigError
 
-_FIT: Mapping[str, Callable[..., Recommender]] = {
-    "popularity": Popularity.fit,
-    "recent-popularity": RecentPopularity.fit,
-    "item-knn": ItemKnn.fit,
-    "follow-counter": FollowCounter.fit,
+
+@dataclass(frozen=True)
+class Baseline:
+    """How a baseline is made."""
+
+    config: type[Config]
+    """Its settings, with their defaults."""
+    fit: Callable[..., Recommender]
+    """Takes the data set and every setting by name."""
+    is_random: bool = False
+    """Whether ``fit`` takes a ``seed`` as well."""
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "popularity": Baseline(PopularityConfig, Popularity.fit),
+    "recent-popularity": Baseline(RecentPopularityConfig, RecentPopularity.fit),
+    "item-knn": Baseline(ItemKnnConfig, ItemKnn.fit),
+    "follow-counter": Baseline(FollowCounterConfig, FollowCounter.fit),
+    "item-knn-bm25": Baseline(ItemKnnBm25Config, ItemKnn.fit_bm25),
+    "ease": Baseline(EaseConfig, Ease.fit),
+    "ials": Baseline(IalsConfig, Ials.fit, is_random=True),
+    "bpr": Baseline(BprConfig, Bpr.fit, is_random=True),
 }
-FLOOR = tuple(_FIT)
-"""Names of the floor, simplest first."""
+"""Every baseline that is fitted in a moment, simplest first."""
+FLOOR = ("popularity", "recent-popularity", "item-knn", "follow-counter")
+"""The baselines that every table holds."""
 
 
-def fit_floor(name: str, dataset: Dataset, **settings: float) -> Recommender:
-    """Return a floor method fitted on ``dataset.train``; ``settings`` are its ``fit`` keywords.
+def check_settings(name: str, settings: Mapping[str, Any], origin: str = "settings") -> Config:
+    """Return the whole configuration of a baseline, with defaults where ``settings`` are silent.
 
     Raises:
-        ValueError: There is no floor method of that name.
+        ValueError: There is no baseline of that name.
+        ConfigError: A setting is unknown, or its value is not accepted.
     """
-    if name not in _FIT:
-        raise ValueError(f"a floor method must be one of {', '.join(FLOOR)}; got {name!r}")
-    return _FIT[name](dataset, **settings)
+    if name not in BASELINES:
+        raise ValueError(f"a baseline must be one of {', '.join(BASELINES)}; got {name!r}")
+    config_class = BASELINES[name].config
+    try:
+        return config_class.model_validate(dict(settings))
+    except ValidationError as error:
+        raise ConfigError(explain(error, config_class, f"{name}, {origin}")) from None
+
+
+def fit_floor(name: str, dataset: Dataset, *, seed: int = 0, **settings: Any) -> Recommender:
+    """Return a baseline fitted on ``dataset.train``.
+
+    Args:
+        seed: For the methods that draw at random; the others give the same whatever it is.
+        settings: Keys of the baseline's configuration.
+
+    Raises:
+        ValueError: There is no baseline of that name.
+        ConfigError: A setting is unknown, or its value is not accepted.
+    """
+    keywords = check_settings(name, settings).model_dump()
+    if BASELINES[name].is_random:
+        keywords["seed"] = seed
+    return BASELINES[name].fit(dataset, **keywords)

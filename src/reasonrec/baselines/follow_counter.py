@@ -5,14 +5,34 @@ so it stands in every table.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from scipy.sparse import csr_array, diags_array
 
 from reasonrec.baselines.history import popularity_prior, weigh_history
+from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset, InteractionLog
 from reasonrec.records import Histories, Scored
+
+
+class FollowCounterConfig(Config):
+    """How followers are counted, and how a history is read."""
+
+    num_steps: PositiveInt = 5
+    """Window: an item ``d`` steps later counts ``1 / d`` while d <= num_steps."""
+    reverse_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Weight of the opposite direction."""
+    total_power: NonNegativeFloat = 0.5
+    """Each row is divided by its total to this power: 0 keeps counts, so that popular items
+    shout; 1 gives shares."""
+    recency_power: NonNegativeFloat = 1.0
+    """A history item ``s`` events back weighs ``s ** -recency_power``."""
+    max_events: PositiveInt = 20
+    """How far back the history is read."""
+    prior_weight: PositiveFloat = 1e-3
+    """Share of popularity in the score: the back-off for what never followed."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +56,14 @@ class FollowCounter:
         cls,
         dataset: Dataset,
         *,
-        num_steps: int = 5,
-        reverse_share: float = 0.3,
-        total_power: float = 0.5,
-        recency_power: float = 1.0,
-        max_events: int = 20,
-        prior_weight: float = 1e-3,
+        num_steps: int,
+        reverse_share: float,
+        total_power: float,
+        recency_power: float,
+        max_events: int,
+        prior_weight: float,
     ) -> Self:
-        """Return the counts of ``dataset.train``.
-
-        Args:
-            num_steps: Window: an item ``d`` steps later counts ``1 / d`` while d <= num_steps.
-            reverse_share: Weight of the opposite direction, from 0 to 1.
-            total_power: Each row is divided by its total to this power: 0 keeps counts, so that
-                popular items shout; 1 gives shares.
-            recency_power: A history item ``s`` events back weighs ``s ** -recency_power``.
-            max_events: How far back the history is read.
-            prior_weight: Share of popularity in the score: the back-off for what never followed.
-        """
+        """Return the counts of ``dataset.train``; ``FollowCounterConfig`` explains the rest."""
         follows = count_follows(dataset.train, dataset.num_items, num_steps=num_steps)
         if reverse_share:
             follows = csr_array(follows + np.float32(reverse_share) * follows.T)

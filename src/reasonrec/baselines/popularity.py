@@ -6,13 +6,31 @@ from functools import cache
 from typing import Self
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
 
 from reasonrec.baselines.history import count_items
+from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset
 from reasonrec.records import Histories, Scored
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_DAY = 86_400.0
+
+
+class PopularityConfig(Config):
+    """Popularity has nothing to set."""
+
+
+class RecentPopularityConfig(Config):
+    """How fast an event is forgotten."""
+
+    half_life_days: PositiveFloat = 30.0
+    """Age at which an event counts half."""
+    half_life_events: PositiveFloat = 0.5
+    """Used instead where the set has no times: an event counts half when the same user made this
+    many after it."""
+    num_moments: PositiveInt = 128
+    """Slices of training. More follow the clock closer and take S x N x 4 bytes."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +78,11 @@ class RecentPopularity:
         cls,
         dataset: Dataset,
         *,
-        half_life_days: float = 30.0,
-        half_life_events: float = 0.5,
-        num_moments: int = 128,
+        half_life_days: float,
+        half_life_events: float,
+        num_moments: int,
     ) -> Self:
-        """Return the decayed counts of ``dataset.train``.
-
-        Args:
-            half_life_days: Age at which an event counts half. Above 0.
-            half_life_events: Used instead where the set has no times: an event counts half when
-                the same user made this many after it. Above 0.
-            num_moments: Slices of training. More follow the clock closer and take S x N x 4 bytes.
-        """
+        """Return the decayed counts of ``dataset.train``; ``RecentPopularityConfig`` explains."""
         train, num_items = dataset.train, dataset.num_items
         if train.timestamp is None:
             _say_there_are_no_times(dataset.name)

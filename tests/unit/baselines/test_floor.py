@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.baselines.floor import FLOOR, fit_floor
-from reasonrec.baselines.follow_counter import FollowCounter, count_follows
-from reasonrec.baselines.item_knn import ItemKnn
-from reasonrec.baselines.popularity import RecentPopularity
+from reasonrec.baselines.floor import BASELINES, fit_floor
+from reasonrec.baselines.follow_counter import count_follows
 from reasonrec.records import Histories
 from toys import toy_dataset
 
@@ -29,9 +27,9 @@ def training_rows(dataset):
     return rows
 
 
-@pytest.mark.parametrize("name", FLOOR)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("timestamps", [True, False])
-class TestEveryFloorMethod:
+class TestEveryBaseline:
     def test_meets_the_contract(self, name, timestamps):
         dataset = random_dataset(0, timestamps=timestamps)
         method = fit_floor(name, dataset)
@@ -90,7 +88,7 @@ def test_recent_popularity_halves_an_event_every_half_life_and_never_sees_the_fu
         timestamp=np.array([0, DAY, 3 * DAY], np.int64),
     )
     dataset = type(dataset)(**{**vars(dataset), "train": log})
-    method = RecentPopularity.fit(dataset, half_life_days=1.0)
+    method = fit_floor("recent-popularity", dataset, half_life_days=1.0)
     asked = Histories(
         user_index=np.zeros(4, np.int32),
         item_index=np.zeros(0, np.int32),
@@ -111,7 +109,7 @@ def test_recent_popularity_halves_an_event_every_half_life_and_never_sees_the_fu
 def test_recent_popularity_says_aloud_that_times_are_missing(caplog):
     dataset = toy_dataset([[0, 1, 1], [1, 0]], ["a", "b"], timestamps=False)
     dataset = type(dataset)(**{**vars(dataset), "name": "a set without times"})
-    method = RecentPopularity.fit(dataset, half_life_events=1.0)
+    method = fit_floor("recent-popularity", dataset, half_life_events=1.0)
     assert "a set without times has no times" in caplog.text
     # train: user 0 took 0; user 1 took 1 (one event later followed: 1/2) and 0 (its last: 1)
     np.testing.assert_allclose(method.score(Histories.from_lists([[]])).scores, [[2.0, 0.5]])
@@ -138,7 +136,8 @@ def slow_follow_scores(dataset, history, *, num_steps, reverse, power, recency, 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_follow_counter_agrees_with_counting_by_hand(seed):
     dataset = random_dataset(seed)
-    method = FollowCounter.fit(
+    method = fit_floor(
+        "follow-counter",
         dataset,
         num_steps=3,
         reverse_share=0.3,
@@ -198,7 +197,8 @@ def slow_knn_scores(dataset, history, *, k, shrinkage, recency, window, prior):
 @pytest.mark.parametrize("seed", range(5))
 def test_item_knn_agrees_with_comparing_every_pair_of_items(seed):
     dataset = random_dataset(seed)
-    method = ItemKnn.fit(
+    method = fit_floor(
+        "item-knn",
         dataset,
         num_neighbours=4,
         shrinkage=2.0,

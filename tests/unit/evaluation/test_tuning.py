@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from reasonrec.baselines.floor import FLOOR, fit_floor
+from reasonrec.baselines.floor import BASELINES, FLOOR, fit_floor
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.evaluation.tuning import GRIDS, tune_floor
 from toys import toy_dataset
@@ -46,23 +46,10 @@ def test_tuning_never_reads_the_test_part():
 
 
 def test_the_first_value_of_every_grid_is_the_default_of_the_method():
-    import inspect
-
-    from reasonrec.baselines.follow_counter import FollowCounter
-    from reasonrec.baselines.item_knn import ItemKnn
-    from reasonrec.baselines.popularity import Popularity, RecentPopularity
-
-    for method in (Popularity, RecentPopularity, ItemKnn, FollowCounter):
-        name = method.__name__
-        word = {"Popularity": "popularity", "RecentPopularity": "recent-popularity",
-                "ItemKnn": "item-knn", "FollowCounter": "follow-counter"}[name]  # fmt: skip
-        defaults = {
-            key: parameter.default
-            for key, parameter in inspect.signature(method.fit).parameters.items()
-            if key in GRIDS[word]
-        }
-        assert defaults == {key: values[0] for key, values in GRIDS[word].items()}
     assert tuple(GRIDS) == FLOOR
+    for name, grid in GRIDS.items():
+        defaults = BASELINES[name].config().model_dump()
+        assert {key: defaults[key] for key in grid} == {k: v[0] for k, v in grid.items()}
 
 
 def test_without_times_the_half_life_in_days_is_not_searched():
