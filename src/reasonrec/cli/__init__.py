@@ -30,6 +30,7 @@ VERBS = {
     "train": "Train a recommender: without thoughts, by SFT, by RecPO.",
     "evaluate": "Measure recommenders on the held-out queries.",
     "compare": "Put evaluated recommenders side by side, with paired tests.",
+    "faithfulness": "Test whether thoughts matter, and whether they are true.",
     "recommend": "Rank items for a user, with the thought and its evidence.",
     "doctor": "Say what this machine has and what it can do.",
 }

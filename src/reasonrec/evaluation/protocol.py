@@ -119,7 +119,7 @@ def evaluate(
 
     Source: ``docs/conventions.md``, *Protocols*.
     """
-    rows = _chosen(dataset.queries(part), queries, num_queries, part)
+    rows = chosen_queries(dataset.queries(part), queries, num_queries, part)
     asked = dataset.queries(part).take(rows)
     sets = _candidate_sets(protocols, candidates, dataset, part, candidate_seed)
     words = [*protocols, *(word for word in sets if word not in protocols)]
@@ -295,10 +295,14 @@ def read_rows(path: Path) -> list[MetricRow]:
         raise CheckpointError(f"{path} must be a list of metric rows; {error}") from None
 
 
-def _chosen(
+def chosen_queries(
     queries: Queries, named: np.ndarray | None, num_sampled: int | None, part: Part
 ) -> np.ndarray:
-    """Return the sorted row numbers to measure."""
+    """Return the sorted row numbers to measure: those named, or a sample of them.
+
+    Raises:
+        ValueError: There are none.
+    """
     rows = np.arange(len(queries)) if named is None else np.unique(named)
     if num_sampled is not None and num_sampled < len(rows):
         # the data set and nothing else decides the sample: every method answers the same queries

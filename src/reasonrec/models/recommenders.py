@@ -7,11 +7,25 @@ import numpy as np
 import torch
 
 from reasonrec.models.generation import Generated, read_prompts, think
-from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import ANSWER, THINK
 from reasonrec.traces.verbaliser import Verbaliser
+
+
+@dataclass(frozen=True)
+class GivenThought:
+    """A thought to rank with, whoever wrote it."""
+
+    tokens: tuple[int, ...]
+    """From ``<think>`` to the end of the answer marker."""
+    named_at: tuple[int, ...] = ()
+    """Where in ``tokens`` the title of each looked-up item ends."""
+    named_item: tuple[int, ...] = ()
+    """Which items those are."""
+    named_weight: tuple[float, ...] = ()
+    """How strongly the graph holds with each."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,59 @@ class ThinkingRecommender:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
             scores = grouped.logsumexp(1) - np.log(self.num_samples)
         return scores.cpu().numpy()
+
+
+def score_given(
+    model: ReasoningRecommender,
+    histories: Histories,
+    thoughts: Sequence[GivenThought],
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Return the scores that the model reaches after thoughts that are handed to it.
+
+    Args:
+        thoughts: One for every history. A model's own thought gets the scores that it had when it
+            was written.
+
+    Returns:
+        (B, N), float32.
+
+    Raises:
+        ValueError: There is not one thought for every history.
+    """
+    if len(thoughts) != len(histories):
+        raise ValueError(
+            f"there must be one thought for each of the {len(histories)} histories; "
+            f"got {len(thoughts)}"
+        )
+    model.eval()
+    scores = np.empty((len(histories), model.num_items), np.float32)
+    for rows in _batches(len(histories), batch_size):
+        prompts = model.writer.prompts(histories.take(rows))
+        lengths = torch.from_numpy(prompts.lengths)
+        part = [thoughts[r] for r in rows]
+        batch = Batch(
+            torch.from_numpy(prompts.token_ids),
+            lengths,
+            branch_ids=_padded([one.tokens for one in part], model.writer.pad_id),
+            branch_lengths=torch.tensor([[len(one.tokens)] for one in part]),
+            branch_at=(lengths - 1)[:, None],
+            named_at=_padded([one.named_at for one in part], 0),
+            named_item=_padded([one.named_item for one in part], -1),
+        )
+        with torch.no_grad():
+            outputs = model(batch.to(model.device), with_tokens=False)
+        scores[rows] = outputs.think_logits[:, 0].cpu().numpy()
+    return scores
+
+
+def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
+    """Return ragged rows as one branch each, (B, 1, S), padded on the right."""
+    length = max(len(row) for row in rows)
+    dtype = torch.float32 if isinstance(filling, float) else torch.int64
+    filled = [[[*row, *[filling] * (length - len(row))]] for row in rows]
+    return torch.tensor(filled, dtype=dtype).reshape(len(rows), 1, length)
 
 
 def look_up_for(verbaliser: Verbaliser, histories: Histories):

@@ -1,0 +1,227 @@
+"""Thoughts taken apart, changed and put together again: what a faithfulness test hands the model.
+
+A thought is a list of pieces: a sentence that the model wrote, or a question with the answer that
+the graph gave. Edits move whole pieces or whole titles, so that what a look-up found stays with the
+title that names it, and the model's pointer to it stays right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from reasonrec.models.generation import Generated
+from reasonrec.models.recommenders import GivenThought
+from reasonrec.records import Lookup
+from reasonrec.traces.prompts import AFTER, ANSWER, NOTHING, THINK, PromptWriter
+
+_SENTENCE_ENDS = (".", "!", "?", ";")
+
+
+class Found(NamedTuple):
+    """One title that a look-up answered with."""
+
+    at: int
+    """Place of its last token in the piece."""
+    item_index: int
+    weight: float
+    """As in ``Link.weight``."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sentence, or one look-up."""
+
+    tokens: tuple[int, ...]
+    named: tuple[Found, ...] = ()
+    """What the look-up found, in order."""
+    via_item: int | None = None
+    """The item that was asked about; None for a sentence."""
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What stands between ``<think>`` and the answer marker."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+    @property
+    def found(self) -> frozenset[int]:
+        """Every item that some look-up of the thought found."""
+        return frozenset(found.item_index for piece in self.pieces for found in piece.named)
+
+    @property
+    def via_items(self) -> tuple[int, ...]:
+        """The items that the thought asked about, in order."""
+        return tuple(piece.via_item for piece in self.pieces if piece.via_item is not None)
+
+
+def thoughts_of(written: Generated, writer: PromptWriter) -> list[Thought]:
+    """Return what the sampler wrote, thought by thought, as pieces."""
+    thoughts = []
+    rows = zip(
+        written.token_ids.tolist(),
+        written.is_written.tolist(),
+        written.lengths.tolist(),
+        written.named_at.tolist(),
+        written.named_item.tolist(),
+        written.evidence,
+        strict=True,
+    )
+    for tokens, is_written, length, named_at, named_item, evidence in rows:
+        named = [(at, item) for at, item in zip(named_at, named_item) if item >= 0]
+        pieces = take_apart(tokens[:length], is_written[:length], named, evidence, writer)
+        thoughts.append(Thought(pieces))
+    return thoughts
+
+
+def take_apart(
+    tokens: Sequence[int],
+    is_written: Sequence[bool],
+    named: Sequence[tuple[int, int]],
+    evidence: Sequence[Lookup],
+    writer: PromptWriter,
+) -> tuple[Piece, ...]:
+    """Return the pieces of one thought, markers left out.
+
+    A look-up begins where `` After`` was written and ends with what was inserted behind it; a
+    look-up that was cut off before any answer is a sentence. Other written text is cut after every
+    token that ends a sentence outside of a title.
+
+    Args:
+        tokens: From ``<think>`` to the end of the answer marker.
+        is_written: False for inserted and forced tokens.
+        named: (place, item) of every found title, in order.
+    """
+    begin = len(writer.encode(THINK))
+    end = len(tokens) - len(writer.encode(ANSWER))
+    pieces: list[Piece] = []
+    asked = iter(evidence)
+    start = begin
+    while start < end:
+        inserted = start
+        while inserted < end and is_written[inserted]:
+            inserted += 1
+        if inserted == end:  # the last words, with no answer of the graph behind them
+            pieces += _sentences(tokens[start:end], writer)
+            break
+        stop = inserted
+        while stop < end and not is_written[stop]:
+            stop += 1
+        question = _last_place(tokens[start:inserted], writer.encode(AFTER)) + start
+        pieces += _sentences(tokens[start:question], writer)
+        lookup = next(asked)  # nothing is inserted but answers of the graph
+        weight = {link.item_index: link.weight for link in lookup.links}
+        found = [
+            Found(at - question, item, weight[item]) for at, item in named if question <= at < stop
+        ]
+        pieces.append(Piece(tuple(tokens[question:stop]), tuple(found), lookup.via_item_index))
+        start = stop
+    return tuple(pieces)
+
+
+def assemble(thought: Thought, writer: PromptWriter) -> GivenThought:
+    """Return a thought as the model reads it."""
+    think = writer.encode(THINK)
+    starts = accumulate((len(piece.tokens) for piece in thought.pieces), initial=len(think))
+    named = [
+        found._replace(at=start + found.at)
+        for start, piece in zip(starts, thought.pieces)
+        for found in piece.named
+    ]
+    words = [token for piece in thought.pieces for token in piece.tokens]
+    return GivenThought(
+        tokens=(*think, *words, *writer.encode(ANSWER)),
+        named_at=tuple(found.at for found in named),
+        named_item=tuple(found.item_index for found in named),
+        named_weight=tuple(found.weight for found in named),
+    )
+
+
+def cut_after(thought: Thought, num_pieces: int) -> Thought:
+    """Return the first ``num_pieces`` pieces."""
+    return Thought(thought.pieces[:num_pieces])
+
+
+def without_piece(thought: Thought, place: int) -> Thought:
+    """Return the thought without one sentence or look-up."""
+    return Thought(thought.pieces[:place] + thought.pieces[place + 1 :])
+
+
+def without_chain(thought: Thought, place: int, chain: int, writer: PromptWriter) -> Thought:
+    """Return the thought without one item that the look-up at ``place`` found."""
+    piece = thought.pieces[place]
+    at, item, _ = piece.named[chain]
+    width = len(writer.item_tokens(item))
+    named = [
+        other._replace(at=other.at - width) if other.at > at else other
+        for other in piece.named[:chain] + piece.named[chain + 1 :]
+    ]
+    instead = () if named else tuple(writer.encode(NOTHING))  # as an empty answer reads
+    tokens = piece.tokens[: at + 1 - width] + instead + piece.tokens[at + 1 :]
+    changed = replace(piece, tokens=tokens, named=tuple(named))
+    return Thought((*thought.pieces[:place], changed, *thought.pieces[place + 1 :]))
+
+
+def unpointed(thought: Thought) -> Thought:
+    """Return the same words, with no found item adding to its own score."""
+    return Thought(tuple(replace(piece, named=()) for piece in thought.pieces))
+
+
+def shuffled_pieces(thought: Thought, rng: np.random.Generator) -> Thought:
+    """Return the pieces in another order, where there are two or more."""
+    order = rng.permutation(len(thought.pieces))
+    if len(order) > 1 and (order == np.arange(len(order))).all():
+        order = np.roll(order, 1)
+    return Thought(tuple(thought.pieces[i] for i in order))
+
+
+def shuffled_tokens(thought: Thought, rng: np.random.Generator, writer: PromptWriter) -> Thought:
+    """Return all tokens in a random order; found titles stay whole, and stay found."""
+    units: list[tuple[tuple[int, ...], Found | None]] = []
+    for piece in thought.pieces:
+        start = 0
+        for found in piece.named:
+            first = found.at + 1 - len(writer.item_tokens(found.item_index))
+            units += [((token,), None) for token in piece.tokens[start:first]]
+            units.append((piece.tokens[first : found.at + 1], found))
+            start = found.at + 1
+        units += [((token,), None) for token in piece.tokens[start:]]
+    units = [units[i] for i in rng.permutation(len(units))]
+    ends = list(accumulate(len(tokens) for tokens, _ in units))
+    named = [found._replace(at=end - 1) for end, (_, found) in zip(ends, units) if found]
+    return Thought((Piece(tuple(t for tokens, _ in units for t in tokens), tuple(named)),))
+
+
+def filler(thought: Thought, token: int) -> Thought:
+    """Return one token over and over, as long as the thought."""
+    return Thought((Piece((token,) * thought.num_tokens),))
+
+
+def _sentences(tokens: Sequence[int], writer: PromptWriter) -> list[Piece]:
+    """Return written text cut after every token that ends a sentence outside of brackets."""
+    pieces, start, depth = [], 0, 0
+    for place, token in enumerate(tokens):
+        text = str(writer.tokenizer.decode([token]))
+        depth += text.count("[") - text.count("]")
+        if depth <= 0 and text.rstrip().endswith(_SENTENCE_ENDS):
+            pieces.append(Piece(tuple(tokens[start : place + 1])))
+            start = place + 1
+    if start < len(tokens):
+        pieces.append(Piece(tuple(tokens[start:])))
+    return pieces
+
+
+def _last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
+    """Return where ``wanted`` last begins, or 0: a backbone may spell it with other tokens."""
+    width = len(wanted)
+    for place in range(len(tokens) - width, -1, -1):
+        if list(tokens[place : place + width]) == list(wanted):
+            return place
+    return 0
