@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 
 from reasonrec.baselines.history import (
     answer_by_popularity,
+    finite_factors,
     popularity_prior,
     taken_items,
     weigh_history,
@@ -100,7 +101,8 @@ class Bpr:
                 random_state=stream_seed(seed, "bpr"),
             )
             taken = csr_matrix(taken_items(train, num_items))
-            model.fit(taken, show_progress=False)
+            with finite_factors(f"learning_rate {learning_rate}"):
+                model.fit(taken, show_progress=False)
             factors = model.item_factors
             drawn = stream(seed, "bpr-fold-in").integers(taken.nnz, size=NUM_NEGATIVES)
             negatives = taken.indices[drawn].astype(np.int64)

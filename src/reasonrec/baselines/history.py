@@ -1,5 +1,8 @@
 """What the baselines share: who took what, a history as one sparse row of weights, a prior."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -59,6 +62,20 @@ def popularity_prior(train: InteractionLog, num_items: int) -> np.ndarray:
     """Return the counts scaled so that the most popular item has 1. (N,), float32."""
     counts = count_items(train, num_items)
     return counts / np.float32(max(counts.max(initial=0.0), 1.0))
+
+
+@contextmanager
+def finite_factors(settings: str) -> Iterator[None]:
+    """Turn a factorisation of ``implicit`` that left the finite numbers into a ``ValueError``."""
+    from implicit.recommender_base import ModelFitError
+
+    try:
+        yield
+    except ModelFitError as error:
+        raise ValueError(
+            f"the factors must stay finite; with {settings} they did not ({error}). Try a smaller "
+            "step or a larger regularisation"
+        ) from None
 
 
 def answer_by_popularity(scores: np.ndarray, factors_B_D: np.ndarray, prior: np.ndarray) -> Scored:

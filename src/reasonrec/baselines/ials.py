@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 
 from reasonrec.baselines.history import (
     answer_by_popularity,
+    finite_factors,
     popularity_prior,
     taken_items,
     weigh_history,
@@ -92,7 +93,8 @@ class Ials:
                 random_state=stream_seed(seed, "ials"),
             )
             taken = csr_matrix(taken_items(dataset.train, dataset.num_items))
-            model.fit(taken, show_progress=False)
+            with finite_factors(f"regularisation {regularisation}"):
+                model.fit(taken, show_progress=False)
         return cls(model, prior, recency_power, max_events)
 
     def fold_in(self, histories: Histories) -> np.ndarray:

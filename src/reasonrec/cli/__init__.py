@@ -28,6 +28,7 @@ VERBS = {
     "chains": "Sample user-item chains from the training graph.",
     "traces": "Write thoughts from histories and graph evidence.",
     "train": "Train a recommender: without thoughts, by SFT, by RecPO.",
+    "tune": "Search the settings of baselines on validation.",
     "evaluate": "Measure recommenders on the held-out queries.",
     "compare": "Put evaluated recommenders side by side, with paired tests.",
     "faithfulness": "Test whether thoughts matter, and whether they are true.",

@@ -1,17 +1,19 @@
 """``reasonrec evaluate``: measure methods on held-out queries."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from reasonrec.cli.numbers import Seed
-from reasonrec.errors import CheckpointError
+from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from reasonrec.data.dataset import Dataset
     from reasonrec.evaluation.measure import Contestant
+    from reasonrec.evaluation.tuning import Settings
 
 
 def evaluate(
@@ -19,6 +21,7 @@ def evaluate(
     data: Path,
     out: Path,
     seed: Seed = 0,
+    params: Path | None = None,
     candidates: Path | None = None,
     json: bool = False,
     settings: Annotated[EvaluateConfig | None, Parameter(name="*")] = None,
@@ -28,14 +31,17 @@ def evaluate(
     Examples:
         reasonrec evaluate popularity item-knn follow-counter --data runs/shop --out runs/floor
         reasonrec evaluate oracle runs/no-think --data runs/shop --out runs/eval --part valid
-        reasonrec evaluate item-knn --data runs/shop --out runs/tuned --tune 30 --json
+        reasonrec evaluate ease ials --data runs/shop --out runs/tuned --params runs/tune
+        reasonrec evaluate item-knn --data runs/shop --out runs/knn --tune 30 --json
 
     Args:
-        methods: Floor methods by name, oracle (planted worlds), or folders of trained models.
-            The whole floor if none is named.
+        methods: Baselines by name, oracle (planted worlds), or folders of trained models. If none
+            is named, popularity, recent-popularity, item-knn and follow-counter.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
         seed: Names the rows of methods that are fitted here; a model folder has its own.
+        params: Settings of the baselines: folder that `reasonrec tune` wrote, or a TOML or JSON
+            file with a table for each. Defaults if not given.
         candidates: Published candidate lists (user_id, candidates) to measure as well.
         json: Print the metric rows as JSON instead of a table.
     """
@@ -46,11 +52,16 @@ def evaluate(
     from reasonrec.data.dataset import Dataset
     from reasonrec.evaluation.measure import measure
     from reasonrec.evaluation.table import results_table
+    from reasonrec.evaluation.tuning import read_params
 
     settings = settings or EvaluateConfig()
     dataset = Dataset.load(data)
+    if params is not None and settings.tune:
+        raise ConfigError("settings are either given (--params) or searched (--tune), not both")
+    given = None if params is None else read_params(params, dataset)
     contestants = [
-        find_contestant(word, dataset, seed=seed, tune=settings.tune) for word in methods or FLOOR
+        find_contestant(word, dataset, seed=seed, tune=settings.tune, params=given)
+        for word in methods or FLOOR
     ]
     labels = [contestant.label for contestant in contestants]
     if len(set(labels)) < len(labels):
@@ -74,18 +85,35 @@ def evaluate(
     console.print(f"written: {out}", highlight=False)
 
 
-def find_contestant(word: str, dataset: "Dataset", *, seed: int, tune: int) -> "Contestant":
+def find_contestant(
+    word: str,
+    dataset: "Dataset",
+    *,
+    seed: int,
+    tune: int,
+    params: "Mapping[str, Settings] | None" = None,
+) -> "Contestant":
     """Return the method that a word of the command line names.
 
     Raises:
+    Args:
+        params: Settings by baseline, or None for the defaults of all.
+
         CheckpointError: It is neither a known word nor a finished model folder.
     """
-    from reasonrec.baselines.floor import FLOOR
+        ConfigError: ``params`` lack the baseline.
+    from reasonrec.baselines.floor import BASELINES
     from reasonrec.evaluation.measure import Contestant, floor_contestant
     from reasonrec.manifest import read_manifest
 
-    if word in FLOOR:
-        return floor_contestant(word, dataset, seed=seed, tune=tune)
+    if word in BASELINES:
+        if params is not None and word not in params:
+            raise ConfigError(
+                f"the settings given must hold every baseline that is named; {word} is not among "
+                f"{', '.join(params)}. Tune it too, or evaluate it into another folder"
+            )
+        settings = None if params is None else params[word]
+        return floor_contestant(word, dataset, seed=seed, tune=tune, settings=settings)
     if word == "oracle":
         from reasonrec.data.planted.oracle import OracleRecommender
 
@@ -93,7 +121,7 @@ def find_contestant(word: str, dataset: "Dataset", *, seed: int, tune: int) -> "
     folder = Path(word)
     if not folder.is_dir():
         raise CheckpointError(
-            f"a method must be one of {', '.join(FLOOR)}, oracle, or a model folder; got {word}"
+            f"a method must be one of {', '.join(BASELINES)}, oracle, or a model folder; got {word}"
         )
     manifest = read_manifest(folder)
     from reasonrec.methods.r2ec import load_recommender

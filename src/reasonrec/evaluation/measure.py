@@ -26,7 +26,8 @@ from reasonrec.evaluation.protocol import (
     read_evaluation,
     write_evaluation,
 )
-from reasonrec.evaluation.tuning import tune_floor
+from reasonrec.evaluation.tuning import tune_baseline, write_trials
+from reasonrec.evaluation.tuning_config import TuneConfig
 from reasonrec.manifest import (
     check_outputs,
     fingerprint,
@@ -54,19 +55,29 @@ class Contestant:
     trained_on: str = "train"
 
 
-def floor_contestant(name: str, dataset: Dataset, *, seed: int, tune: int) -> Contestant:
-    """Return a floor method that is fitted, and with ``tune`` above 0 tuned first, when opened."""
+def floor_contestant(
+    name: str,
+    dataset: Dataset,
+    *,
+    seed: int,
+    tune: int = 0,
+    settings: Mapping[str, float] | None = None,
+) -> Contestant:
+    """Return a baseline that is fitted, and with ``tune`` above 0 tuned first, when opened.
+
+    Args:
+        settings: Keys of its configuration, its defaults if none are given.
+    """
 
     def open_method(folder: Path) -> Recommender:
         if not tune:
-            return fit_floor(name, dataset)
-        (tuned,) = tune_floor(dataset, budget=tune, names=[name])
-        trials = [{"settings": dict(t.settings), "ndcg@10": t.value} for t in tuned.trials]
-        chosen = {"method": name, "settings": dict(tuned.best.settings), "trials": trials}
-        (folder / "tuning.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
-        return fit_floor(name, dataset, **tuned.best.settings)
+            return fit_floor(name, dataset, seed=seed, **settings or {})
+        tuned = tune_baseline(name, dataset, TuneConfig(budget=tune), seed=seed)
+        write_trials(folder / "trials.jsonl", tuned.trials)
+        return fit_floor(name, dataset, seed=seed, **tuned.best.settings)
 
-    return Contestant(name, seed, name, open_method, is_fitted_here=True)
+    source = name if settings is None else f"{name} {json.dumps(dict(settings), sort_keys=True)}"
+    return Contestant(name, seed, source, open_method, is_fitted_here=True)
 
 
 def measure(

@@ -1,127 +1,452 @@
-"""Tunes the floor on validation, so that baselines get as much care as our own method.
+"""Searches the settings of baselines on validation, so that they get as much care as our method.
 
-A coordinate search from the defaults: each setting in turn is tried at every value of its grid,
-the best one is kept, and the sweep starts again until nothing improves or the budget is spent.
-The test part is never read.
+Every method has the same budget of trials, and the first trial holds its defaults. Where the whole
+grid of ``SPACES`` fits into the budget, all of it is tried. Else the first half of the budget is
+drawn from the grid at random, and the second half redraws one or two settings of the best trial so
+far. The test part is never read.
+
+A folder of ``tune_baselines`` holds ``trials.jsonl`` and ``trials.parquet`` (one row a trial, in
+the order of the search), ``best.toml`` (a table of settings for each method) and, last of all,
+``manifest.json``. A trial is written when it is done; an interrupted search reads what is there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from reasonrec.baselines.floor import FLOOR, fit_floor
+import numpy as np
+import polars as pl
+
+from reasonrec.baselines.floor import BASELINES, check_settings, fit_floor
+from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.protocol import DEFAULT_MASK, evaluate
-from reasonrec.models.ranking import Mask
+from reasonrec.errors import CheckpointError, ConfigError, DataError
+from reasonrec.evaluation.protocol import evaluate
+from reasonrec.evaluation.tuning_config import UNCUT, TuneConfig
+from reasonrec.manifest import (
+    check_outputs,
+    is_finished,
+    make_folder,
+    read_manifest,
+    start_stage,
+    stopwatch,
+    write_manifest,
+)
+from reasonrec.metrics import METRICS, metric_values
+from reasonrec.rng import stream
 
-GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
+if TYPE_CHECKING:
+    from rich.table import Table
+
+logger = logging.getLogger(__name__)
+FILES = ("trials.jsonl", "trials.parquet", "best.toml")
+Settings = Mapping[str, float]
+
+_RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+_EVENTS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 10_000)
+_PRIOR = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+_FACTORS = (8, 16, 32, 64, 96, 128)
+SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "popularity": {},
     "recent-popularity": {
-        "half_life_days": (30.0, 3.0, 10.0, 100.0, 300.0, 1000.0),
-        "half_life_events": (0.5, 1.0, 2.0, 5.0, 20.0),
+        "half_life_days": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0),
+        "half_life_events": (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
     },
     "item-knn": {
-        "recency_power": (1.0, 0.0, 0.5, 1.5, 2.0),
-        "max_events": (10, 5, 20, 50, 1000),
-        "shrinkage": (10.0, 0.0, 3.0, 30.0, 100.0),
-        "num_neighbours": (100, 20, 50, 200, 1000),
-        "prior_weight": (1e-3, 1e-2, 1e-1),
+        "num_neighbours": (10, 20, 50, 100, 200, 500, 1000),
+        "shrinkage": (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+        "recency_power": _RECENCY,
+        "max_events": _EVENTS,
+        "prior_weight": _PRIOR,
     },
     "follow-counter": {
-        "total_power": (0.5, 0.0, 0.3, 0.7, 1.0),
-        "recency_power": (1.0, 0.5, 1.5, 2.0),
-        "num_steps": (5, 1, 2, 3, 10),
-        "reverse_share": (0.3, 0.0, 0.1, 0.6, 1.0),
-        "max_events": (20, 5, 10, 50),
-        "prior_weight": (1e-3, 1e-2, 1e-1),
+        "num_steps": (1, 2, 3, 5, 7, 10, 15, 20, 30),
+        "reverse_share": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0),
+        "total_power": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0),
+        "recency_power": (*_RECENCY, 3.0),
+        "max_events": _EVENTS,
+        "prior_weight": _PRIOR,
+    },
+    "item-knn-bm25": {
+        "num_neighbours": (10, 20, 50, 100, 200, 500, 1000),
+        "saturation": (0.1, 0.3, 0.6, 1.2, 3.0, 10.0, 30.0, 100.0),
+        "popularity_share": (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 1.0),
+        "recency_power": _RECENCY,
+        "max_events": _EVENTS,
+        "prior_weight": _PRIOR,
+    },
+    "ease": {
+        "regularisation": (3.0, 10.0, 30.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 3000.0, 10_000.0),
+        "recency_power": _RECENCY,
+        "max_events": _EVENTS,
+        "prior_weight": _PRIOR,
+    },
+    "ials": {
+        "num_factors": _FACTORS,
+        "regularisation": (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+        "confidence": (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0),
+        "num_iterations": (5, 10, 15, 30),
+        "recency_power": _RECENCY,
+        "max_events": _EVENTS,
+    },
+    "bpr": {
+        "num_factors": _FACTORS,
+        "learning_rate": (0.003, 0.01, 0.02, 0.05, 0.1, 0.2),
+        "regularisation": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        "num_iterations": (15, 30, 60, 100, 200),
+        "recency_power": _RECENCY,
+        "max_events": _EVENTS,
     },
 }
-"""The values tried for each setting of each floor method; the first one is the default."""
+"""The values that are tried for each setting of each baseline."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """One setting of one method, measured on validation."""
 
-    settings: Mapping[str, float]
-    """Keywords of the method's ``fit``."""
-    value: float
-    """Mean NDCG@10 over the full catalogue."""
+    method: str
+    settings: Settings
+    """The method's whole configuration."""
+    value: float | None
+    """Mean of the metric that is searched for. None if the method could not be fitted so."""
+    metrics: Mapping[str, float]
+    """Every metric of the report and ``ndcg`` without cut-off, full catalogue. Empty if it could
+    not be fitted."""
+    fit_seconds: float
+    score_seconds: float
+    failure: str | None = None
+    """Why it could not be fitted."""
 
 
 @dataclass(frozen=True)
 class TunedMethod:
-    """The best setting of a floor method, with everything that was tried."""
+    """The best setting of a baseline, with everything that was tried."""
 
     name: str
-    best: Trial
     trials: tuple[Trial, ...]
     """In the order of the search; the first one holds the defaults."""
 
-
-def tune_floor(
-    dataset: Dataset,
-    *,
-    budget: int = 30,
-    num_queries: int = 2000,
-    names: Sequence[str] = FLOOR,
-    mask: Mask = DEFAULT_MASK,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[TunedMethod, ...]:
-    """Return the setting of each floor method with the highest NDCG@10 on ``dataset.valid``.
-
-    Args:
-        budget: Settings tried per method, the defaults included; 1 or more.
-        num_queries: Validation queries that a trial is measured on, the same ones for all.
-        progress: Called with (method, trials done, budget) after every trial.
-
-    Raises:
-        ValueError: ``budget`` is below 1, or validation holds no query.
-    """
-    if budget < 1:
-        raise ValueError(f"budget must be 1 or more; got {budget}")
-    return tuple(_tune(name, dataset, budget, num_queries, mask, progress) for name in names)
+    @property
+    def best(self) -> Trial:
+        """The trial of the highest value; of equal ones the first, so that defaults win ties."""
+        return max(self.trials, key=_value)
 
 
-def _tune(
+def tune_baseline(
     name: str,
     dataset: Dataset,
-    budget: int,
-    num_queries: int,
-    mask: Mask,
-    progress: Callable[[str, int, int], None] | None,
+    config: TuneConfig,
+    *,
+    seed: int = 0,
+    known: Sequence[Trial] = (),
+    spaces: Mapping[str, Mapping[str, Sequence[float]]] = SPACES,
+    record: Callable[[Trial], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> TunedMethod:
-    unused = "half_life_days" if dataset.train.timestamp is None else "half_life_events"
-    grid = {key: values for key, values in GRIDS[name].items() if key != unused}
-    trials: list[Trial] = []
+    """Return what a search over ``spaces[name]`` on ``dataset.valid`` found.
 
-    def measure(settings: Mapping[str, float]) -> Trial:
-        for known in trials:
-            if known.settings == settings:
-                return known
+    Args:
+        seed: Names the random draws of the search, and fits the methods that are random.
+        known: Trials of an interrupted search of the same kind; they are not run again.
+        record: Called with every trial that was run.
+        progress: Called with (method, trials done, trials in all) after every trial.
+
+    Raises:
+        DataError: Validation holds no query, or no setting could be fitted.
+        ValueError: There is no baseline of that name.
+    """
+    if len(dataset.valid) == 0:
+        raise DataError(
+            f"{dataset.name} must hold validation queries to tune anything; it has none. "
+            "Prepare it with another split"
+        )
+    # of the two half-lives the one that the set can use
+    unused = "half_life_days" if dataset.train.timestamp is None else "half_life_events"
+    space = {key: values for key, values in spaces[name].items() if key != unused}
+    size = math.prod(len(values) for values in space.values())
+    found = {_key(trial): trial for trial in known if trial.method == name}
+    trials: list[Trial] = []
+    for settings in _proposals(name, space, trials, config.budget, stream(seed, f"tune-{name}")):
+        trial = Trial(name, settings, None, {}, 0.0, 0.0)
+        if _key(trial) in found:
+            trial = found[_key(trial)]
+        else:
+            trial = _measure(name, settings, dataset, config, seed)
+            if record:
+                record(trial)
+        trials.append(trial)
+        if progress:
+            progress(name, len(trials), max(min(config.budget, size), len(trials)))
+    tuned = TunedMethod(name, tuple(trials))
+    if tuned.best.value is None:
+        raise DataError(f"{name} could not be fitted with any setting: {tuned.best.failure}")
+    return tuned
+
+
+def tune_baselines(
+    names: Sequence[str],
+    dataset: Dataset,
+    out: Path,
+    config: TuneConfig,
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[TunedMethod, ...]:
+    """Return and write the search of each method, in their order.
+
+    Raises:
+        DataError: Validation holds no query.
+        CheckpointError: ``out`` holds another search.
+    """
+    out = make_folder(out)
+    asked: dict[str, Any] = {
+        "stage": "tune",
+        "inputs": {"data": dataset.fingerprint},
+        "config": config.model_dump(mode="json") | {"methods": list(names)},
+        "seed": seed,
+    }
+    path = out / "trials.jsonl"
+    if is_finished(out, **asked):
+        trials = read_trials(path)
+        return tuple(
+            TunedMethod(name, tuple(t for t in trials if t.method == name)) for name in names
+        )
+    start_stage(out, **asked)
+    known = read_trials(path) if path.exists() else []
+    with stopwatch() as spent:
+        write_trials(path, known)  # without a line that an interruption cut
+        with path.open("a", encoding="utf-8") as file:
+
+            def record(trial: Trial) -> None:
+                file.write(_line(trial))
+                file.flush()
+
+            tuned = tuple(
+                tune_baseline(
+                    name, dataset, config, seed=seed, known=known, record=record, progress=progress
+                )
+                for name in names
+            )
+        trials = [trial for one in tuned for trial in one.trials]
+        write_trials(path, trials)
+        _table(trials).write_parquet(out / "trials.parquet")
+        (out / "best.toml").write_text(_toml(tuned, dataset, config), encoding="utf-8")
+    seconds = sum(trial.fit_seconds + trial.score_seconds for trial in trials)
+    write_manifest(
+        out,
+        **asked,
+        outputs=list(FILES),
+        seconds=max(spent[0], seconds),
+        extra={"data_folder": str(dataset.folder)},
+    )
+    return tuned
+
+
+def read_params(path: Path, dataset: Dataset) -> dict[str, Settings]:
+    """Return the settings of each method that a tune folder, or a TOML or JSON file, holds.
+
+    Raises:
+        CheckpointError: The folder is unfinished, of another stage, or of another data set.
+        ConfigError: The file holds something else than settings of baselines.
+    """
+    if path.is_dir():
+        manifest = read_manifest(path)
+        if manifest["stage"] != "tune" or manifest["inputs"] != {"data": dataset.fingerprint}:
+            raise CheckpointError(
+                f"{path} must be a folder that `reasonrec tune` wrote for {dataset.folder}; it was "
+                f"written by stage {manifest['stage']!r} for other data or another purpose. "
+                "Settings found on another data set can be used by naming its best.toml"
+            )
+        check_outputs(path)
+        path = path / "best.toml"
+    if path.suffix == ".json":
+        try:
+            tables = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} must be JSON in UTF-8; {error}") from None
+    else:
+        tables = read_toml(path)
+    if not isinstance(tables, dict) or not all(isinstance(one, dict) for one in tables.values()):
+        raise ConfigError(f"{path} must hold a table of settings for each method")
+    unknown = sorted(tables.keys() - BASELINES.keys())
+    if unknown:
+        raise ConfigError(
+            f"{path} must name baselines ({', '.join(BASELINES)}); got {', '.join(unknown)}"
+        )
+    return {
+        name: check_settings(name, table, str(path)).model_dump() for name, table in tables.items()
+    }
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Return the trials of a ``trials.jsonl``; a last line that was cut short is left out.
+
+    Raises:
+        CheckpointError: Another line is damaged.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    try:
+        return [Trial(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} must hold one trial a line; {error}") from None
+
+
+def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    """Write ``trials.jsonl``: one trial a line. A kill leaves the file as it was, or whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(map(_line, trials)), encoding="utf-8")
+    partial.replace(path)
+
+
+def tuning_table(tuned: Sequence[TunedMethod], metric: str, *, title: str) -> "Table":
+    """Return a rich table: what the defaults reach, what the best does, and in what it differs."""
+    from rich.table import Table
+
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for heading in ("method", f"{metric}\ndefault", f"{metric}\nbest", "trials", "sec."):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    table.add_column("best settings, where not the default", overflow="fold")
+    for one in tuned:
+        default, best = one.trials[0], one.best
+        seconds = sum(trial.fit_seconds + trial.score_seconds for trial in one.trials)
+        table.add_row(
+            one.name,
+            *("-" if t.value is None else f"{t.value:.4f}" for t in (default, best)),
+            str(len(one.trials)),
+            f"{seconds:.0f}",
+            ", ".join(
+                f"{key} {value:g}"
+                for key, value in best.settings.items()
+                if value != default.settings[key]
+            ),
+        )
+    return table
+
+
+def _proposals(
+    name: str,
+    space: Mapping[str, Sequence[float]],
+    trials: Sequence[Trial],
+    budget: int,
+    rng: np.random.Generator,
+) -> Iterator[Settings]:
+    """Yield the settings to try, none twice; ``trials`` holds those tried when the next is due."""
+
+    def whole(changes: Mapping[str, float]) -> Settings:
+        return check_settings(name, changes).model_dump()
+
+    tried = [whole({})]
+    yield tried[0]
+    if math.prod(len(values) for values in space.values()) <= budget:
+        for values in product(*space.values()):
+            settings = whole(dict(zip(space, values)))
+            if settings not in tried:
+                tried.append(settings)
+                yield settings
+        return
+    while len(tried) < budget:
+        changed = list(space)
+        if len(tried) > budget // 2:
+            changed = rng.permutation(changed)[: int(rng.integers(1, 3))].tolist()
+        base = dict(max(trials, key=_value).settings)
+        # a draw that was tried is drawn again; one by one more keys, lest the nearest are all tried
+        for num_more in range(len(space) + 1):
+            keys = [*changed, *[key for key in space if key not in changed][:num_more]]
+            settings = whole(
+                base | {key: space[key][int(rng.integers(len(space[key])))] for key in keys}
+            )
+            if settings not in tried:
+                break
+        else:
+            continue
+        tried.append(settings)
+        yield settings
+
+
+def _measure(
+    name: str, settings: Settings, dataset: Dataset, config: TuneConfig, seed: int
+) -> Trial:
+    with stopwatch() as fitting:
+        try:
+            method = fit_floor(name, dataset, seed=seed, **settings)
+        except ValueError as error:  # a setting that this set does not bear, not the search's fault
+            logger.warning("%s with %s: %s", name, dict(settings), error)
+            return Trial(name, settings, None, {}, 0.0, 0.0, str(error))
+    with stopwatch() as scoring:
         measured = evaluate(
-            fit_floor(name, dataset, **settings),
+            method,
             dataset,
             part="valid",
             protocols=("full",),
-            mask=mask,
-            num_queries=num_queries,
+            mask=config.mask,
+            batch_size=config.batch_size,
+            num_queries=config.num_queries,
             num_timed_users=0,
         )
-        value = next(row.value for row in measured.rows if row.metric == "ndcg@10")
-        trials.append(Trial(settings, value))
-        if progress:
-            progress(name, len(trials), budget)
-        return trials[-1]
+    ranks = measured.per_query["rank"].to_numpy()
+    metrics = {row.metric: row.value for row in measured.rows if row.metric in METRICS}
+    metrics[UNCUT] = float(metric_values(f"ndcg@{dataset.num_items}", ranks).mean())
+    return Trial(
+        name,
+        settings,
+        metrics[config.metric],
+        metrics,
+        fit_seconds=round(fitting[0], 4),
+        score_seconds=round(scoring[0], 4),
+    )
 
-    best = measure({key: values[0] for key, values in grid.items()})
-    improved = True
-    while improved and len(trials) < budget:
-        improved = False
-        for key, values in grid.items():
-            for value in values:
-                if len(trials) >= budget:
-                    break
-                trial = measure({**best.settings, key: value})
-                if trial.value > best.value:
-                    best, improved = trial, True
-    return TunedMethod(name, best, tuple(trials))
+
+def _value(trial: Trial) -> float:
+    return -math.inf if trial.value is None else trial.value
+
+
+def _key(trial: Trial) -> tuple[str, str]:
+    return trial.method, json.dumps(dict(trial.settings), sort_keys=True)
+
+
+def _line(trial: Trial) -> str:
+    return json.dumps(asdict(trial)) + "\n"
+
+
+def _table(trials: Sequence[Trial]) -> pl.DataFrame:
+    """Return one row a trial; a setting that a method does not have is null."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
+    place = dict.fromkeys([trial.method for trial in trials], -1)
+    rows = []
+    for trial in trials:
+        place[trial.method] += 1
+        rows.append(
+            {"method": trial.method, "trial": place[trial.method], "value": trial.value}
+            | {metric: trial.metrics.get(metric) for metric in (*METRICS, UNCUT)}
+            | {"fit_seconds": trial.fit_seconds, "score_seconds": trial.score_seconds}
+            | {"failure": trial.failure}
+            | {f"settings.{key}": _float(trial.settings.get(key)) for key in keys}
+        )
+    floats = [f"settings.{key}" for key in keys]
+    schema = {"value": pl.Float64, "failure": pl.String} | dict.fromkeys(floats, pl.Float64)
+    return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None)
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _toml(tuned: Sequence[TunedMethod], dataset: Dataset, config: TuneConfig) -> str:
+    """Return a table of settings for each method; every setting is a plain number."""
+    lines = [
+        f"# The best of up to {config.budget} settings of each method: {config.metric}, full "
+        "catalogue,",
+        f"# {min(config.num_queries, len(dataset.valid)):,} validation queries of {dataset.name}.",
+    ]
+    for one in tuned:
+        lines += ["", f"[{one.name}]  # {config.metric} {one.best.value:.4f}"]
+        lines += [f"{key} = {value!r}" for key, value in one.best.settings.items()]
+    return "\n".join(lines) + "\n"
