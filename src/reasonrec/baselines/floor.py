@@ -25,6 +25,9 @@ from reasonrec.config import Config, explain
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import ConfigError
 
+READING = ("recency_power", "max_events", "prior_weight")
+"""Settings of how a history is read. What was learned does not depend on them."""
+
 
 @dataclass(frozen=True)
 class Baseline:

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from reasonrec.baselines.floor import BASELINES, check_settings, fit_floor
+from reasonrec.baselines.contract import Recommender
+from reasonrec.baselines.floor import BASELINES, READING, check_settings, fit_floor
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
@@ -119,6 +120,7 @@ class Trial:
     """Every metric of the report and ``ndcg`` without cut-off, full catalogue. Empty if it could
     not be fitted."""
     fit_seconds: float
+    """Next to nothing where the best trial so far had learned the same."""
     score_seconds: float
     failure: str | None = None
     """Why it could not be fitted."""
@@ -172,14 +174,17 @@ def tune_baseline(
     size = math.prod(len(values) for values in space.values())
     found = {_key(trial): trial for trial in known if trial.method == name}
     trials: list[Trial] = []
+    best_fit: tuple[Settings, Recommender] | None = None
     for settings in _proposals(name, space, trials, config.budget, stream(seed, f"tune-{name}")):
         trial = Trial(name, settings, None, {}, 0.0, 0.0)
         if _key(trial) in found:
             trial = found[_key(trial)]
         else:
-            trial = _measure(name, settings, dataset, config, seed)
+            trial, fit = _measure(name, settings, dataset, config, seed, best_fit)
             if record:
                 record(trial)
+            if fit and _value(trial) >= max(map(_value, trials), default=-math.inf):
+                best_fit = settings, fit
         trials.append(trial)
         if progress:
             progress(name, len(trials), max(min(config.budget, size), len(trials)))
@@ -372,14 +377,23 @@ def _proposals(
 
 
 def _measure(
-    name: str, settings: Settings, dataset: Dataset, config: TuneConfig, seed: int
-) -> Trial:
+    name: str,
+    settings: Settings,
+    dataset: Dataset,
+    config: TuneConfig,
+    seed: int,
+    other: tuple[Settings, Any] | None,
+) -> tuple[Trial, Recommender | None]:
+    """Return a trial and its method, which is ``other`` read anew where it learned the same."""
     with stopwatch() as fitting:
         try:
-            method = fit_floor(name, dataset, seed=seed, **settings)
+            if other and _learned(other[0]) == _learned(settings):
+                method = replace(other[1], **{k: settings[k] for k in READING if k in settings})
+            else:
+                method = fit_floor(name, dataset, seed=seed, **settings)
         except ValueError as error:  # a setting that this set does not bear, not the search's fault
             logger.warning("%s with %s: %s", name, dict(settings), error)
-            return Trial(name, settings, None, {}, 0.0, 0.0, str(error))
+            return Trial(name, settings, None, {}, 0.0, 0.0, str(error)), None
     with stopwatch() as scoring:
         measured = evaluate(
             method,
@@ -394,7 +408,7 @@ def _measure(
     ranks = measured.per_query["rank"].to_numpy()
     metrics = {row.metric: row.value for row in measured.rows if row.metric in METRICS}
     metrics[UNCUT] = float(metric_values(f"ndcg@{dataset.num_items}", ranks).mean())
-    return Trial(
+    trial = Trial(
         name,
         settings,
         metrics[config.metric],
@@ -402,6 +416,11 @@ def _measure(
         fit_seconds=round(fitting[0], 4),
         score_seconds=round(scoring[0], 4),
     )
+    return trial, method
+
+
+def _learned(settings: Settings) -> Settings:
+    return {key: value for key, value in settings.items() if key not in READING}
 
 
 def _value(trial: Trial) -> float:

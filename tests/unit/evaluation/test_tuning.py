@@ -106,6 +106,20 @@ def test_the_value_of_a_trial_is_what_evaluation_gives_on_validation():
     assert uncut == pytest.approx(np.mean(1 / np.log2(1 + rank)))
 
 
+@pytest.mark.parametrize("name", [n for n in BASELINES if "popularity" not in n])
+def test_a_trial_that_reads_a_fitted_method_anew_is_the_same_as_one_that_is_fitted(name):
+    dataset = ring_dataset()
+    tuned = tune_baseline(name, dataset, TuneConfig(budget=12), seed=1)
+    for trial in tuned.trials[-3:]:
+        alone = evaluate(
+            fit_floor(name, dataset, seed=1, **trial.settings), dataset, part="valid",
+            protocols=("full",), num_timed_users=0,
+        )  # fmt: skip
+        assert {row.metric: row.value for row in alone.rows if row.protocol == "full"} == {
+            metric: value for metric, value in trial.metrics.items() if metric != "ndcg"
+        }
+
+
 def test_tuning_never_reads_the_test_part():
     dataset = ring_dataset()
     test = dataset.test
