@@ -82,7 +82,8 @@ class Link:
     item_index: int
     """The neighbours' next item, which the user has not touched."""
     weight: float
-    """Sum over neighbours of 1 / (steps after ``via``) x overlap weight. No unit, above 0."""
+    """Sum over neighbours of 1 / (steps after ``via``) x overlap weight, divided by how often
+    ``via`` was taken to the power that was asked for. No unit, above 0."""
     num_neighbours: int
     """How many neighbours went from ``via`` to ``item``."""
     neighbour_index: int

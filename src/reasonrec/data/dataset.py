@@ -78,6 +78,18 @@ class InteractionLog:
         """(U + 1,), int64. The events of user u are ``[user_offsets[u], user_offsets[u + 1])``."""
         return np.searchsorted(self.user_index, np.arange(self.num_users + 1)).astype(np.int64)
 
+    def without(self, event: np.ndarray) -> "InteractionLog":
+        """Return the log without the events at the named positions (K,)."""
+        is_kept = np.ones(len(self), bool)
+        is_kept[event] = False
+        return InteractionLog(
+            user_index=self.user_index[is_kept],
+            item_index=self.item_index[is_kept],
+            num_users=self.num_users,
+            rating=None if self.rating is None else self.rating[is_kept],
+            timestamp=None if self.timestamp is None else self.timestamp[is_kept],
+        )
+
     def histories_before(self, event: np.ndarray, *, last: int | None = None) -> Histories:
         """Return what each event's user had done before it, all of it or its ``last`` events.
 

@@ -54,6 +54,7 @@ def look_up(
     max_neighbours: int = 200,
     overlap_weight: bool = True,
     reverse_share: float = 0.0,
+    total_power: float = 0.0,
 ) -> LookupTable:
     """Return the items that others took around ``via_item``, strongest first.
 
@@ -76,6 +77,8 @@ def look_up(
             spaced in time from a start that depends on ``seed``, user and item alone.
         overlap_weight: False weighs every neighbour alike.
         reverse_share: From 0 (only what came after) to 1.
+        total_power: Weights are divided by the number of events with ``via_item`` to this power:
+            0 keeps sums, 1 gives means over neighbours.
 
     Raises:
         ValueError: Lengths differ, an index is out of range, or a setting is below its least value.
@@ -123,6 +126,9 @@ def look_up(
         table.num_neighbours,
         table.neighbour_index,
     )
+    if total_power:
+        num_events = np.diff(graph.item_offsets)[np.maximum(via_item, 0)].clip(min=1)
+        table.weight[:] *= (num_events**-total_power)[:, None]
     return table
 
 

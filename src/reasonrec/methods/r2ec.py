@@ -45,7 +45,13 @@ from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import OptimiserConfig, SftLossConfig
-from reasonrec.training.examples import WindowDataset, keep_batch, schedule_windows
+from reasonrec.training.examples import (
+    WindowDataset,
+    events_with_history,
+    hold_out_last,
+    keep_batch,
+    schedule_windows,
+)
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import PromptSample, Recpo
@@ -284,23 +290,30 @@ def _stage_parts(
 ) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
+    held_out = hold_out_last(
+        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
+    )
     if stage == "recpo":
         recpo = config.recpo.recpo
+        eligible = held_out if len(held_out) else events_with_history(log)
         sample = PromptSample(
-            log, num_prompts=config.recpo.num_prompts, batch_size=config.recpo.optimiser.batch_size,
+            eligible, num_prompts=config.recpo.num_prompts,
+            batch_size=config.recpo.optimiser.batch_size,
             num_inner_epochs=recpo.num_inner_epochs, seed=seed,
         )  # fmt: skip
         return sample, Recpo(recpo, log, parts.verbaliser(model), seed=seed), config.recpo.optimiser
     chosen = config.no_think if stage == "no-think" else config.sft
+    is_sft = isinstance(chosen, SftStage)
+    log = log if is_sft else log.without(held_out)
     windows = schedule_windows(
         log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
         batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
     )  # fmt: skip
-    is_sft = isinstance(chosen, SftStage)
     data = WindowDataset(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model) if is_sft else None,
-        num_branches=chosen.num_branches if is_sft else 0, seed=seed,
+        num_branches=chosen.num_branches if is_sft else 0,
+        held_out=held_out if is_sft and len(held_out) else None, seed=seed,
     )  # fmt: skip
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
@@ -322,7 +335,7 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
-    kept = ["method", "backbone", "tiny", "head", "num_valid_queries", own]
+    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if stage != "no-think":
         kept += ["thought", "inference"]
     asked = {key: keys[key] for key in kept}

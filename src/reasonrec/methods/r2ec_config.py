@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig
@@ -13,8 +13,10 @@ from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfi
 class NoThinkStage(Config):
     """The next item after every history position, without thought."""
 
-    num_epochs: PositiveInt = 16
-    optimiser: OptimiserConfig = OptimiserConfig(batch_size=32)
+    num_epochs: PositiveInt = 28
+    optimiser: OptimiserConfig = OptimiserConfig(
+        batch_size=32, schedule="constant_with_warmup", warmup_frac=0.02, averaging=0.998
+    )
 
 
 class SftStage(Config):
@@ -25,7 +27,7 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=7e-4, batch_size=32, num_validations=2
+        learning_rate=2e-4, head_learning_rate=1e-2, batch_size=32, num_validations=2
     )
 
 
@@ -36,7 +38,11 @@ class RecpoStage(Config):
     """Training positions asked about, each once where the log has as many."""
     recpo: RecpoConfig = RecpoConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=2e-4, batch_size=32, num_validations=2, schedule="linear"
+        learning_rate=1e-4,
+        head_learning_rate=3e-3,
+        batch_size=32,
+        num_validations=2,
+        schedule="linear",
     )
 
     @model_validator(mode="after")
@@ -47,6 +53,18 @@ class RecpoStage(Config):
                 f"(optimiser.batch_size); got {self.num_prompts}"
             )
         return self
+
+
+class HeldOutConfig(Config):
+    """Training events that no-think and SFT leave to RL: each the last one of a user.
+
+    Ours. RL on events that a model remembers teaches it that thoughts are of no use.
+    """
+
+    max_events: NonNegativeInt = 2000
+    """0 holds out none: RL then asks about events that the earlier stages were trained on."""
+    max_frac: float = Field(default=0.05, ge=0, lt=1)
+    """Most held-out events as a share of all training events."""
 
 
 class InferenceConfig(Config):
@@ -80,5 +98,6 @@ class R2ecConfig(Config):
     sft: SftStage = SftStage()
     recpo: RecpoStage = RecpoStage()
     inference: InferenceConfig = InferenceConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""

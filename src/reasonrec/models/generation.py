@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
-from reasonrec.records import Lookup
+from reasonrec.models.rec_head import Evidence
+from reasonrec.records import Link, Lookup
 from reasonrec.traces.prompts import ANSWER, THINK, Prompts
 
 LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
@@ -42,6 +43,8 @@ class Generated:
     """(R, E), where in a thought the title of each looked-up item ends; 0 for none."""
     named_item: Tensor
     """(R, E), which items those are; -1 for none."""
+    named_weight: Tensor
+    """(R, E), float32, how strongly the graph holds with each; 0 for none."""
     named_states: Tensor
     """(R, E, D), the states there."""
     is_truncated: Tensor
@@ -133,7 +136,7 @@ def think(
             token_logp[:, step + 1] = torch.where(is_own, logp, 0.0)
         _advance(model, rows, active, current.tolist(), is_own.tolist(), look_up, G)
     length = int(ends.max())
-    named_at, named_item, named_states = _named(rows, pre)
+    named_at, found = _named(rows, pre)
     return Generated(
         token_ids=tokens[:, :length],
         lengths=ends,
@@ -142,8 +145,9 @@ def think(
         pre_states=pre,
         post_states=post,
         named_at=named_at,
-        named_item=named_item,
-        named_states=named_states,
+        named_item=found.item_index,
+        named_weight=found.weight,
+        named_states=found.states,
         is_truncated=torch.tensor([row.is_truncated for row in rows], device=device),
         evidence=[row.evidence for row in rows],
     )
@@ -158,8 +162,8 @@ class _Row:
         self.tokens = start[:1]
         self.queue: deque[int] = deque(start[1:])
         self.evidence: list[Lookup] = []
-        self.named: dict[int, int] = {}
-        """Position of the end of a title -> the item."""
+        self.named: dict[int, Link] = {}
+        """Position of the end of a title -> the item, as the graph holds it."""
         self.named_states: list[Tensor] = []
         self.is_truncated = False
         self.end: int | None = None
@@ -174,7 +178,7 @@ class _Row:
         self.evidence.append(evidence)
         self.queue.extend(tokens)
         for link, end in zip(evidence.links, ends, strict=True):
-            self.named[len(self.tokens) + end] = link.item_index
+            self.named[len(self.tokens) + end] = link
 
     def force(self, answer: list[int]) -> None:
         self.queue = deque(answer)  # a look-up that does not fit is cut short
@@ -211,19 +215,22 @@ def _advance(
         )
 
 
-def _named(rows: list[_Row], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return positions, items and states of what each thought looked up, padded."""
+def _named(rows: list[_Row], like: Tensor) -> tuple[Tensor, Evidence]:
+    """Return where each thought names what it looked up (R, E), and what that is, padded."""
     most = max((len(row.named_states) for row in rows), default=0)
     at = torch.zeros((len(rows), most), dtype=torch.long, device=like.device)
     item = torch.full_like(at, -1)
+    weight = torch.zeros(at.shape, device=like.device)
     states = like.new_zeros((len(rows), most, like.shape[1]))
     for r, row in enumerate(rows):
         count = len(row.named_states)  # a forced end can cut the last look-up short
         if count:
+            links = list(row.named.values())[:count]
             at[r, :count] = torch.tensor(list(row.named)[:count])
-            item[r, :count] = torch.tensor(list(row.named.values())[:count])
+            item[r, :count] = torch.tensor([link.item_index for link in links])
+            weight[r, :count] = torch.tensor([link.weight for link in links])
             states[r, :count] = torch.stack(row.named_states)
-    return at, item, states
+    return at, Evidence(states, item, weight)
 
 
 def _draw(

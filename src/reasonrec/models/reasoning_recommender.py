@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from reasonrec.errors import CheckpointError
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.item_table import ItemTable
-from reasonrec.models.rec_head import EvidencePointer, GatedReadout, score_catalogue
+from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
 from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
@@ -56,6 +56,8 @@ class Batch:
     """(B, G, E), where in a branch the title of each looked-up item ends; 0 for none."""
     named_item: Tensor | None = None
     """(B, G, E), which items those are; -1 for none."""
+    named_weight: Tensor | None = None
+    """(B, G, E), float32, how strongly the graph holds with each; 0 for none."""
     target: Tensor | None = None
     """(B, G), item that each branch should lead to; -100 for none."""
 
@@ -146,6 +148,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return what starts from nothing when thinking is first learned: gate and pointer."""
+        parts = [self.readout, *([] if self.pointer is None else [self.pointer])]
+        return [weight for part in parts for weight in part.parameters()]
+
     @property
     def num_items(self) -> int:
         return len(self.titles)
@@ -165,21 +172,20 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         self,
         pre: Tensor,
         post: Tensor,
-        named: tuple[Tensor, Tensor] | None,
+        found: Evidence | None,
         rows: Tensor | None = None,
     ) -> Tensor:
         """Return float32 scores (..., N) after thoughts: training, reward and serving alike.
 
         Args:
             pre, post: States before and after the thought. (..., D).
-            named: States (..., E, D) and item indices (..., E) of what the thought looked up.
+            found: What the thoughts looked up, if anything.
         """
         mixed = F.dropout(self.readout(pre, post), self.head.dropout, self.training)
         scores = self.score_states(mixed, rows)
-        if self.pointer is None or named is None or named[1].shape[-1] == 0:
+        if self.pointer is None or found is None or found.item_index.shape[-1] == 0:
             return scores
-        added = self.pointer(post, *named)
-        return scores.scatter_add(-1, named[1].clamp(min=0), added)
+        return self.pointer(scores, post, found)
 
     def language_logits(
         self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
@@ -257,12 +263,13 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         )
         pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
         outputs.pre_states, outputs.post_states = pre, post
-        named = None
-        if batch.named_at is not None and batch.named_item is not None:
+        found = None
+        if batch.named_at is not None:
+            assert batch.named_item is not None and batch.named_weight is not None
             at = batch.named_at.reshape(B * G, -1)
             states = read_states(hidden_branch.reshape(B * G, S, D), at).reshape(B, G, -1, D)
-            named = states, batch.named_item
-        outputs.think_logits = self.score_thoughts(pre, post, named, rows)
+            found = Evidence(states, batch.named_item, batch.named_weight)
+        outputs.think_logits = self.score_thoughts(pre, post, found, rows)
         if with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:

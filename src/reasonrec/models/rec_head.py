@@ -2,9 +2,11 @@
 
 Departs from the paper: plain inner products by default for rows that are learned per item; the
 official code's L2-normalised product is ``similarity = "cosine"`` with ``temperature = 0.02``. A
-gate mixes in the state before the thought, and items that the thought looked up can add to their
-own scores; the paper has neither.
+gate mixes in the state before the thought, and items that the thought looked up can take a share of
+the probability; the paper has neither.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -64,29 +66,74 @@ class GatedReadout(nn.Module):
         return post if self.gate is None else pre + self.gate * (post - pre)
 
 
-class EvidencePointer(nn.Module):
-    """What each item that a thought looked up adds to its own score.
+@dataclass
+class Evidence:
+    """What thoughts looked up: E found titles each, at any place of them."""
 
-    The addition is read from the state at the end of the item's title and from the state after the
-    thought: ``u . h_title + (Q h_answer) . (K h_title) / sqrt(D)``, with u and Q zero at the start.
-    Because it is a sum, each piece of evidence has an exact share in the ranking.
+    states: Tensor
+    """(..., E, D), the state at the end of each title."""
+    item_index: Tensor
+    """(..., E), which item that is; -1 for none."""
+    weight: Tensor
+    """(..., E), how strongly the graph holds with it, as in ``Link.weight``; 0 for none."""
+
+
+class EvidencePointer(nn.Module):
+    """Gives a share of the probability to the items that a thought looked up.
+
+    ``p = (1 - share) p_state + share p_found``. ``p_found`` is a softmax over the found titles of
+    ``a log p_state + b log weight + u . h_title + (Q h_answer) . (K h_title) / sqrt(D)``, and
+    ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. The amount starts at 0,
+    so that thinking starts exactly at the ranking of not thinking. Because it is a sum, each piece
+    of evidence has an exact share in the probability of its item.
+
+    The mixture is that of pointer-generator networks (See, Liu and Manning, 2017).
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.amount = nn.Parameter(torch.zeros(()))
+        self.trust = nn.Linear(width, 1)
+        self.trust_in_weight = nn.Parameter(torch.zeros(()))
+        self.from_state = nn.Parameter(torch.ones(()))
+        self.from_weight = nn.Parameter(torch.ones(()))
         self.prior = nn.Parameter(torch.zeros(width))
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
-        nn.init.zeros_(self.query.weight)
+        for layer in (self.trust, self.query):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.trust.bias)
 
-    def forward(self, post: Tensor, named_states: Tensor, named_item: Tensor) -> Tensor:
-        """Return the addition of each named item, (..., E), float32; 0 where the item is -1.
+    def forward(self, scores: Tensor, post: Tensor, found: Evidence) -> Tensor:
+        """Return log-probabilities (..., N), float32, from scores (..., N) of the state alone.
 
         Args:
             post: State after the thought. (..., D).
-            named_states: State at the end of each named title. (..., E, D).
-            named_item: (..., E), item indices, -1 for none.
         """
-        match = (self.key(named_states) * self.query(post)[..., None, :]).sum(-1)
-        added = named_states @ self.prior + match * post.shape[-1] ** -0.5
-        return added.float().masked_fill(named_item < 0, 0.0)
+        is_found = found.item_index >= 0
+        item = found.item_index.clamp(min=0)
+        logp = scores.log_softmax(-1)
+        share, pointed = self.shares(logp.gather(-1, item), post, found)
+        rest = logp + torch.log1p(-share)
+        added = torch.zeros_like(rest).scatter_add(-1, item, share * pointed * is_found)
+        return rest + torch.log1p(added / rest.clamp(min=-60).exp())
+
+    def shares(self, logp: Tensor, post: Tensor, found: Evidence) -> tuple[Tensor, Tensor]:
+        """Return the share of all evidence (..., 1), and how it is split over titles (..., E).
+
+        Args:
+            logp: Log-probability of each found item from the state alone. (..., E).
+        """
+        is_found = found.item_index >= 0
+        weight = found.weight.clamp(min=1e-6)
+        match = (self.key(found.states) * self.query(post)[..., None, :]).sum(-1)
+        liking = self.from_state * logp + self.from_weight * weight.log()
+        liking = liking + found.states @ self.prior + match * post.shape[-1] ** -0.5
+        pointed = liking.float().masked_fill(~is_found, -torch.inf)
+        any_found = is_found.any(-1, keepdim=True)
+        pointed = pointed.where(any_found, 0.0).softmax(-1)
+        total = (found.weight * is_found).sum(-1, keepdim=True).clamp(min=1e-6).log()
+        trust = torch.sigmoid(self.trust(post) + self.trust_in_weight * total)
+        # within [0, 0.95], and learned straight through its ends, so that it can leave them again
+        amount = self.amount + (self.amount.clamp(0, 0.95) - self.amount).detach()
+        return (amount * trust * any_found).float(), pointed

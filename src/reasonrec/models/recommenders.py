@@ -8,6 +8,7 @@ import torch
 
 from reasonrec.models.generation import Generated, read_prompts, think
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import ANSWER, THINK
@@ -107,8 +108,8 @@ class ThinkingRecommender:
 
     @torch.no_grad()
     def _scores(self, written: Generated) -> np.ndarray:
-        named = written.named_states, written.named_item
-        scores = self.model.score_thoughts(written.pre_states, written.post_states, named)
+        found = Evidence(written.named_states, written.named_item, written.named_weight)
+        scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
             scores = grouped.logsumexp(1) - np.log(self.num_samples)
@@ -153,6 +154,7 @@ def score_given(
             branch_at=(lengths - 1)[:, None],
             named_at=_padded([one.named_at for one in part], 0),
             named_item=_padded([one.named_item for one in part], -1),
+            named_weight=_padded([one.named_weight for one in part], 0.0),
         )
         with torch.no_grad():
             outputs = model(batch.to(model.device), with_tokens=False)

@@ -8,9 +8,9 @@ from reasonrec.config import Config
 class ThoughtConfig(Config):
     """What a thought may contain."""
 
-    num_lookups: NonNegativeInt = 3
+    num_lookups: NonNegativeInt = 7
     """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
-    num_links: PositiveInt = 5
+    num_links: PositiveInt = 2
     """Items that the graph answers with, at most, for one look-up."""
     lookup_window: PositiveInt = 10
     """The verbaliser looks up items among this many most recent ones."""
@@ -22,6 +22,9 @@ class ThoughtConfig(Config):
     """How many steps after the shared item a neighbour's events count as evidence."""
     reverse_share: NonNegativeFloat = 1.0
     """Weight of a neighbour's step before the shared item, beside 1 for the step after it."""
+    total_power: float = Field(default=0.5, ge=0, le=1)
+    """Evidence is divided by how often the item that is asked about was taken, to this power, so
+    that what follows from a popular item does not shout down the rest."""
     max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
 

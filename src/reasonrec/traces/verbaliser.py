@@ -29,6 +29,8 @@ class Thoughts:
     """Where in each thought the title of each found item ends."""
     named_item: list[list[int]]
     """Which items those are."""
+    named_weight: list[list[float]]
+    """How strongly the graph holds with each, as in ``Link.weight``."""
     via_item: np.ndarray
     """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
 
@@ -60,6 +62,7 @@ class Verbaliser:
             window=self.config.steps_after,
             max_neighbours=self.config.max_neighbours,
             reverse_share=self.config.reverse_share,
+            total_power=self.config.total_power,
             seed=0,
         )
 
@@ -87,20 +90,23 @@ class Verbaliser:
         taste = self.taste(histories)
         writer = self.writer
         after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.encode(THINK)
-        all_tokens, all_written, named_at, named_item = [], [], [], []
+        all_tokens, all_written, named_at, named_item, named_weight = [], [], [], [], []
         for b in range(len(histories)):
             tokens = [*think, *writer.encode(taste[b])]
             written = [False] * len(think) + [True] * (len(tokens) - len(think))
             at: list[int] = []
             items: list[int] = []
+            weights: list[float] = []
             for j, table in enumerate(found):
                 via = int(via_item[b, j])
                 if via < 0:
                     continue
                 asked = [*after, *writer.item_tokens(via)]
-                row = table.item_index[b]
-                answered, ends = writer.lookup_tokens(row[row >= 0].tolist())
-                items += row[row >= 0].tolist()
+                is_link = table.item_index[b] >= 0
+                links = table.item_index[b][is_link].tolist()
+                answered, ends = writer.lookup_tokens(links)
+                items += links
+                weights += table.weight[b][is_link].tolist()
                 at += [len(tokens) + len(asked) + end for end in ends]
                 tokens += asked + answered
                 written += [True] * len(asked) + [False] * len(answered)
@@ -108,7 +114,8 @@ class Verbaliser:
             all_written.append(written + [True] * len(answer))
             named_at.append(at)
             named_item.append(items)
-        return Thoughts(all_tokens, all_written, named_at, named_item, via_item)
+            named_weight.append(weights)
+        return Thoughts(all_tokens, all_written, named_at, named_item, named_weight, via_item)
 
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""

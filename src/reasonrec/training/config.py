@@ -18,6 +18,8 @@ class OptimiserConfig(Config):
     """Optimiser and schedule of one stage."""
 
     learning_rate: PositiveFloat = 2e-3
+    head_learning_rate: PositiveFloat | None = None
+    """Of the gate and the evidence pointer, which start from nothing; None: the same."""
     weight_decay: NonNegativeFloat = 0.1
     warmup_frac: float = Field(default=0.05, ge=0, le=1)
     """Share of all steps over which the learning rate rises to its peak."""
@@ -30,6 +32,9 @@ class OptimiserConfig(Config):
     """How often in a run the model is validated and a checkpoint is written."""
     refresh_items_every: PositiveInt = 100
     """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
+    averaging: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential mean of the weights over steps, which is validated and kept in their
+    stead. 0 keeps the weights themselves."""
     num_threads: NonNegativeInt = 0
     """Threads of torch. 0 leaves them as they are."""
 
@@ -55,7 +60,7 @@ class RecpoConfig(Config):
     """Rollouts per prompt, G. One alone has nothing to be compared with."""
     temperature: PositiveFloat = 1.0
     """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
-    max_tokens: PositiveInt = 48
+    max_tokens: PositiveInt = 56
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""

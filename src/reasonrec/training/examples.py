@@ -35,6 +35,30 @@ class Windows:
         return len(self.start)
 
 
+def hold_out_last(log: InteractionLog, *, max_events: int, max_frac: float) -> np.ndarray:
+    """Return the last events of some users, which later stages ask about and earlier ones skip.
+
+    A model that was trained on an event half remembers it, and reinforcement learning about it
+    would teach that thoughts are of no use.
+
+    Args:
+        max_events: Most events in all; users with at least three are drawn, the same for all seeds.
+        max_frac: Most events as a share of the log.
+
+    Returns:
+        (K,), int64, ascending positions in the log.
+    """
+    last = log.user_offsets[1:][np.diff(log.user_offsets) >= 3] - 1
+    count = min(max_events, int(max_frac * len(log)), len(last))
+    return np.sort(stream(0, "held-out").permutation(last)[:count])
+
+
+def events_with_history(log: InteractionLog) -> np.ndarray:
+    """Return the positions (K,) of events that have at least two events of their user before."""
+    position = np.arange(len(log)) - log.user_offsets[log.user_index]
+    return np.flatnonzero(position >= 2)
+
+
 def schedule_windows(
     log: InteractionLog, *, max_history: int, num_epochs: int, batch_size: int, seed: int
 ) -> Windows:
@@ -88,7 +112,12 @@ class WindowDataset(TorchDataset):
     """Builds the tensors of `Batch` for windows; with a verbaliser, also thoughts as branches.
 
     Args:
-        num_branches: Thoughts per window, each after another position of it.
+        num_branches: Thoughts per window. With ``held_out``, all but the last ask about the
+            held-out event of the window, if it has one; the others are after random positions.
+        held_out: (K,), positions in the log that no state was trained to predict. They are no
+            next-item targets here either, and the only ones that a thought is ranked for: a
+            trunk that remembers the answer would learn that thoughts are of no use. None ranks
+            for every thought.
     """
 
     def __init__(
@@ -99,6 +128,7 @@ class WindowDataset(TorchDataset):
         *,
         verbaliser: Verbaliser | None = None,
         num_branches: int = 0,
+        held_out: np.ndarray | None = None,
         seed: int = 0,
     ) -> None:
         self.log = log
@@ -106,6 +136,10 @@ class WindowDataset(TorchDataset):
         self.writer = writer
         self.verbaliser = verbaliser
         self.num_branches = num_branches
+        self.is_held_out: np.ndarray | None = None
+        if held_out is not None:
+            self.is_held_out = np.zeros(len(log), bool)
+            self.is_held_out[held_out] = True
         self.seed = seed
 
     def __len__(self) -> int:
@@ -125,6 +159,8 @@ class WindowDataset(TorchDataset):
         begins_user = self.log.user_offsets[self.log.user_index[start]] == start
         is_target[:, 0] = begins_user  # in the middle of a user the empty prompt predicts nothing
         event = np.minimum(start[:, None] + column, last[:, None])
+        if self.is_held_out is not None:
+            is_target &= ~self.is_held_out[event]
         next_item = np.where(is_target, self.log.item_index[event], NONE)
         batch = {
             "trunk_ids": torch.from_numpy(prompts.token_ids),
@@ -149,6 +185,8 @@ class WindowDataset(TorchDataset):
         lowest = np.minimum(np.where(begins_user, 1, 10), length)  # not after a cut-off history
         draws = np.stack([stream(self.seed, "branches", int(i)).random(G) for i in index])
         column = lowest[:, None] + (draws * (length - lowest + 1)[:, None]).astype(np.int64)
+        if self.is_held_out is not None:  # always the last event of a user, so of a window
+            column[self.is_held_out[last], : max(1, G - 1)] = length[self.is_held_out[last], None]
         event = (start[:, None] + column).ravel()
         exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
         histories = self.log.histories_before(event)
@@ -159,9 +197,12 @@ class WindowDataset(TorchDataset):
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )
-        named_at, named_item = pad_named(thoughts.named_at, thoughts.named_item)
+        named_at, named_item, named_weight = pad_named(
+            thoughts.named_at, thoughts.named_item, thoughts.named_weight
+        )
         B, S = len(index), ids.shape[1]
-        target = np.where(exists, self.log.item_index[event], NONE)
+        is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
+        target = np.where(is_ranked, self.log.item_index[event], NONE)
         return {
             "branch_ids": torch.from_numpy(ids).reshape(B, G, S),
             "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
@@ -169,6 +210,7 @@ class WindowDataset(TorchDataset):
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
             "named_at": torch.from_numpy(named_at).reshape(B, G, -1),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
+            "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
             "target": torch.from_numpy(target).long().reshape(B, G),
         }
 
@@ -186,14 +228,19 @@ def pad_branches(
     return ids, lengths, written
 
 
-def pad_named(at: list[list[int]], item: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions (R, E), 0-padded, and item indices (R, E), -1-padded, both int64."""
+def pad_named(
+    at: list[list[int]], item: list[list[int]], weight: list[list[float]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions (R, E), 0-padded, item indices (R, E), -1-padded, both int64, and weights
+    (R, E), 0-padded, float32."""
     lengths = np.array([len(row) for row in at], np.int64)
     inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
     positions, items = np.zeros(inside.shape, np.int64), np.full(inside.shape, -1, np.int64)
     positions[inside] = [value for row in at for value in row]
     items[inside] = [value for row in item for value in row]
-    return positions, items
+    weights = np.zeros(inside.shape, np.float32)
+    weights[inside] = [value for row in weight for value in row]
+    return positions, items, weights
 
 
 def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

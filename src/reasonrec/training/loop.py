@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -98,7 +98,7 @@ def fit(
         model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate,
         callbacks=[metrics, _Bar(label, num_steps)],
         loss=loss, validate=validate, metrics=metrics, best=out / "best",
-        refresh_every=config.refresh_items_every,
+        config=config,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     last = last_checkpoint(out / "checkpoints")
@@ -229,6 +229,45 @@ class _Bar(TrainerCallback):
         self._progress.stop()
 
 
+class _MeanOfWeights(TrainerCallback):
+    """An exponential mean of the weights over steps; short-sighted while there are few."""
+
+    def __init__(self, model: ReasoningRecommender, decay: float) -> None:
+        self._weights = list(model.parameters()) if decay else []
+        self._decay = decay
+        self._mean = [weight.detach().clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step = state.global_step
+        share = 1 - min(self._decay, step / (step + 9))
+        for mean, weight in zip(self._mean, self._weights, strict=True):
+            mean.lerp_(weight, share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the mean; a second call takes it back."""
+        for mean, weight in zip(self._mean, self._weights, strict=True):
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
+
+    def save(self, folder: Path) -> None:
+        if self._mean:
+            save_file(
+                {str(i): mean for i, mean in enumerate(self._mean)}, folder / "mean.safetensors"
+            )
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        if self._mean:
+            saved = load_file(folder / "mean.safetensors")
+            for i, mean in enumerate(self._mean):
+                mean.copy_(saved[str(i)])
+
+
 class _Trainer(Trainer):
     """Hands batches to a pure loss, keeps data in the given order, and saves what is ours."""
 
@@ -239,11 +278,14 @@ class _Trainer(Trainer):
         validate: Validate,
         metrics: MetricsFile,
         best: Path,
-        refresh_every: int,
+        config: OptimiserConfig,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._refresh_every = refresh_every
+        self._config = config
+        self._mean = _MeanOfWeights(self._recommender, config.averaging)
+        if config.averaging:
+            self.add_callback(self._mean)
         self._loss, self._validate, self._metrics, self._best = loss, validate, metrics, best
         self.model_accepts_loss_kwargs = False
         best.mkdir(parents=True, exist_ok=True)
@@ -256,6 +298,19 @@ class _Trainer(Trainer):
         assert isinstance(self.model, ReasoningRecommender)
         return self.model
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self._config.head_learning_rate
+        if is_new and rate is not None:
+            head = {id(weight) for weight in self._recommender.head_parameters()}
+            for group in list(optimizer.param_groups):
+                own = [weight for weight in group["params"] if id(weight) in head]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in head]
+                if own:
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
+
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
@@ -264,7 +319,7 @@ class _Trainer(Trainer):
         if table.is_encoded:
             self._metrics.add({"train/item_table_age": float(table.steps_since_refresh)})
             table.steps_since_refresh += 1
-            if table.steps_since_refresh > self._refresh_every:
+            if table.steps_since_refresh > self._config.refresh_items_every:
                 recommender.refresh_items()
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
         self._metrics.add(parts)
@@ -278,6 +333,15 @@ class _Trainer(Trainer):
                 f"Lower optimiser.learning_rate (now {self.args.learning_rate:g}), and remove "
                 f"{self._best.parent}"
             )
+        self._mean.swap()
+        values = self._measure(model)
+        self._mean.swap()
+        if self._config.averaging:
+            model.refresh_items()
+        return values
+
+    def _measure(self, model: ReasoningRecommender) -> dict[str, float]:
+        """Validate the model as it is, and keep it if it is the best so far."""
         model.eval()
         model.refresh_items()
         values = self._validate(model)
@@ -296,11 +360,12 @@ class _Trainer(Trainer):
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_model(self._recommender, str(Path(output_dir) / "model.safetensors"))
+        self._mean.save(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(
-            model or self._recommender, str(Path(resume_from_checkpoint) / "model.safetensors")
-        )
+        folder = Path(resume_from_checkpoint)
+        load_model(model or self._recommender, str(folder / "model.safetensors"))
+        self._mean.load(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

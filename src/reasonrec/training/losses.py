@@ -23,14 +23,16 @@ def sft_loss(
     if outputs.think_logits is None:
         return loss, parts
     assert batch.target is not None and batch.is_written is not None
+    tokens = -outputs.token_logp.sum() / batch.is_written[..., 1:].sum().clamp(min=1)
+    loss = loss + config.tokens * tokens
+    parts["train/tokens"] = tokens.item()
     wanted = batch.target >= 0
     if not wanted.any():
         return loss, parts
     target = batch.target[wanted]
     think = nn.functional.cross_entropy(outputs.think_logits[wanted], target)
-    tokens = -outputs.token_logp.sum() / batch.is_written[..., 1:].sum().clamp(min=1)
-    loss = loss + config.think * think + config.tokens * tokens
-    parts |= {"train/think": think.item(), "train/tokens": tokens.item()}
+    loss = loss + config.think * think
+    parts["train/think"] = think.item()
     if outputs.post_logits is not None:
         post = nn.functional.cross_entropy(outputs.post_logits[wanted], target)
         loss = loss + config.post * post

@@ -1,59 +1,100 @@
 """What neither paper has: evidence that adds to its own score, titles that start from their words,
 tokens that are blanked out, and tokens that are never written."""
 
+import math
+
 import numpy as np
 import torch
 from tests.toy_models import toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
-from reasonrec.models.rec_head import EvidencePointer
+from reasonrec.models.rec_head import Evidence, EvidencePointer
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
 
 
-def test_a_pointer_that_has_learned_nothing_adds_nothing():
+def _evidence(titles, item, weight=None):
+    item = torch.tensor(item)
+    weight = torch.ones(item.shape) * (item >= 0) if weight is None else torch.tensor(weight)
+    return Evidence(titles, item, weight)
+
+
+def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
     pointer = EvidencePointer(4)
-    added = pointer(torch.randn(2, 4), torch.randn(2, 3, 4), torch.tensor([[0, 1, 2], [5, -1, 5]]))
-    assert added.tolist() == [[0.0] * 3] * 2
+    scores = torch.randn(2, 6)
+    found = _evidence(torch.randn(2, 3, 4), [[0, 1, 2], [5, -1, 5]])
+    torch.testing.assert_close(
+        pointer(scores, torch.randn(2, 4), found), scores.log_softmax(-1), atol=1e-6, rtol=0
+    )
 
 
-def test_what_a_pointer_adds_by_hand():
+def test_the_mixture_of_state_and_evidence_by_hand():
     pointer = EvidencePointer(2)
     with torch.no_grad():
-        pointer.prior.copy_(torch.tensor([1.0, 0.0]))
-        pointer.query.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-        pointer.key.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
-    post = torch.tensor([1.0, 3.0])
+        pointer.amount.fill_(0.5)
+        pointer.trust.bias.fill_(math.log(3))  # sigmoid: 3 / 4
+        pointer.prior.copy_(torch.tensor([math.log(2), 0.0]))
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     titles = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
-    added = pointer(post, titles, torch.tensor([7, 2, -1]))
-    # title 0: prior 1, match (1 * 2) / sqrt 2; title 1: prior 0, match (3 * 2) / sqrt 2; no item: 0
-    torch.testing.assert_close(added, torch.tensor([1 + 2**0.5, 6 / 2**0.5, 0.0]))
+    found = _evidence(titles, [1, 2, -1], [6.0, 2.0, 0.0])
+    # liking: p_state x weight x e^(u . h): item 1: 0.2 x 6 x 2 = 2.4, item 2: 0.3 x 2 x 1 = 0.6,
+    # so p_found is 0.8 and 0.2; the share is 0.5 x 3 / 4 = 3 / 8
+    expected = torch.tensor(
+        [5 / 8 * 0.1, 5 / 8 * 0.2 + 3 / 8 * 0.8, 5 / 8 * 0.3 + 3 / 8 * 0.2, 5 / 8 * 0.4]
+    )
+    torch.testing.assert_close(pointer(scores, torch.zeros(2), found).exp(), expected)
 
 
-def test_evidence_adds_to_its_own_item_alone_and_every_mention_counts():
+def test_what_is_found_often_is_trusted_by_its_whole_weight():
+    pointer = EvidencePointer(2)
+    with torch.no_grad():
+        pointer.amount.fill_(0.9)
+        pointer.trust_in_weight.fill_(1.0)
+    found = _evidence(torch.zeros(3, 2), [3, 1, -1], [1.0, 3.0, 0.0])
+    share, pointed = pointer.shares(torch.zeros(3), torch.zeros(2), found)
+    # sigmoid(log 4) = 4 / 5, times 0.9; alike in the state, so pointed at by weight: 1 / 4, 3 / 4
+    torch.testing.assert_close(share, torch.tensor([0.72]))
+    torch.testing.assert_close(pointed, torch.tensor([0.25, 0.75, 0.0]))
+
+
+def test_every_mention_of_an_item_counts_and_nothing_found_takes_no_share():
     model = toy_model(num_items=6, gated=False)
     with torch.no_grad():
-        model.pointer.prior.fill_(0.1)
-    post = torch.randn(1, 16)
-    titles = torch.randn(1, 4, 16)
-    named = torch.tensor([[2, 4, 2, -1]])
-    plain = model.score_thoughts(post, post, None)
-    added = model.score_thoughts(post, post, (titles, named)) - plain
-    shares = titles[0].sum(-1) * 0.1  # the prior's part; the query starts at zero
-    expected = torch.zeros(6)
-    expected[2] = shares[0] + shares[2]
-    expected[4] = shares[1]
-    torch.testing.assert_close(added[0], expected, atol=1e-5, rtol=0)
+        model.pointer.amount.fill_(0.8)
+    post, titles = torch.randn(2, 16), torch.randn(2, 4, 16)
+    found = _evidence(titles, [[2, 4, 2, -1], [-1, -1, -1, -1]])
+    plain = model.score_thoughts(post, post, None).softmax(-1)
+    mixed = model.score_thoughts(post, post, found).exp()
+    # share 0.8 x 1 / 2; alike in weight: pointed at in proportion to p_state, item 2 twice
+    whole = 2 * plain[0, 2] + plain[0, 4]
+    expected = 0.6 * plain[0]
+    expected[2] += 0.4 * 2 * plain[0, 2] / whole
+    expected[4] += 0.4 * plain[0, 4] / whole
+    torch.testing.assert_close(mixed[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mixed[1], plain[1], atol=1e-6, rtol=0)
+
+
+def test_a_pointer_can_start_to_learn_and_come_back_from_below_nothing():
+    for start in (0.0, -0.3):
+        pointer = EvidencePointer(2)
+        with torch.no_grad():
+            pointer.amount.fill_(start)
+        found = _evidence(torch.zeros(1, 2), [1])
+        logp = pointer(torch.zeros(4), torch.zeros(2), found)
+        torch.testing.assert_close(logp, torch.zeros(4).log_softmax(-1))
+        logp[1].backward()  # the true item was found: more of the evidence would raise it
+        assert pointer.amount.grad > 0
+        assert logp.isfinite().all()
 
 
 def test_a_model_without_pointer_reads_the_state_alone():
     model = toy_model(num_items=6, pointer=False)
     assert model.pointer is None
-    post, named = torch.randn(1, 16), (torch.randn(1, 2, 16), torch.tensor([[0, 1]]))
+    post, found = torch.randn(1, 16), _evidence(torch.randn(1, 2, 16), [[0, 1]])
     torch.testing.assert_close(
-        model.score_thoughts(post, post, named), model.score_states(post), atol=1e-6, rtol=0
+        model.score_thoughts(post, post, found), model.score_states(post), atol=1e-6, rtol=0
     )
 
 

@@ -8,6 +8,7 @@ from tests.toys import toy_dataset
 
 from reasonrec.models.reasoning_recommender import Outputs
 from reasonrec.training.config import RecpoConfig
+from reasonrec.training.examples import events_with_history
 from reasonrec.training.rl.recpo import (
     PromptSample,
     Recpo,
@@ -117,7 +118,9 @@ def test_flat_groups_learn_from_their_label_only_if_told_to(dataset):
 
 
 def test_prompts_are_training_positions_with_a_history_and_repeat_per_inner_epoch(dataset):
-    sample = PromptSample(dataset.train, num_prompts=40, batch_size=8, num_inner_epochs=2, seed=0)
+    sample = PromptSample(
+        events_with_history(dataset.train), num_prompts=40, batch_size=8, num_inner_epochs=2, seed=0
+    )
     assert len(sample) == 80
     for step in range(0, 10, 2):
         first, second = sample.event[step * 8 :][:8], sample.event[(step + 1) * 8 :][:8]
@@ -128,7 +131,9 @@ def test_prompts_are_training_positions_with_a_history_and_repeat_per_inner_epoc
 
 def test_the_same_step_rolls_out_the_same_thoughts(dataset):
     model = toy_model()
-    sample = PromptSample(dataset.train, num_prompts=8, batch_size=4, num_inner_epochs=1, seed=0)
+    sample = PromptSample(
+        events_with_history(dataset.train), num_prompts=8, batch_size=4, num_inner_epochs=1, seed=0
+    )
     losses = []
     for _ in range(2):
         learner = Recpo(SMALL, dataset.train, toy_verbaliser(model, dataset), seed=7)

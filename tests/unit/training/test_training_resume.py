@@ -6,12 +6,23 @@ from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
-from reasonrec.training.examples import WindowDataset, keep_batch, schedule_windows
+from reasonrec.training.examples import (
+    WindowDataset,
+    events_with_history,
+    keep_batch,
+    schedule_windows,
+)
 from reasonrec.training.loop import fit, last_checkpoint, read_metrics
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import PromptSample, Recpo
 
-CONFIG = OptimiserConfig(batch_size=4, learning_rate=5e-3, num_validations=5)
+CONFIG = OptimiserConfig(
+    batch_size=4,
+    learning_rate=5e-3,
+    num_validations=5,
+    averaging=0.9,
+    head_learning_rate=1e-2,
+)
 TITLES = [f"Tale {i}" for i in range(12)]
 
 
@@ -24,7 +35,11 @@ def _parts(stage, model, dataset):
     if stage == "recpo":
         config = RecpoConfig(max_tokens=6, num_inner_epochs=2)
         sample = PromptSample(
-            dataset.train, num_prompts=40, batch_size=4, num_inner_epochs=2, seed=0
+            events_with_history(dataset.train),
+            num_prompts=40,
+            batch_size=4,
+            num_inner_epochs=2,
+            seed=0,
         )
         return sample, Recpo(config, dataset.train, verbaliser, seed=0)
     windows = schedule_windows(dataset.train, max_history=8, num_epochs=8, batch_size=4, seed=0)
@@ -81,6 +96,50 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, stage):
     )
     assert [row["step"] for row in rows] == [row["step"] for row in rows_again]
     assert rows == rows_again
+
+
+def _fitted(tmp_path, config):
+    dataset = toy_dataset(ring_rows(10, 12, 9), TITLES)
+    model = toy_model()
+    data, loss = _parts("sft", model, dataset)
+    seen = []
+
+    def step(model, batch):
+        seen.append([weight.detach().clone() for weight in model.parameters()])
+        return loss(model, batch)
+
+    fit(
+        model, data, step, lambda _: {"valid/ndcg": float(len(seen))}, config,
+        out=tmp_path, seed=0, label="sft", collate=keep_batch,
+    )  # fmt: skip
+    return model, seen
+
+
+def test_averaged_weights_are_the_mean_worked_out_by_hand(tmp_path):
+    config = OptimiserConfig(
+        learning_rate=1e-2, batch_size=10, num_validations=1, averaging=0.5, warmup_frac=0.0
+    )
+    model, seen = _fitted(tmp_path / "mean", config)
+    last, after = _fitted(tmp_path / "last", config.model_copy(update={"averaging": 0.0}))
+    assert len(seen) == len(after) == 8
+    weights = [*after[1:], [weight.detach() for weight in last.parameters()]]
+    mean = after[0]
+    for step, now in enumerate(weights, start=1):
+        decay = min(0.5, step / (step + 9))  # step 1: a tenth of the start, 8: 8 / 17
+        mean = [decay * m + (1 - decay) * w for m, w in zip(mean, now)]
+    for kept, expected in zip(model.parameters(), mean):
+        torch.testing.assert_close(kept.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_head_has_a_learning_rate_of_its_own(tmp_path):
+    config = OptimiserConfig(
+        learning_rate=1e-12, head_learning_rate=0.1, batch_size=10, weight_decay=0.0
+    )
+    model, seen = _fitted(tmp_path, config)
+    head = {id(weight) for weight in model.head_parameters()}
+    for weight, start in zip(model.parameters(), seen[0]):
+        moved = (weight.detach() - start).abs().max()
+        assert moved > 1e-3 if id(weight) in head else moved < 1e-9
 
 
 def test_rows_from_text_are_refreshed_at_the_same_steps_after_a_resume(tmp_path):

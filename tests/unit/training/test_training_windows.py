@@ -9,6 +9,8 @@ from reasonrec.data.dataset import InteractionLog
 from reasonrec.training.examples import (
     NONE,
     WindowDataset,
+    events_with_history,
+    hold_out_last,
     pad_branches,
     schedule_windows,
 )
@@ -143,3 +145,17 @@ def test_padding_keeps_rows_apart():
     assert ids.tolist() == [[7, 8], [9, 0]]
     assert lengths.tolist() == [2, 1]
     assert written.tolist() == [[True, False], [True, False]]
+
+
+def test_held_out_events_are_last_ones_of_users_with_a_history_and_leave_the_rest_alone():
+    log = _log([5, 2, 0, 3, 7])
+    # last events of users with at least three: 4, 9 and 16; 2 and 0 events leave nothing to ask
+    held_out = hold_out_last(log, max_events=10, max_frac=0.5)
+    assert held_out.tolist() == [4, 9, 16]
+    assert len(hold_out_last(log, max_events=10, max_frac=0.12)) == 2  # 0.12 x 17 = 2.04
+    assert len(hold_out_last(log, max_events=1, max_frac=0.5)) == 1
+    assert len(hold_out_last(log, max_events=0, max_frac=0.5)) == 0
+    rest = log.without(held_out)
+    assert rest.item_index.tolist() == [i for i in range(17) if i not in (4, 9, 16)]
+    assert np.diff(rest.user_offsets).tolist() == [4, 2, 0, 2, 6]
+    assert events_with_history(log).tolist() == [2, 3, 4, 9, 12, 13, 14, 15, 16]

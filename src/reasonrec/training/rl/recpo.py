@@ -29,19 +29,21 @@ from reasonrec.training.rl.rewards import (
 
 
 class PromptSample(TorchDataset):
-    """The log positions that RL asks about, in order; each batch repeated per inner epoch."""
+    """The log positions that RL asks about, in order; each batch repeated per inner epoch.
+
+    Args:
+        eligible: (K,), positions in the log to draw from; drawn again once all were asked about.
+    """
 
     def __init__(
         self,
-        log: InteractionLog,
+        eligible: np.ndarray,
         *,
         num_prompts: int,
         batch_size: int,
         num_inner_epochs: int,
         seed: int,
     ) -> None:
-        position = np.arange(len(log)) - log.user_offsets[log.user_index]
-        eligible = np.flatnonzero(position >= 2)
         rng = stream(seed, "rl-prompts")
         rounds = -(-num_prompts // max(1, len(eligible)))
         order = np.concatenate([rng.permutation(eligible) for _ in range(max(1, rounds))])
@@ -168,6 +170,7 @@ def rollout_batch(
         is_written=written.is_written.reshape(P, G, -1),
         named_at=written.named_at.reshape(P, G, -1),
         named_item=written.named_item.reshape(P, G, -1),
+        named_weight=written.named_weight.reshape(P, G, -1),
         target=torch.from_numpy(log.item_index[event]).long()[:, None].expand(P, G),
     ).to(device)
 
