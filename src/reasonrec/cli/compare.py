@@ -5,20 +5,23 @@ from pathlib import Path
 from reasonrec.errors import ConfigError
 
 
-def compare(*runs: Path, out: Path, reference: str, json: bool = False) -> None:
+def compare(*runs: Path, out: Path, reference: str | None = None, json: bool = False) -> None:
     """Put evaluated methods side by side and test each against a reference, query by query.
 
-    Writes metrics.json (all rows), comparison.json and comparison.md. Several seeds of a method
-    are averaged per query before the test.
+    Writes report.html (one page, to open or to send), metrics.json (all rows), comparison.json and
+    comparison.md, per_query.parquet and per_user.parquet, and passport.json, which `reasonrec
+    reproduce` takes. Several seeds of a method are averaged per query before the test.
 
     Examples:
         reasonrec compare runs/floor runs/eval --reference no-think --out runs/compared
+        reasonrec compare runs/shop-0 runs/shop-1 runs/shop-2 --out runs/compared
         reasonrec compare runs/demo --reference follow-counter --out runs/compared --json
 
     Args:
         runs: Folders that `reasonrec evaluate` or `reasonrec demo` wrote.
         out: Folder to write. A finished one is left as it is.
-        reference: Method that the others are compared with.
+        reference: Method that the others are compared with. The strongest that is neither a
+            model of ours nor the oracle, if none is named.
         json: Print the comparisons as JSON instead of tables.
     """
     if not runs:
@@ -36,4 +39,4 @@ def compare(*runs: Path, out: Path, reference: str, json: bool = False) -> None:
     console.print(results_table(rows, title=f"{rows[0].dataset}, {rows[0].split}"))
     if comparisons:
         console.print(comparison_table(comparisons))
-    console.print(f"written: {out}", highlight=False)
+    console.print(f"written: {out}. Open {out / 'report.html'}", highlight=False)

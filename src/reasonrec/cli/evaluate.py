@@ -74,6 +74,7 @@ def evaluate(
             settings,
             seed=seed,
             candidates_file=candidates,
+            has_passport=True,
             progress=progress,
         )
     if json:
@@ -95,13 +96,13 @@ def find_contestant(
 ) -> "Contestant":
     """Return the method that a word of the command line names.
 
-    Raises:
     Args:
         params: Settings by baseline, or None for the defaults of all.
 
+    Raises:
         CheckpointError: It is neither a known word nor a finished model folder.
-    """
         ConfigError: ``params`` lack the baseline.
+    """
     from reasonrec.baselines.floor import BASELINES
     from reasonrec.evaluation.measure import Contestant, floor_contestant
     from reasonrec.manifest import read_manifest

@@ -1,23 +1,28 @@
 """Compares methods measured in any number of runs, on the same queries, with paired tests."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
-from reasonrec.errors import CheckpointError, DataError
-from reasonrec.evaluation.protocol import (
-    Evaluation,
-    MetricRow,
-    read_evaluation,
-    read_rows,
-    write_rows,
+from reasonrec.errors import DataError
+from reasonrec.evaluation.joined import (
+    Joined,
+    Values,
+    find_runs,
+    join_runs,
+    per_user_table,
+    values_of,
 )
-from reasonrec.evaluation.significance import holm, paired_test, resampling_users
+from reasonrec.evaluation.passport import pass_comparison, write_passport
+from reasonrec.evaluation.protocol import MetricRow, read_rows, write_rows
+from reasonrec.evaluation.report.views import CHOSEN, best_simple
+from reasonrec.evaluation.significance import PairwiseTests, holm, pairwise_tests
+from reasonrec.evaluation.slices import Slicing, slicings
 from reasonrec.evaluation.table import (
     COLUMNS,
     metric_title,
@@ -26,13 +31,15 @@ from reasonrec.evaluation.table import (
     short,
 )
 from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
-from reasonrec.metrics import metric_values
 from reasonrec.rng import stream
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FILES = ("metrics.json", "comparison.json", "comparison.md")
+FILES = (
+    "metrics.json", "comparison.json", "comparison.md", "per_query.parquet", "per_user.parquet",
+    "passport.json", "report.html",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,48 +66,83 @@ class Comparison:
     num_seeds_reference: int
 
 
+@dataclass(frozen=True)
+class Column:
+    """One (protocol, metric) in which all methods were measured on the same queries."""
+
+    protocol: str
+    metric: str
+    values: Values
+    tests: PairwiseTests
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Several runs side by side, with what can be said of their differences."""
+
+    joined: Joined
+    columns: tuple[Column, ...]
+    reference: str
+    against: Mapping[str, tuple[Comparison, ...]]
+    """For every method as reference: all others tested against it, Holm's correction within."""
+    slicings: tuple[Slicing, ...]
+    """In the metric of the first of ``CHOSEN`` and the columns that was measured."""
+    sliced: Column | None
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return self.against[self.reference]
+
+
 def compare_runs(
     runs: Sequence[Path],
     out: Path,
     *,
-    reference: str,
+    reference: str | None = None,
     columns: Sequence[tuple[str, str]] = COLUMNS,
     num_resamples: int = 10_000,
 ) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
-    """Return all rows of the runs, and every method tested against ``reference``; write both.
+    """Return all rows of the runs, and every method tested against ``reference``.
+
+    Writes ``FILES`` to ``out``: the rows, the tests (as JSON and as Markdown tables), the values of
+    every query and of every user, the passport, and one page that shows all of it.
 
     Args:
         runs: Folders that ``reasonrec evaluate`` or ``demo`` wrote. Several seeds of one method
             are averaged per query. The same method and seed from two runs keep their run's name.
-        reference: The method that the others are compared with.
+        reference: The method that the others are compared with; if None, the strongest that is
+            neither a model of ours nor the oracle.
         columns: (protocol, metric) pairs to test; those not measured are left out.
 
     Raises:
         DataError: The runs are of other data, splits or queries, or the reference is not in them.
         CheckpointError: A run cannot be read, or ``out`` holds another comparison.
     """
+    from reasonrec.evaluation.report.comparison_page import write_comparison_report
+
     out = make_folder(out)
-    folders = [_evaluation_folder(Path(run)) for run in runs]
+    found = find_runs(runs)
     inputs = {
-        f"{i}-{Path(run).name}": fingerprint(folder / "per_query.parquet")
-        for i, (run, folder) in enumerate(zip(runs, folders))
+        f"{i}-{run.name}/{os.path.relpath(path, run.folder)}": fingerprint(path)
+        for i, run in enumerate(found)
+        for path in run.files()
     }
+    joined = join_runs(found)
+    reference = reference or _strongest(joined)
     config = {
         "reference": reference,
         "columns": [list(column) for column in columns],
         "num_resamples": num_resamples,
     }
     if is_finished(out, stage="compare", inputs=inputs, config=config, seed=None):
-        found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
-        return tuple(read_rows(out / "metrics.json")), tuple(Comparison(**row) for row in found)
+        stored = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+        return tuple(read_rows(out / "metrics.json")), tuple(Comparison(**row) for row in stored)
     with stopwatch() as spent:
-        rows, per_query = _gather(runs, [read_evaluation(folder) for folder in folders])
-        comparisons = _compare(rows, per_query, reference, columns, num_resamples)
-        write_rows(out / "metrics.json", rows)
-        found = json.dumps([asdict(one) for one in comparisons], indent=1)
-        (out / "comparison.json").write_text(found + "\n", encoding="utf-8")
-        text = results_markdown(rows, columns=columns) + "\n" + comparison_markdown(comparisons)
-        (out / "comparison.md").write_text(text, encoding="utf-8")
+        compared = compare(joined, reference, columns, num_resamples)
+        _write_tables(out, compared, columns)
+        passport = pass_comparison(found, config, [asdict(one) for one in compared.comparisons])
+        write_passport(passport, out)
+        write_comparison_report(compared, passport, out / "report.html")
     write_manifest(
         out,
         stage="compare",
@@ -109,7 +151,44 @@ def compare_runs(
         outputs=list(FILES),
         seconds=spent[0],
     )
-    return rows, comparisons
+    return joined.rows, compared.comparisons
+
+
+def compare(
+    joined: Joined,
+    reference: str,
+    columns: Sequence[tuple[str, str]] = COLUMNS,
+    num_resamples: int = 10_000,
+) -> Compared:
+    """Return every method tested against every other, and the queries cut into slices.
+
+    Raises:
+        DataError: The reference is not among the methods, or they answered different queries.
+    """
+    methods = list(dict.fromkeys(row.method for row in joined.rows))
+    if reference not in methods:
+        raise DataError(f"the reference must be one of {', '.join(methods)}; got {reference!r}")
+    tested = []
+    for protocol, metric in columns:
+        values = values_of(joined.per_query, protocol, metric)
+        if values is not None:
+            tests = pairwise_tests(
+                values.table,
+                rng=stream(0, f"compare-{protocol}-{metric}"),
+                users=values.users,
+                num_resamples=num_resamples,
+            )
+            tested.append(Column(protocol, metric, values, tests))
+    sliced = {(column.protocol, column.metric): column for column in tested}
+    shown = sliced.get(CHOSEN) or (tested[0] if tested else None)
+    return Compared(
+        joined=joined,
+        columns=tuple(tested),
+        reference=reference,
+        against={method: _against(method, joined.rows, tested) for method in methods},
+        slicings=() if shown is None else slicings(shown.values, joined.dataset),
+        sliced=shown,
+    )
 
 
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
@@ -131,123 +210,84 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _evaluation_folder(run: Path) -> Path:
-    """Return where a run keeps its per-query values: beside its metrics, or one level below."""
-    for folder in (run, run / "evaluation"):
-        if (folder / "per_query.parquet").is_file():
-            return folder
-    raise CheckpointError(
-        f"a run to compare must hold per_query.parquet; found none in {run} or {run / 'evaluation'}"
-        ". `reasonrec evaluate` writes it"
-    )
+def slices_markdown(compared: Compared) -> str:
+    """Return a Markdown table for each way in which the queries were cut."""
+    if compared.sliced is None:
+        return ""
+    title = metric_title(compared.sliced.metric)
+    text = []
+    for slicing in compared.slicings:
+        labels = [f"{one.label} (n = {one.num_queries:,})" for one in slicing.slices]
+        text += [
+            f"\n{slicing.title}, {title} {compared.sliced.protocol}. {slicing.note}\n",
+            f"| method | {' | '.join(labels)} |",
+            "| --- |" + " --: |" * len(labels),
+        ]
+        for i, method in enumerate(compared.sliced.values.methods):
+            cells = [
+                f"{short(mean.mean)} ({short(mean.low or 0.0, 3)}-{short(mean.high or 0.0, 3)})"
+                for mean in (one.means[i] for one in slicing.slices)
+            ]
+            text.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(text) + "\n" if text else ""
 
 
-def _gather(
-    runs: Sequence[Path], evaluations: Sequence[Evaluation]
-) -> tuple[tuple[MetricRow, ...], pl.DataFrame]:
-    """Return the rows and per-query values of all runs; clashing methods get their run's name."""
-    sets = sorted({(row.dataset, row.split) for one in evaluations for row in one.rows})
-    if len(sets) > 1:
-        raise DataError(f"the runs to compare must share one data set and split; got {sets}")
-    owners: dict[tuple[str, int], set[int]] = {}
-    for i, one in enumerate(evaluations):
-        for row in one.rows:
-            owners.setdefault((row.method, row.seed), set()).add(i)
-    clashing = {method for (method, _), found in owners.items() if len(found) > 1}
-    rows: list[MetricRow] = []
-    tables: list[pl.DataFrame] = []
-    for run, one in zip(runs, evaluations):
-        renamed = {method: f"{method} ({Path(run).resolve().name})" for method in clashing}
-        rows += [_with_method(row, renamed.get(row.method, row.method)) for row in one.rows]
-        tables.append(one.per_query.with_columns(pl.col("method").replace(renamed)))
-    return tuple(rows), pl.concat(tables)
+def _strongest(joined: Joined) -> str:
+    return best_simple(joined.rows) or joined.rows[0].method
 
 
-def _with_method(row: MetricRow, method: str) -> MetricRow:
-    return MetricRow(**{**asdict(row), "method": method})
-
-
-def _compare(
-    rows: Sequence[MetricRow],
-    per_query: pl.DataFrame,
-    reference: str,
-    columns: Sequence[tuple[str, str]],
-    num_resamples: int,
+def _against(
+    reference: str, rows: Sequence[MetricRow], columns: Sequence[Column]
 ) -> tuple[Comparison, ...]:
+    """Return every other method's tests against one, corrected over all of them."""
     seeds: dict[str, set[int]] = {}
     for row in rows:
         seeds.setdefault(row.method, set()).add(row.seed)
-    if reference not in seeds:
-        raise DataError(f"the reference must be one of {', '.join(seeds)}; got {reference!r}")
     found: list[Comparison] = []
-    for protocol, metric in columns:
-        values, users = _values_by_method(per_query, protocol, metric)
-        if reference not in values:
+    for column in columns:
+        methods, tests = column.values.methods, column.tests
+        if reference not in methods:
             continue
-        for method, own in values.items():
-            if method == reference:
-                continue
-            test = paired_test(
-                own,
-                values[reference],
-                rng=stream(0, f"compare-{protocol}-{metric}"),
-                users=users,
-                num_resamples=num_resamples,
+        j = methods.index(reference)
+        found += [
+            Comparison(
+                dataset=rows[0].dataset,
+                split=rows[0].split,
+                protocol=column.protocol,
+                metric=column.metric,
+                method=method,
+                reference=reference,
+                difference=float(tests.differences[i, j]),
+                ci_low=float(tests.low[i, j]),
+                ci_high=float(tests.high[i, j]),
+                p_permutation=float(tests.p_permutation[i, j]),
+                p_bootstrap=float(tests.p_bootstrap[i, j]),
+                p_holm=1.0,
+                n=tests.num_queries,
+                num_seeds=len(seeds[method]),
+                num_seeds_reference=len(seeds[reference]),
             )
-            found.append(
-                Comparison(
-                    dataset=rows[0].dataset,
-                    split=rows[0].split,
-                    protocol=protocol,
-                    metric=metric,
-                    method=method,
-                    reference=reference,
-                    difference=test.difference,
-                    ci_low=test.low,
-                    ci_high=test.high,
-                    p_permutation=test.p_permutation,
-                    p_bootstrap=test.p_bootstrap,
-                    p_holm=1.0,
-                    n=test.num_queries,
-                    num_seeds=len(seeds[method]),
-                    num_seeds_reference=len(seeds[reference]),
-                )
-            )
+            for i, method in enumerate(methods)
+            if i != j
+        ]
     adjusted = holm(np.array([one.p_permutation for one in found]))
-    return tuple(
-        Comparison(**{**asdict(one), "p_holm": float(p)}) for one, p in zip(found, adjusted)
-    )
+    return tuple(replace(one, p_holm=float(p)) for one, p in zip(found, adjusted))
 
 
-def _values_by_method(
-    per_query: pl.DataFrame, protocol: str, metric: str
-) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
-    """Return each method's per-query values, averaged over seeds, and whose the queries are.
-
-    Raises:
-        DataError: Two methods, or two seeds of one, answered different queries.
-    """
-    table = per_query.filter(pl.col("protocol") == protocol)
-    table = table.with_columns(pl.Series("value", metric_values(metric, table["rank"].to_numpy())))
-    values: dict[str, np.ndarray] = {}
-    asked: pl.DataFrame | None = None
-    first = ""
-    for (method,), group in table.group_by(["method"], maintain_order=True):
-        for _, one in group.group_by(["seed"], maintain_order=True):
-            keys = one.sort("query").select("query", "user_index", "target")
-            if asked is None:
-                asked, first = keys, str(method)
-            elif not keys.equals(asked):
-                raise DataError(
-                    f"methods must be compared on the same queries; {method} and {first} were "
-                    f"measured on different ones under {protocol}. Evaluate both with the same "
-                    "data, --part and --num-queries"
-                )
-        mean = group.group_by("query").agg(pl.col("value").mean()).sort("query")
-        values[str(method)] = mean["value"].to_numpy()
-    if asked is None:
-        return values, np.empty(0, np.int64)
-    return values, resampling_users(asked["user_index"].to_numpy())
+def _write_tables(out: Path, compared: Compared, columns: Sequence[tuple[str, str]]) -> None:
+    joined, dataset = compared.joined, compared.joined.dataset
+    write_rows(out / "metrics.json", joined.rows)
+    found = json.dumps([asdict(one) for one in compared.comparisons], indent=1)
+    (out / "comparison.json").write_text(found + "\n", encoding="utf-8")
+    text = [
+        results_markdown(joined.rows, columns=columns),
+        comparison_markdown(compared.comparisons),
+        slices_markdown(compared),
+    ]
+    (out / "comparison.md").write_text("\n".join(text), encoding="utf-8")
+    joined.per_query.write_parquet(out / "per_query.parquet")
+    users = per_user_table(joined.per_query, columns, None if dataset is None else dataset.user_ids)
+    users.write_parquet(out / "per_user.parquet")
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> "Table":

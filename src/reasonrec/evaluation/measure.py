@@ -5,6 +5,7 @@ run continues with the next method; ``<out>/`` holds all of them together, manif
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from reasonrec.evaluation.candidates import (
     parse_protocol,
 )
 from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import (
     Evaluation,
     evaluate,
@@ -88,12 +90,14 @@ def measure(
     *,
     seed: int = 0,
     candidates_file: Path | None = None,
+    has_passport: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Evaluation, ...]:
     """Return and write the evaluation of every contestant, in their order.
 
     Args:
         candidates_file: Published candidate lists, measured as ``candidates-given`` as well.
+        has_passport: Write ``passport.json`` too: this evaluation is a result of its own.
         progress: Called with (label, queries done, queries in all).
 
     Raises:
@@ -121,6 +125,7 @@ def measure(
         for folder in folders:
             check_outputs(folder)
         return tuple(read_evaluation(folder) for folder in folders)
+    start = time.perf_counter()
     with stopwatch() as spent:
         sets = _candidates(dataset, config, out)
         if candidates_file is not None:
@@ -139,6 +144,13 @@ def measure(
         )
         _check_distinct(evaluations)
         outputs = write_evaluation(out, evaluations)
+        if has_passport:
+            passport = pass_run(
+                out, kind="evaluate", evaluation=out, data=dataset.folder, seed=seed,
+                config=settings | whole, candidates_file=candidates_file,
+                seconds=time.perf_counter() - start,
+            )  # fmt: skip
+            outputs.append(write_passport(passport, out).name)
     write_manifest(
         out,
         stage="evaluate",
@@ -147,7 +159,8 @@ def measure(
         outputs=outputs,
         seconds=spent[0],
         seed=seed,
-        extra={"data_folder": str(dataset.folder)},
+        extra={"data_folder": str(dataset.folder)}
+        | ({} if candidates_file is None else {"candidates_file": str(candidates_file)}),
     )
     return evaluations
 

@@ -1,7 +1,8 @@
 """The whole road in one call: raw log -> data -> floor -> no-think -> thoughts -> RecPO -> report.
 
 Layout of a run folder: ``data/``, ``no-think/``, ``think-sft/``, ``think-recpo/``, ``evaluation/``,
-``config.json``, ``metrics.json``, ``recommendations.json``, ``report.html``, ``manifest.json``.
+``config.json``, ``metrics.json``, ``recommendations.json``, ``report.html``, ``passport.json``,
+``manifest.json``.
 Every part is a stage of its own, so an interrupted run continues where it stopped.
 """
 
@@ -21,6 +22,7 @@ from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.manifest import is_finished, make_folder, read_manifest, stopwatch, write_manifest
 from reasonrec.methods.r2ec import load_recommender, train
@@ -118,9 +120,16 @@ def run_demo(
         return Demo(dataset, rows, shown, report, read_manifest(out)["seconds"])
     parts = [*folders, out / "evaluation"]
     seconds = max(spent[0], sum(read_manifest(part)["seconds"] for part in parts))
+    passport = pass_run(
+        out, kind="demo", evaluation=out, data=out / "data", config=resolved, seed=seed,
+        seconds=seconds,
+    )  # fmt: skip
+    write_passport(passport, out)
     write_manifest(
         out, stage="demo", inputs=inputs, config=resolved, seconds=seconds, seed=seed,
-        outputs=["config.json", "metrics.json", "recommendations.json", "report.html"],
+        outputs=[
+            "config.json", "metrics.json", "passport.json", "recommendations.json", "report.html",
+        ],
         extra={"data_folder": "data"},
     )  # fmt: skip
     return Demo(dataset, rows, shown, report, seconds)

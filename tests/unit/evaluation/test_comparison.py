@@ -3,12 +3,14 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 
 from reasonrec.baselines.floor import fit_floor
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.comparison import compare_runs, comparison_table
+from reasonrec.evaluation.joined import find_runs, per_user_table
 from reasonrec.evaluation.protocol import MetricRow, evaluate, write_evaluation
 from reasonrec.evaluation.significance import paired_test
 from reasonrec.evaluation.table import results_markdown, results_table, summarise
@@ -112,6 +114,74 @@ def test_the_same_method_from_two_runs_keeps_its_runs_name(tmp_path):
     runs = [run_of(tmp_path / "wide", one), run_of(tmp_path / "narrow", two)]
     _, comparisons = compare_runs(runs, tmp_path / "out", reference="follow-counter (wide)")
     assert {c.method for c in comparisons} == {"follow-counter (narrow)"}
+
+
+def test_the_same_method_taught_with_other_rows_keeps_its_runs_name(tmp_path):
+    dataset = walkers()
+    popular = fit_floor("popularity", dataset)
+    runs = [
+        run_of(tmp_path / rows, evaluate(popular, dataset, trained_on=rows, seed=seed))
+        for seed, rows in enumerate(("train", "train+valid"))
+    ]
+    rows, _ = compare_runs(runs, tmp_path / "out")
+    assert {row.method for row in rows} == {"popularity (train)", "popularity (train+valid)"}
+
+
+def test_without_a_name_the_strongest_method_that_is_not_ours_is_the_reference(tmp_path):
+    dataset = walkers()
+    ours = evaluate(NextInLine(30), dataset)
+    ours = replace(
+        ours,
+        rows=tuple(replace(row, method="no-think") for row in ours.rows),
+        per_query=ours.per_query.with_columns(method=pl.lit("no-think")),
+    )
+    floor = [evaluate(fit_floor(n, dataset), dataset) for n in ("popularity", "follow-counter")]
+    run = run_of(tmp_path / "run", *floor, ours)
+    _, comparisons = compare_runs([run], tmp_path / "out")
+    assert {one.reference for one in comparisons} == {"follow-counter"}
+
+
+def test_every_query_and_user_of_all_runs_is_written_side_by_side(tmp_path):
+    dataset = walkers()
+    popular = evaluate(fit_floor("popularity", dataset), dataset)
+    walker = evaluate(NextInLine(30), dataset)
+    runs = [run_of(tmp_path / "floor", popular), run_of(tmp_path / "ours", walker)]
+    compare_runs(runs, tmp_path / "out", reference="popularity")
+    per_query = pl.read_parquet(tmp_path / "out" / "per_query.parquet")
+    assert per_query.height == popular.per_query.height + walker.per_query.height
+    users = pl.read_parquet(tmp_path / "out" / "per_user.parquet")
+    full = users.filter(pl.col("protocol") == "full")
+    assert full.height == full["user_index"].n_unique() == len(dataset.test)
+    assert full["num_queries"].to_list() == [1] * full.height
+    for evaluation, method in ((popular, "popularity"), (walker, "next-in-line")):
+        ranks = evaluation.per_query.filter(pl.col("protocol") == "full").sort("user_index")
+        hits = (ranks["rank"].to_numpy() <= 10).astype(float)
+        np.testing.assert_allclose(full[f"{method} hit@10"].to_numpy(), hits)
+
+
+def test_a_user_with_several_queries_has_their_mean():
+    table = pl.DataFrame(
+        {
+            "method": ["a"] * 4,
+            "seed": [0, 0, 1, 1],
+            "protocol": ["full"] * 4,
+            "query": [0, 1, 0, 1],
+            "user_index": pl.Series([3, 3, 3, 3], dtype=pl.Int32),
+            "rank": [1.0, 20.0, 1.0, 5.0],
+        }
+    )
+    users = per_user_table(table, [("full", "hit@10")], ["u0", "u1", "u2", "u3"])
+    # hits 1, 0 with seed 0 and 1, 1 with seed 1
+    assert users.to_dicts() == [
+        {"protocol": "full", "user_index": 3, "user_id": "u3", "num_queries": 2, "a hit@10": 0.75}
+    ]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    dataset = walkers()
+    one = evaluate(fit_floor("popularity", dataset), dataset)
+    runs = [run_of(tmp_path / day / "eval", one) for day in ("monday", "tuesday")]
+    assert [run.name for run in find_runs(runs)] == ["monday-eval", "tuesday-eval"]
 
 
 def test_different_queries_or_data_cannot_be_compared(tmp_path):

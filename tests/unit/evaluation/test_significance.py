@@ -5,6 +5,7 @@ from reasonrec.evaluation.significance import (
     bootstrap_intervals,
     holm,
     paired_test,
+    pairwise_tests,
     resampling_users,
 )
 
@@ -112,3 +113,48 @@ def test_wrong_rows_are_refused():
         paired_test(np.zeros(3), np.zeros(4), rng=rng)
     with pytest.raises(ValueError, match="at least one query"):
         bootstrap_intervals(np.zeros((0, 1)), rng=rng)
+
+
+def test_all_pairs_at_once_agree_with_one_pair_at_a_time():
+    rng = np.random.default_rng(3)
+    users = rng.integers(0, 40, size=90)
+    hard = rng.normal(size=90)
+    values = np.stack([hard + rng.normal(0.1 * i, 1.0, size=90) for i in range(4)], axis=1)
+    tests = pairwise_tests(values, rng=np.random.default_rng(0), users=users, num_resamples=4000)
+    for i in range(4):
+        for j in range(4):
+            if i == j:
+                assert (tests.differences[i, j], tests.p_permutation[i, j]) == (0.0, 1.0)
+                continue
+            alone = paired_test(
+                values[:, i], values[:, j], rng=np.random.default_rng(0), users=users,
+                num_resamples=4000,
+            )  # fmt: skip
+            assert tests.differences[i, j] == pytest.approx(alone.difference)
+            # the resamples are the same draws; the signs are drawn otherwise
+            assert tests.low[i, j] == pytest.approx(alone.low)
+            assert tests.high[i, j] == pytest.approx(alone.high)
+            assert tests.p_bootstrap[i, j] == pytest.approx(alone.p_bootstrap, abs=1e-3)
+            # standard error of a share of 4,000: below sqrt(.25 / 4000) = .008
+            assert tests.p_permutation[i, j] == pytest.approx(alone.p_permutation, abs=0.035)
+    by_hand = bootstrap_intervals(
+        values, rng=np.random.default_rng(0), users=users, num_resamples=4000
+    )
+    for one, other in zip(tests.means, by_hand):
+        assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
+
+
+def test_the_permutation_p_of_a_pair_is_the_share_of_all_sign_patterns():
+    # sums of differences 3, 1, 1: |+-3 +-1 +-1| >= 5 for +++ and ---, 2 of 8 patterns
+    values = np.array([[3.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    tests = pairwise_tests(values, rng=np.random.default_rng(0), num_resamples=20_000)
+    assert tests.p_permutation[0, 1] == pytest.approx(2 / 8, abs=0.015)
+    assert tests.p_permutation[1, 0] == tests.p_permutation[0, 1]
+    assert (tests.low[1, 0], tests.high[1, 0]) == (-tests.high[0, 1], -tests.low[0, 1])
+
+
+def test_two_names_of_one_method_do_not_differ():
+    values = np.repeat(np.random.default_rng(0).normal(size=(30, 1)), 2, axis=1)
+    tests = pairwise_tests(values, rng=np.random.default_rng(0), num_resamples=500)
+    assert tests.p_permutation[0, 1] == tests.p_bootstrap[0, 1] == 1.0
+    assert (tests.low[0, 1], tests.high[0, 1]) == (0.0, 0.0)

@@ -176,13 +176,6 @@ def test_a_thinking_model_is_compared_with_its_own_silence(run):
     assert "think-recpo/silent" in Page(render_report(with_silent)).text
 
 
-def test_thirds_hold_every_query_once():
-    # 1 1 1 | 2 3 | 4 9: the lower third ends at 1, the upper starts after 3
-    assert views._thirds(np.array([1, 1, 1, 2, 3, 4, 9])) == [(1, 1), (2, 3), (4, 9)]
-    assert views._thirds(np.array([5, 5, 5])) == [(5, 5)]
-    assert views._thirds(np.array([0, 7])) == [(0, 0), (7, 7)]
-
-
 def test_the_breakdown_adds_up_to_the_mean(run):
     for by in ("history", "popularity"):
         forest = views.breakdown(run, by)

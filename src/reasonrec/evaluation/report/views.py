@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from reasonrec.evaluation.protocol import MetricRow
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
 from reasonrec.evaluation.significance import PairedTest, bootstrap_intervals, paired_test
+from reasonrec.evaluation.slices import thirds
 from reasonrec.evaluation.table import MethodLine, summarise
 from reasonrec.metrics import ndcg
 from reasonrec.rng import stream
@@ -195,7 +195,7 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
         measure, unit = counts[wide["target"].to_numpy()], "training events"
     values = wide.select(methods).to_numpy()
     bands = []
-    for low, high in _thirds(measure):
+    for low, high in thirds(measure):
         inside = (measure >= low) & (measure <= high)
         intervals = bootstrap_intervals(values[inside], rng=stream(0, "report"), num_resamples=500)
         bands.append(
@@ -359,18 +359,6 @@ def _wide(per_query: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame | Non
     ).drop_nulls()
     order = [method for method in methods if method in wide.columns]
     return wide.select("query", "target", "history_length", *order).sort("query")
-
-
-def _thirds(measure: np.ndarray) -> list[tuple[int, int]]:
-    """Return the (lowest, highest) of up to three parts of about as many queries."""
-    cuts = np.unique(np.quantile(measure, [1 / 3, 2 / 3], method="lower"))
-    bounds = np.concatenate([[measure.min() - 1], cuts, [measure.max()]])
-    found = []
-    for below, top in pairwise(bounds):
-        inside = measure[(measure > below) & (measure <= top)]
-        if len(inside):
-            found.append((int(inside.min()), int(inside.max())))
-    return found
 
 
 def _scale_of(marks: Sequence[Mark]) -> Scale:

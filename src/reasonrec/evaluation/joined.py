@@ -1,0 +1,272 @@
+"""Reads any number of evaluated runs and lays their methods side by side, query by query."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from reasonrec.data.dataset import Dataset
+from reasonrec.errors import CheckpointError, DataError, ReasonrecError
+from reasonrec.evaluation.protocol import FILES, MetricRow, read_evaluation
+from reasonrec.evaluation.significance import resampling_users
+from reasonrec.manifest import read_manifest
+from reasonrec.metrics import metric_values
+
+TRAJECTORY = "trajectory.parquet"
+"""Beside an evaluation, where it was traced: ``query``, ``step`` of the thought, ``rank`` of the
+target after it, and ``method`` where the folder holds several."""
+AUDITS = "audits.json"
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated run: what ``reasonrec evaluate`` or ``reasonrec demo`` left."""
+
+    name: str
+    """Name of its folder, with as many parents as tell it from the other runs."""
+    folder: Path
+    evaluation: Path
+    """The folder with the per-query values: ``folder`` itself, or one level below."""
+    manifest: dict[str, Any] | None
+    """Of ``folder``; None for values without one."""
+
+    def data_folders(self) -> list[Path]:
+        """Return where the prepared data of the run may lie: prepared folders that exist."""
+        named = str((self.manifest or {}).get("data_folder", "data"))
+        places = (self.folder / "data", Path(named), self.folder / named)
+        return [place for place in dict.fromkeys(places) if (place / "manifest.json").is_file()]
+
+    def files(self) -> list[Path]:
+        """Return everything of the run that a comparison reads."""
+        parts = [self.evaluation / name for name in FILES]
+        return [path for path in (*parts, *self.trajectories(), *self.audits()) if path.is_file()]
+
+    def trajectories(self) -> list[Path]:
+        places = {self.folder / TRAJECTORY, self.evaluation / TRAJECTORY}
+        places |= set(self.folder.glob(f"*/{TRAJECTORY}"))
+        places |= set(self.evaluation.glob(f"methods/*/{TRAJECTORY}"))
+        return sorted(place for place in places if place.is_file())
+
+    def audits(self) -> list[Path]:
+        folders = dict.fromkeys((self.folder, self.evaluation, self.folder / "audits"))
+        return [folder / AUDITS for folder in folders if (folder / AUDITS).is_file()]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The methods of all runs on the same data, split and queries."""
+
+    runs: tuple[Run, ...]
+    rows: tuple[MetricRow, ...]
+    """Of all runs. A method and seed that two runs share carries its run's name, and so does one
+    that learned from other rows in another run."""
+    per_query: pl.DataFrame
+    """As in ``Evaluation.per_query``, of all runs."""
+    dataset: Dataset | None
+    """What the runs were measured on, where it can still be found."""
+    trajectory: pl.DataFrame | None
+    """``method``, ``query``, ``step``, ``rank``; None where no run traced its thoughts."""
+    audits: tuple[dict[str, Any], ...]
+    """Rows of the runs' ``audits.json``, each with its ``run``."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What every method earned on each query, under one protocol and metric."""
+
+    methods: tuple[str, ...]
+    table: np.ndarray
+    """(Q, M), float64, mean over the seeds of a method."""
+    users: np.ndarray
+    """(Q,), int64. Whose query each row is; unknown users are all different."""
+    queries: pl.DataFrame
+    """(Q rows) ``query``, ``user_index``, ``target``, ``history_length``."""
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in the folders: per-query values beside the metrics, or one level below.
+
+    The ``evaluation/`` of a demo stands for the demo, so that nothing of it is lost.
+
+    Raises:
+        CheckpointError: A folder holds no such values.
+    """
+    found = [_find_run(Path(folder)) for folder in folders]
+    parts = [folder.resolve().parts for folder, _, _ in found]
+    depth = next((n for n in range(1, 9) if len({p[-n:] for p in parts}) == len(parts)), 1)
+    return [Run("-".join(p[-depth:]), *one) for p, one in zip(parts, found)]
+
+
+def join_runs(runs: Sequence[Run]) -> Joined:
+    """Return the rows and per-query values of all runs; clashing methods get their run's name.
+
+    Raises:
+        DataError: The runs are of several data sets or splits.
+        CheckpointError: A run cannot be read.
+    """
+    evaluations = [read_evaluation(run.evaluation) for run in runs]
+    sets = sorted({(row.dataset, row.split) for one in evaluations for row in one.rows})
+    if len(sets) > 1:
+        raise DataError(f"the runs to compare must share one data set and split; got {sets}")
+    owners: dict[tuple[str, int], set[int]] = {}
+    lessons: dict[str, set[str]] = {}
+    for i, one in enumerate(evaluations):
+        for row in one.rows:
+            owners.setdefault((row.method, row.seed), set()).add(i)
+            lessons.setdefault(row.method, set()).add(row.trained_on)
+    clashing = {method for (method, _), found in owners.items() if len(found) > 1}
+    clashing |= {method for method, found in lessons.items() if len(found) > 1}
+    rows: list[MetricRow] = []
+    tables: list[pl.DataFrame] = []
+    trajectories: list[pl.DataFrame] = []
+    for run, one in zip(runs, evaluations):
+        renamed = {method: f"{method} ({run.name})" for method in clashing}
+        rows += [replace(row, method=renamed.get(row.method, row.method)) for row in one.rows]
+        tables.append(one.per_query.with_columns(pl.col("method").replace(renamed)))
+        trajectories += [
+            found.with_columns(pl.col("method").replace(renamed)) for found in _trajectories(run)
+        ]
+    return Joined(
+        runs=tuple(runs),
+        rows=tuple(rows),
+        per_query=pl.concat(tables),
+        dataset=_find_dataset(runs),
+        trajectory=pl.concat(trajectories) if trajectories else None,
+        audits=tuple(row for run in runs for row in _audits(run)),
+    )
+
+
+def values_of(per_query: pl.DataFrame, protocol: str, metric: str) -> Values | None:
+    """Return each method's per-query values, averaged over seeds; None if nothing was measured.
+
+    Raises:
+        DataError: Two methods, or two seeds of one, answered different queries.
+    """
+    table = per_query.filter(pl.col("protocol") == protocol)
+    table = table.with_columns(pl.Series("value", metric_values(metric, table["rank"].to_numpy())))
+    columns: dict[str, np.ndarray] = {}
+    asked: pl.DataFrame | None = None
+    keys = ["query", "user_index", "target", "history_length"]
+    for (method,), group in table.group_by(["method"], maintain_order=True):
+        for _, one in group.group_by(["seed"], maintain_order=True):
+            found = one.select(keys).sort("query")
+            if asked is None:
+                asked = found
+            elif not found.drop("history_length").equals(asked.drop("history_length")):
+                raise DataError(
+                    f"methods must be compared on the same queries; {method} and "
+                    f"{next(iter(columns), method)} were measured on different ones under "
+                    f"{protocol}. Evaluate both with the same data, --part and --num-queries"
+                )
+        mean = group.group_by("query").agg(pl.col("value").mean()).sort("query")
+        columns[str(method)] = mean["value"].to_numpy()
+    if asked is None:
+        return None
+    return Values(
+        methods=tuple(columns),
+        table=np.stack(list(columns.values()), axis=1),
+        users=resampling_users(asked["user_index"].to_numpy()),
+        queries=asked,
+    )
+
+
+def per_user_table(
+    per_query: pl.DataFrame, columns: Sequence[tuple[str, str]], user_ids: Sequence[str] | None
+) -> pl.DataFrame:
+    """Return a row for each protocol and user, and a column for each method and metric.
+
+    Columns are ``protocol``, ``user_index``, ``user_id`` (where the data set is at hand, null for
+    an unknown user), ``num_queries``, then ``METHOD METRIC``: a mean over the user's queries and
+    the method's seeds, null where the protocol was not asked for that metric.
+    """
+    parts = []
+    for protocol in dict.fromkeys(protocol for protocol, _ in columns):
+        own = per_query.filter(pl.col("protocol") == protocol)
+        if own.is_empty():
+            continue
+        metrics = [metric for word, metric in columns if word == protocol]
+        rank = own["rank"].to_numpy()
+        own = own.with_columns([pl.Series(name, metric_values(name, rank)) for name in metrics])
+        part = own.group_by("protocol", "user_index").agg(num_queries=pl.col("query").n_unique())
+        for (method,), group in own.group_by(["method"], maintain_order=True):
+            means = group.group_by("user_index").agg(
+                [pl.col(name).mean().alias(f"{method} {name}") for name in metrics]
+            )
+            part = part.join(means, on="user_index", how="left")
+        parts.append(part)
+    table = pl.concat(parts, how="diagonal").sort("protocol", "user_index")
+    if user_ids is None:
+        return table
+    names = [user_ids[index] if index >= 0 else None for index in table["user_index"].to_list()]
+    return table.insert_column(2, pl.Series("user_id", names, dtype=pl.String))
+
+
+def _find_run(folder: Path) -> tuple[Path, Path, dict[str, Any] | None]:
+    """Return a run's folder, where its per-query values lie, and its manifest."""
+    parent = folder.resolve().parent
+    if folder.resolve().name == EVALUATION and (parent / "manifest.json").is_file():
+        manifest = read_manifest(parent)
+        if manifest["stage"] == "demo":
+            return parent, folder, manifest
+    for evaluation in (folder, folder / EVALUATION):
+        if (evaluation / "per_query.parquet").is_file():
+            is_finished = (folder / "manifest.json").is_file()
+            return folder, evaluation, read_manifest(folder) if is_finished else None
+    raise CheckpointError(
+        f"a run to compare must hold per_query.parquet; found none in {folder} or "
+        f"{folder / EVALUATION}. `reasonrec evaluate` writes it"
+    )
+
+
+def _find_dataset(runs: Sequence[Run]) -> Dataset | None:
+    """Return the runs' data set from the first place where it lies unchanged."""
+    for run in runs:
+        wanted = (run.manifest or {}).get("inputs", {}).get("data")
+        for folder in run.data_folders():
+            try:
+                dataset = Dataset.load(folder)
+            except ReasonrecError:  # moved or edited since: the numbers stand without it
+                continue
+            if dataset.fingerprint == wanted:
+                return dataset
+    return None
+
+
+def _trajectories(run: Run) -> list[pl.DataFrame]:
+    """Return what a run traced; a file of one method is named by the folder that it lies in."""
+    found = []
+    for path in run.trajectories():
+        try:
+            table = pl.read_parquet(path, glob=False)
+            if "method" not in table.columns:
+                table = table.with_columns(method=pl.lit(path.parent.name))
+            found.append(
+                table.select(
+                    pl.col("method").cast(pl.String),
+                    pl.col("query", "step").cast(pl.Int64),
+                    pl.col("rank").cast(pl.Float64),
+                )
+            )
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise CheckpointError(
+                f"{path} must be a table of query, step and rank; {error}"
+            ) from None
+    return found
+
+
+def _audits(run: Run) -> list[dict[str, Any]]:
+    """Return the audits that a run holds, each with the run's name."""
+    found = []
+    for path in run.audits():
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = rows["rows"] if isinstance(rows, dict) else rows
+            found += [{"run": run.name, **row} for row in rows]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} must be a list of audits; {error}") from None
+    return found

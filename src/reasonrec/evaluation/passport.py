@@ -1,0 +1,318 @@
+"""The passport of a result: what it was made of, on what, by which commands, and every number.
+
+``passport.json`` lies beside a demo, an evaluation and a comparison. It holds all that is needed to
+make the numbers again (``methods/reproduce.py``) and to say how far the new ones may lie from them.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from reasonrec.config import Config, explain
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.commands import (
+    PLANTED,
+    demo_command,
+    evaluate_command,
+    prepare_command,
+)
+from reasonrec.evaluation.joined import Run
+from reasonrec.evaluation.protocol import MetricRow, read_rows
+from reasonrec.machine import check_packages, describe_machine, num_usable_cores
+from reasonrec.manifest import fingerprint, read_manifest
+
+NAME = "passport.json"
+FORMAT = 1
+Kind = Literal["demo", "evaluate"]
+
+
+class Environment(Config):
+    """What the numbers were computed with. None: not recorded."""
+
+    python: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+    commit: str | None = None
+    is_dirty: bool | None = None
+    """Whether tracked files differed from the commit."""
+    system: str | None = None
+    cpu: str | None = None
+    num_cores: int | None = None
+    num_threads: int | None = None
+    """OMP_NUM_THREADS, or all usable cores: sums of floats depend on it."""
+    memory_gib: float | None = None
+
+    def differences(self, other: "Environment") -> list[str]:
+        """Return what could move the last digits between two environments, in words.
+
+        The commit is not among it: code that changes a number is what a reproduction looks for.
+        """
+        found = []
+        for key in ("python", "system", "cpu", "num_threads"):
+            was, now = getattr(self, key), getattr(other, key)
+            if was is None or now is None:
+                found.append(f"{key} was not recorded")
+            elif was != now:
+                found.append(f"{key}: was {was}, is {now}")
+        for name, was in self.packages.items():
+            now = other.packages.get(name)
+            if now != was:
+                found.append(f"{name}: was {was}, is {now or 'not installed'}")
+        return found
+
+
+class DataPassport(Config):
+    """A prepared data set, and how it was made."""
+
+    name: str
+    split: str
+    source: str
+    """As it was typed: a name, a path, or ``planted``."""
+    seed: int | None
+    config: dict[str, Any]
+    """Resolved configuration of ``prepare``, with the planted world where there is one."""
+    inputs: dict[str, str]
+    """Raw file -> SHA-256."""
+    tables: dict[str, str]
+    """Prepared Parquet file -> SHA-256."""
+
+
+class RunPassport(Config):
+    """One run: a demo, or an evaluation."""
+
+    name: str
+    kind: Kind
+    seed: int
+    seconds: float | None
+    data: DataPassport | None
+    """None where the prepared data could not be found."""
+    config: dict[str, Any]
+    """Resolved: of a demo ``config.json``; of an evaluation its settings and ``methods``."""
+    candidates_file: str | None = None
+    """Published candidate lists that were measured as well."""
+    commands: tuple[str, ...]
+    """Lines for a shell that make the run again."""
+    environment: Environment
+    rows: tuple[MetricRow, ...]
+    """Every number, with the interval that states its noise."""
+
+
+class ComparisonPassport(Config):
+    """What ``compare`` made of the runs."""
+
+    config: dict[str, Any]
+    command: str
+    rows: tuple[dict[str, Any], ...]
+    """As in ``comparison.json``."""
+
+
+class Passport(Config):
+    """Everything that is needed to make a result again, and to tell whether it came out alike."""
+
+    format: Literal[1] = FORMAT
+    written_at: str
+    environment: Environment
+    """Of the command that wrote the passport; each run has its own."""
+    runs: tuple[RunPassport, ...]
+    comparison: ComparisonPassport | None = None
+
+
+def describe_environment() -> Environment:
+    """Return what this process computes with."""
+    machine = describe_machine(Path.cwd())
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    installed = {p.name: p.installed for p in check_packages() if not p.extra and p.installed}
+    return Environment(
+        python=machine.python,
+        packages=installed,
+        commit=_git("rev-parse", "HEAD"),
+        is_dirty=_is_dirty(),
+        system=machine.system,
+        cpu=machine.cpu,
+        num_cores=machine.num_cores,
+        num_threads=int(threads) if threads.isdecimal() else num_usable_cores(),
+        memory_gib=None if machine.memory_gib is None else round(machine.memory_gib, 1),
+    )
+
+
+def pass_run(
+    folder: Path,
+    *,
+    kind: Kind,
+    evaluation: Path,
+    data: Path,
+    config: Mapping[str, Any],
+    seed: int,
+    seconds: float,
+    candidates_file: Path | None = None,
+) -> Passport:
+    """Return the passport of a run that ends now, on this machine.
+
+    Args:
+        folder: The run's; it gives the run its name.
+        evaluation: Where ``metrics.json`` lies.
+        data: The prepared folder that was measured on.
+        config: As in ``RunPassport.config``.
+    """
+    environment = describe_environment()
+    given = None if candidates_file is None else str(candidates_file)
+    name = folder.resolve().name
+    one = _run_passport(name, kind, evaluation, data, config, seed, seconds, given, environment)
+    return Passport(written_at=_now(), environment=environment, runs=(one,))
+
+
+def pass_comparison(
+    runs: Sequence[Run], config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> Passport:
+    """Return the passport of a comparison: that of each run, and what was made of them."""
+    words = ["reasonrec", "compare", *(run.name for run in runs)]
+    words += ["--reference", config["reference"], "--out", "compared"]
+    return Passport(
+        written_at=_now(),
+        environment=describe_environment(),
+        runs=tuple(_stored_passport(run) for run in runs),
+        comparison=ComparisonPassport(
+            config=dict(config), command=shlex.join(words), rows=tuple(dict(row) for row in rows)
+        ),
+    )
+
+
+def write_passport(passport: Passport, folder: Path) -> Path:
+    """Return ``folder/passport.json``, written."""
+    path = Path(folder) / NAME
+    content = passport.model_dump(mode="json")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_passport(path: Path) -> Passport:
+    """Return the passport in a file, or in a folder that holds one.
+
+    Raises:
+        CheckpointError: There is none, or it is no passport of this format.
+    """
+    path = Path(path)
+    path = path / NAME if path.is_dir() else path
+    try:
+        return Passport.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"the passport must be a file or a folder that holds {NAME}; found none at {path}. "
+            "`reasonrec demo`, `evaluate` and `compare` write one"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        raise CheckpointError(explain(error, Passport, str(path))) from None
+
+
+def data_folder(run: Run) -> Path | None:
+    """Return the prepared folder that a run was measured on, where it lies unchanged."""
+    wanted = (run.manifest or {}).get("inputs", {}).get("data")
+    for folder in run.data_folders():
+        if fingerprint(folder) == wanted:
+            return folder
+    return None
+
+
+def _stored_passport(run: Run) -> RunPassport:
+    """Return the passport that a run wrote; else one made of its manifest, hardware unknown."""
+    if (run.folder / NAME).is_file():
+        return read_passport(run.folder).runs[0].model_copy(update={"name": run.name})
+    manifest = run.manifest or {}
+    versions = dict(manifest.get("versions", {}))
+    environment = Environment(
+        python=versions.pop("python", None), packages=versions, commit=manifest.get("commit")
+    )
+    kind: Kind = "demo" if manifest.get("stage") == "demo" else "evaluate"
+    return _run_passport(
+        run.name,
+        kind,
+        run.evaluation,
+        data_folder(run),
+        manifest.get("config", {}),
+        manifest.get("seed") or 0,
+        manifest.get("seconds"),
+        manifest.get("candidates_file"),
+        environment,
+    )
+
+
+def _run_passport(
+    name: str,
+    kind: Kind,
+    evaluation: Path,
+    folder: Path | None,
+    config: Mapping[str, Any],
+    seed: int,
+    seconds: float | None,
+    given: str | None,
+    environment: Environment,
+) -> RunPassport:
+    data = None if folder is None else _data_passport(folder)
+    commands: tuple[str, ...] = ()
+    if data is not None and kind == "demo":
+        world_seed = data.seed or 0
+        commands = demo_command(config, data.source, data.config, world_seed, out=name)
+    elif data is not None:
+        place = f"{name}-data"
+        commands = (
+            prepare_command(data.source, data.config, data.seed or 0, out=place),
+            *evaluate_command(config, seed, data=place, out=name, candidates=given),
+        )
+    return RunPassport(
+        name=name,
+        kind=kind,
+        seed=seed,
+        seconds=None if seconds is None else round(seconds, 3),
+        data=data,
+        config=dict(config),
+        candidates_file=given,
+        commands=commands,
+        environment=environment,
+        rows=tuple(read_rows(evaluation / "metrics.json")),
+    )
+
+
+def _data_passport(folder: Path) -> DataPassport:
+    manifest = read_manifest(folder)
+    config = dict(manifest["config"])
+    statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    source = PLANTED if PLANTED in config else str(statistics.get("source", config["name"]))
+    hashes = {k: v for k, v in manifest["outputs"].items() if k.endswith(".parquet")}
+    return DataPassport(
+        name=config["name"],
+        split=config["split"],
+        source=source,
+        seed=manifest.get("seed"),
+        config=config,
+        inputs=manifest["inputs"],
+        tables=hashes,
+    )
+
+
+def _is_dirty() -> bool | None:
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return None if changed is None else changed != ""
+
+
+def _git(*words: str) -> str | None:
+    """Return what git says of the tree that this code lies in; None where it is no tree of git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
