@@ -1,0 +1,428 @@
+"""Questions about what a user would rate or take, with the chains that speak to them (R2Rec).
+
+Two kinds of question share one record: *rated* asks what the user rates one candidate, *likes* asks
+which of C candidates the user took. A question holds nothing that was not known when it was asked:
+ratings on edges are older than the question, and the closing edge (the label) stands apart.
+
+Item text is data. `ItemCard.shown` is what a teacher reads of a title: the title itself, or a plain
+number where the title reads like an instruction.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from reasonrec.data.dataset import Catalogue, InteractionLog
+from reasonrec.errors import DataError
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.graph.sampling import ChainTable, sample_chains
+from reasonrec.records import Histories
+from reasonrec.traces.prompts import as_data
+from reasonrec.traces.reasoned_config import EvidenceConfig, Task
+
+ClosesOn = Literal["candidate", "history", "nothing"]
+MAX_SCALE = 21
+"""Most different ratings that count as a scale."""
+COPIED_WORDS = 10
+"""So many words in a row of an item's title or text, outside brackets, are copied, not thought."""
+COPIED_ORDER = 4
+"""The same where that text reads like an instruction."""
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_ORDER = re.compile(
+    r"\b(ignore|disregard|forget|override|overlook)\b.{0,60}\b(instruct|previous|prior|above|prompt|rule|told)"
+    r"|\b(system prompt|system message|developer mode|jailbreak|you are now|you must|as an ai)\b"
+    r"|\b(system|assistant|user|instructions?)\s*:"
+    r"|\b(reply|respond|answer|output|print|say|write|repeat|rate|recommend)\b.{0,30}"
+    r"\b(only|always|exactly|nothing but|instead|every|this item|five stars|5 stars|rating of)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def reads_as_instruction(text: str) -> bool:
+    """Return whether text of the catalogue reads like an order to a language model."""
+    return _ORDER.search(text) is not None
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, small letters, no marks."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+@dataclass(frozen=True)
+class ItemCard:
+    """What may be said of an item."""
+
+    item_index: int
+    title: str
+    """Unique, as the student reads it."""
+    categories: tuple[str, ...] = ()
+    text: str = ""
+    """The first words of its description, for teachers alone."""
+
+    @cached_property
+    def is_hostile(self) -> bool:
+        """Whether the title reads like an instruction."""
+        return reads_as_instruction(self.title)
+
+    @cached_property
+    def shown(self) -> str:
+        """The name that a teacher reads and writes."""
+        return f"item {self.item_index}" if self.is_hostile else self.title
+
+    @cached_property
+    def telling_runs(self) -> frozenset[tuple[str, ...]]:
+        """Runs of words which, outside brackets, show that a reply copies title or text."""
+        runs = set()
+        for source in (self.title, self.text):
+            words = words_of(source)
+            length = COPIED_ORDER if reads_as_instruction(source) else COPIED_WORDS
+            runs |= {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+        return frozenset(runs)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One event of a history."""
+
+    item: ItemCard
+    rating: float | None
+    """None where the set has no ratings."""
+
+
+@dataclass(frozen=True)
+class ChainFacts:
+    """One chain u0 - i0 - u1 - i1 - u0 with the ratings on its edges. u0 is *the user*."""
+
+    first: ItemCard
+    """i0."""
+    own_first: float | None
+    """What u0 rated i0."""
+    neighbour: str
+    """u1 as prompts name it, ``@1`` for the first chain: identities leave the machine nowhere."""
+    neighbour_index: int
+    neighbour_first: float | None
+    """What u1 rated i0."""
+    second: ItemCard
+    """i1."""
+    neighbour_second: float | None
+    """What u1 rated i1."""
+    own_second: float | None
+    """What u0 rated i1, where i1 is of the history. None for the candidate: it is asked."""
+    closes_on: ClosesOn
+    """The candidate, the history, or nothing: an open chain ends on an item of the neighbour's."""
+    neighbour_usual: float | None = None
+    """Mean of u1's ratings before the question."""
+    num_shared: int | None = None
+    """Items that both took, of the history shown."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its evidence, and apart from it the answer."""
+
+    key: int
+    """Names the question within its run: a row of the training log, or of a table of queries."""
+    task: Task
+    user_index: int
+    scale: tuple[float, ...]
+    """Ratings that exist, ascending. Empty where likes are asked of a set without ratings."""
+    history: tuple[Taken, ...]
+    """Oldest first."""
+    usual: float | None
+    """Mean of the user's ratings in the history shown."""
+    chains: tuple[ChainFacts, ...]
+    candidates: tuple[ItemCard, ...]
+    """One where a rating is asked."""
+    support: tuple[int, ...] | None = None
+    """Chains that could close on each candidate, where that is shown."""
+    label: str | None = None
+    """The true answer, one of `answers`; None where it is not known. Never rendered."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Everything that can be answered: ratings, or titles of candidates."""
+        if self.task == "rated":
+            return tuple(f"{rating:g}" for rating in self.scale)
+        return tuple(item.title for item in self.candidates)
+
+    @property
+    def items(self) -> tuple[ItemCard, ...]:
+        """Every item that the evidence names, once, in order of mention."""
+        named = [taken.item for taken in self.history]
+        named += [item for chain in self.chains for item in (chain.first, chain.second)]
+        return tuple({item.item_index: item for item in [*named, *self.candidates]}.values())
+
+
+def mean_rating(history: Sequence[Taken]) -> float | None:
+    """Return the mean of the ratings that are known, None where none is."""
+    return _mean([taken.rating for taken in history])
+
+
+def rating_scale(log: InteractionLog) -> tuple[float, ...]:
+    """Return the ratings that training knows, ascending; empty without ratings.
+
+    Raises:
+        DataError: There are too many different ones for a scale.
+    """
+    if log.rating is None:
+        return ()
+    found = np.unique(log.rating[~np.isnan(log.rating)])
+    if len(found) > MAX_SCALE:
+        raise DataError(
+            f"a rating that a thought ends on must be of a scale of at most {MAX_SCALE} values; "
+            f"training has {len(found)} different ratings. Round them, or ask for likes"
+        )
+    return tuple(float(rating) for rating in found)
+
+
+class Ratings:
+    """What anybody had rated an item before some time; holds an index over the training log."""
+
+    def __init__(self, log: InteractionLog, num_items: int) -> None:
+        self.log, self.num_items = log, num_items
+        keys = log.user_index.astype(np.int64) * num_items + log.item_index
+        self._order = np.argsort(keys, kind="stable")  # of one key: in the order of time
+        self._keys = keys[self._order]
+
+    def before(self, users: np.ndarray, items: np.ndarray, asked_at: np.ndarray) -> np.ndarray:
+        """Return each user's newest rating of an item before ``asked_at``, NaN where there is none.
+
+        Args:
+            users, items: (M,). -1 gives NaN.
+            asked_at: (M,), UTC seconds. Not read where the log has no times.
+        """
+        result = np.full(len(users), np.nan, np.float32)
+        if self.log.rating is None:
+            return result
+        wanted = users.astype(np.int64) * self.num_items + items
+        place = np.searchsorted(self._keys, wanted, side="right") - 1
+        for m in np.flatnonzero((users >= 0) & (items >= 0) & (place >= 0)):
+            at = int(place[m])
+            while at >= 0 and self._keys[at] == wanted[m]:
+                event = self._order[at]
+                if self.log.timestamp is None or self.log.timestamp[event] < asked_at[m]:
+                    result[m] = self.log.rating[event]
+                    break
+                at -= 1
+        return result
+
+    def past(self, user: int, asked_at: int) -> slice:
+        """Return the events of a user before ``asked_at``."""
+        begin, end = (int(x) for x in self.log.user_offsets[user : user + 2])
+        if self.log.timestamp is not None:
+            end = begin + int(np.searchsorted(self.log.timestamp[begin:end], asked_at))
+        return slice(begin, end)
+
+
+class QuestionBuilder:
+    """Turns histories and candidates into questions; holds graph, ratings and item texts."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        titles: Sequence[str],
+        log: InteractionLog,
+        config: EvidenceConfig,
+        *,
+        graph: InteractionGraph | None = None,
+    ) -> None:
+        """Args:
+        titles: Unique title of every item, as the student reads them.
+        log: The training log.
+        graph: Of the same log; built where it is not given.
+        """
+        self.config = config
+        self.scale = rating_scale(log)
+        self.graph = graph or InteractionGraph.build(log, len(catalogue))
+        self.ratings = Ratings(log, len(catalogue))
+        self._titles = titles
+        columns = catalogue.table.columns
+        self._categories = catalogue.table["categories"] if "categories" in columns else None
+        self._texts = catalogue.table["description"] if "description" in columns else None
+        self._cards: dict[int, ItemCard] = {}
+
+    def card(self, item_index: int) -> ItemCard:
+        """Return what may be said of an item."""
+        if item_index not in self._cards:
+            words = self._categories[item_index] if self._categories is not None else None
+            text = self._texts[item_index] if self._texts is not None else None
+            text = as_data(" ".join((text or "").split()[: self.config.max_text_words]))
+            named = tuple(as_data(str(word)) for word in list([] if words is None else words)[:3])
+            self._cards[item_index] = ItemCard(
+                item_index,
+                self._titles[item_index],
+                tuple(word for word in named if not reads_as_instruction(word)),
+                "" if reads_as_instruction(text) else text,
+            )
+        return self._cards[item_index]
+
+    def build(
+        self,
+        histories: Histories,
+        candidates: np.ndarray,
+        *,
+        task: Task,
+        keys: np.ndarray,
+        seed: int,
+        labels: Sequence[str | None] | None = None,
+    ) -> list[Question]:
+        """Return one question for every history.
+
+        Args:
+            candidates: (R, C) item indices, -1 pads shorter rows; one column where a rating is
+            asked. keys: (R,), integers that name the questions. seed: Draws the chains. labels:
+            True answers, where they are known.
+
+        Raises:
+            DataError: Ratings are asked of a set that has none.
+        """
+        if task == "rated" and not self.scale:
+            raise DataError("the data set has no ratings to predict; ask for likes instead")
+        chains, support = self._chains(histories, candidates, task, seed)
+        asked_at = self.graph.asked_at(histories.asked_at, len(histories))
+        newest = replace(histories, asked_at=asked_at)
+        return [
+            Question(
+                key=int(keys[r]),
+                task=task,
+                user_index=int(histories.user_index[r]),
+                scale=self.scale,
+                history=history,
+                usual=mean_rating(history),
+                chains=facts,
+                candidates=tuple(self.card(int(c)) for c in candidates[r] if c >= 0),
+                support=support[r] if support is not None else None,
+                label=labels[r] if labels is not None else None,
+            )
+            for r, (history, facts) in enumerate(self._facts(newest, chains))
+        ]
+
+    def _chains(
+        self, histories: Histories, candidates: np.ndarray, task: Task, seed: int
+    ) -> tuple[ChainTable, list[tuple[int, ...]] | None]:
+        """Return the chains of every question, and how many could close on each candidate."""
+        settings = {
+            "seed": seed,
+            "reading": self.config.reading,
+            "num_chains": self.config.num_chains,
+            "max_history": self.config.max_history,
+            "max_neighbours": self.config.max_neighbours,
+            "overlap_weight": self.config.overlap_weight,
+            "degree_weight": self.config.degree_weight,
+        }
+        if self.config.reading == "history-closed":
+            return sample_chains(self.graph, histories, None, **settings), None
+        if task == "rated":
+            return sample_chains(self.graph, histories, candidates[:, 0], **settings), None
+        rows, columns = np.nonzero(candidates >= 0)
+        wide = sample_chains(
+            self.graph, histories.take(rows), candidates[rows, columns], **settings
+        )
+        counts = np.zeros(candidates.shape)
+        counts[rows, columns] = wide.num_closable
+        chains = _strongest(wide, rows, self.config.num_chains, len(histories))
+        if not self.config.show_support:
+            return chains, None
+        return chains, [
+            tuple(round(n) for n, c in zip(row, items) if c >= 0)
+            for row, items in zip(counts, candidates)
+        ]
+
+    def _facts(
+        self, histories: Histories, chains: ChainTable
+    ) -> list[tuple[tuple[Taken, ...], tuple[ChainFacts, ...]]]:
+        """Return history and chains of every question, with the ratings on their edges."""
+        assert histories.asked_at is not None
+        at = histories.asked_at[chains.query]
+        on_first = self.ratings.before(chains.neighbour, chains.first_item, at)
+        on_second = self.ratings.before(chains.neighbour, chains.second_item, at)
+        begin = np.searchsorted(chains.query, np.arange(len(histories) + 1))
+        told = []
+        for r in range(len(histories)):
+            history = self._history(histories, r)
+            own = {taken.item.item_index: taken.rating for taken in history}
+            facts = []
+            for m in range(begin[r], begin[r + 1]):
+                if chains.neighbour[m] < 0:
+                    continue
+                second = int(chains.second_item[m])
+                on_history = bool(chains.is_closed[m]) and second in own
+                usual, shared = self._about(int(chains.neighbour[m]), int(at[m]), own)
+                facts.append(
+                    ChainFacts(
+                        first=self.card(int(chains.first_item[m])),
+                        own_first=own.get(int(chains.first_item[m])),
+                        neighbour=f"@{len(facts) + 1}",
+                        neighbour_index=int(chains.neighbour[m]),
+                        neighbour_first=_number(on_first[m]),
+                        second=self.card(second),
+                        neighbour_second=_number(on_second[m]),
+                        own_second=own[second] if on_history else None,
+                        closes_on="nothing"
+                        if not chains.is_closed[m]
+                        else ("history" if on_history else "candidate"),
+                        neighbour_usual=usual,
+                        num_shared=shared,
+                    )
+                )
+            told.append((history, tuple(facts)))
+        return told
+
+    def _history(self, histories: Histories, r: int) -> tuple[Taken, ...]:
+        items = histories.row(r)
+        begin = max(0, len(items) - self.config.max_history)
+        ratings: list[float | None] = [None] * len(items)
+        if histories.rating is not None:
+            row = histories.rating[histories.offsets[r] : histories.offsets[r + 1]]
+            ratings = [_number(rating) for rating in row]
+        return tuple(Taken(self.card(int(items[p])), ratings[p]) for p in range(begin, len(items)))
+
+    def _about(
+        self, neighbour: int, asked_at: int, own: dict[int, float | None]
+    ) -> tuple[float | None, int | None]:
+        if not self.config.neighbour_facts:
+            return None, None
+        past = self.ratings.past(neighbour, asked_at)
+        log = self.ratings.log
+        rated = [] if log.rating is None else log.rating[past].tolist()
+        shared = len(set(log.item_index[past].tolist()) & set(own))
+        return _mean([_number(rating) for rating in rated]), shared
+
+
+def _strongest(wide: ChainTable, rows: np.ndarray, num_chains: int, num_rows: int) -> ChainTable:
+    """Return the heaviest chains of each question, over all of its candidates."""
+    owner = rows[wide.query]
+    # closed before open before none, then heavier first; the order drawn breaks ties
+    order = np.lexsort((-wide.weight, wide.fallback, owner))
+    kept = []
+    taken: dict[int, list[int]] = {}
+    for m in order:
+        mine = taken.setdefault(int(owner[m]), [])
+        is_new = wide.neighbour[m] not in {wide.neighbour[other] for other in mine}
+        is_alike = not mine or (wide.is_closed[m] and wide.is_closed[mine[0]])
+        if len(mine) < num_chains and is_new and is_alike:
+            mine.append(int(m))
+            kept.append(int(m))
+    chosen = np.array(kept, np.int64)
+    return ChainTable(
+        query=owner[chosen],
+        first_item=wide.first_item[chosen],
+        neighbour=wide.neighbour[chosen],
+        second_item=wide.second_item[chosen],
+        weight=wide.weight[chosen],
+        fallback=wide.fallback[chosen],
+        num_closable=np.bincount(rows, weights=wide.num_closable, minlength=num_rows),
+    )
+
+
+def _number(rating: float) -> float | None:
+    return None if np.isnan(rating) else float(rating)
+
+
+def _mean(ratings: Sequence[float | None]) -> float | None:
+    known = [rating for rating in ratings if rating is not None]
+    return float(np.mean(known)) if known else None

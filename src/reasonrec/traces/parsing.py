@@ -1,0 +1,130 @@
+"""Replies of teachers -> thoughts, or the reason why a reply is set aside.
+
+Reasons: ``failed``, ``refused``, ``empty``, ``truncated``, ``malformed``, ``off-scale``,
+``other-language``, ``repeats-item-text``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reasonrec.traces.evidence import COPIED_ORDER, COPIED_WORDS, ItemCard, words_of
+from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, View
+from reasonrec.traces.teachers.contract import Reply
+
+REPLY_PROBLEMS = (
+    "failed", "refused", "empty", "truncated", "malformed", "off-scale", "other-language",
+    "repeats-item-text",
+)  # fmt: skip
+_TITLE = re.compile(r"\[[^\[\]]*\]")
+_ENGLISH = re.compile(
+    r"\b(?:a|an|and|are|as|at|be|because|but|by|for|from|gave|gives?|has|have|his|her|in|is|its?|likes?"
+    r"|more|not|of|on|or|so|than|that|the|their|them|they|this|to|user|was|what|which|who|with|would)\b"
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a usable reply says."""
+
+    parts: tuple[str, ...]
+    """The text of each tag that was asked for, in order."""
+    answer: str | None = None
+
+
+def parse_reply(
+    reply: Reply, view: View, items: Sequence[ItemCard], *, check_language: bool = True
+) -> Said | str:
+    """Return what a reply says, or the reason why it cannot be used.
+
+    Args:
+        view: What was asked.
+        items: Everything that the evidence names; their hostile titles come back as themselves.
+    """
+    if reply.problem is not None:
+        return reply.problem
+    if not reply.text.strip():
+        return "empty"
+    if not reply.is_complete:
+        return "truncated"
+    tags = _tags(view)
+    pattern = r"\s*".join(rf"<{tag}>([^<>]*)</{tag}>" for tag in tags)
+    found = re.search(pattern, reply.text)
+    if found is None:
+        return "malformed"
+    parts = tuple(" ".join(part.split()) for part in found.groups())
+    answer = None
+    if tags[-1] == "answer":
+        *words, given = parts
+        parts = tuple(words)
+        answer = _answer(given, view)
+        if answer is None:
+            return "off-scale"
+    if not all(parts):
+        return "empty"
+    problem = text_problem(" ".join(parts), items, check_language=check_language)
+    if problem is not None:
+        return problem
+    parts = tuple(part.replace(HIDDEN.value, "what is hidden") for part in parts)
+    for item in items:
+        if item.is_hostile:
+            parts = tuple(part.replace(f"[{item.shown}]", f"[{item.title}]") for part in parts)
+    return Said(parts, answer)
+
+
+def text_problem(text: str, items: Sequence[ItemCard], *, check_language: bool) -> str | None:
+    """Return why words of a teacher cannot be a thought, None if they can."""
+    if check_language and not reads_as_english(text):
+        return "other-language"
+    if repeats_item_text(text, items):
+        return "repeats-item-text"
+    return None
+
+
+def reads_as_english(text: str) -> bool:
+    """Return whether the words outside brackets look English.
+
+    Mostly Latin letters, and, from eight words on, one word in ten among the commonest English
+    ones. Titles may be of any language.
+    """
+    plain = _TITLE.sub(" ", text)
+    letters = [c for c in plain if c.isalpha()]
+    if letters and sum(c.isascii() for c in letters) < 0.9 * len(letters):
+        return False
+    words = words_of(plain)
+    return len(words) < 8 or sum(bool(_ENGLISH.fullmatch(word)) for word in words) >= 0.1 * len(
+        words
+    )
+
+
+def repeats_item_text(text: str, items: Sequence[ItemCard]) -> bool:
+    """Return whether words outside brackets copy text of an item, or an order hidden in it."""
+    said = words_of(_TITLE.sub(" ", text))
+    runs = {
+        tuple(said[i : i + length])
+        for length in (COPIED_ORDER, COPIED_WORDS)
+        for i in range(len(said) - length + 1)
+    }
+    return not all(runs.isdisjoint(item.telling_runs) for item in items)
+
+
+def _tags(view: View) -> list[str]:
+    if view.stage == "whole":
+        return [*CHAIN_STAGES * len(view.chains), "together", "answer"]
+    return [view.stage, *(["answer"] if view.asks_answer else [])]
+
+
+def _answer(given: str, view: View) -> str | None:
+    """Return the answer that a teacher gave, None if there is no such answer."""
+    given = given.strip().rstrip(".")
+    if view.task == "likes":
+        number = given.lstrip("#")
+        if number.isascii() and number.isdigit():
+            return view.answers[int(number) - 1] if 0 < int(number) <= len(view.answers) else None
+        return given[1:-1] if given[1:-1] in view.answers and given[:1] == "[" else None
+    number = given.partition("/")[0].strip()
+    try:
+        text = f"{float(number):g}"
+    except ValueError:
+        return None
+    return text if text in view.answers else None

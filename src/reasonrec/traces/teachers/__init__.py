@@ -1,0 +1,1 @@
+"""Who writes thoughts: one protocol, four teachers."""
