@@ -13,9 +13,14 @@ from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfi
 class NoThinkStage(Config):
     """The next item after every history position, without thought."""
 
-    num_epochs: PositiveInt = 28
+    num_epochs: PositiveInt = 36
     optimiser: OptimiserConfig = OptimiserConfig(
-        batch_size=32, schedule="constant_with_warmup", warmup_frac=0.02, averaging=0.998
+        batch_size=32,
+        schedule="constant_with_warmup",
+        warmup_frac=0.02,
+        averaging=0.998,
+        num_validations=12,
+        patience=3,
     )
 
 

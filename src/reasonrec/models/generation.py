@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
-from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Link, Lookup
 from reasonrec.traces.prompts import ANSWER, THINK, Prompts
 
@@ -45,8 +44,6 @@ class Generated:
     """(R, E), which items those are; -1 for none."""
     named_weight: Tensor
     """(R, E), float32, how strongly the graph holds with each; 0 for none."""
-    named_states: Tensor
-    """(R, E, D), the states there."""
     is_truncated: Tensor
     """(R,), True where the marker had to be forced because the budget was used up."""
     evidence: list[list[Lookup]]
@@ -108,9 +105,6 @@ def think(
             use_cache=True,
         )
         state = out.last_hidden_state[:, 0]
-        for r in active:
-            if step in rows[r].named:
-                rows[r].named_states.append(state[r])
         done = [r for r in active if rows[r].is_answered(step, answer)]
         if done:
             index = torch.tensor(done, device=device)
@@ -136,7 +130,7 @@ def think(
             token_logp[:, step + 1] = torch.where(is_own, logp, 0.0)
         _advance(model, rows, active, current.tolist(), is_own.tolist(), look_up, G)
     length = int(ends.max())
-    named_at, found = _named(rows, pre)
+    named_at, named_item, named_weight = _named(rows, device)
     return Generated(
         token_ids=tokens[:, :length],
         lengths=ends,
@@ -145,9 +139,8 @@ def think(
         pre_states=pre,
         post_states=post,
         named_at=named_at,
-        named_item=found.item_index,
-        named_weight=found.weight,
-        named_states=found.states,
+        named_item=named_item,
+        named_weight=named_weight,
         is_truncated=torch.tensor([row.is_truncated for row in rows], device=device),
         evidence=[row.evidence for row in rows],
     )
@@ -156,7 +149,7 @@ def think(
 class _Row:
     """One thought while it is written."""
 
-    __slots__ = ("end", "evidence", "is_truncated", "named", "named_states", "queue", "tokens")
+    __slots__ = ("end", "evidence", "is_truncated", "named", "queue", "tokens")
 
     def __init__(self, start: list[int]) -> None:
         self.tokens = start[:1]
@@ -164,7 +157,6 @@ class _Row:
         self.evidence: list[Lookup] = []
         self.named: dict[int, Link] = {}
         """Position of the end of a title -> the item, as the graph holds it."""
-        self.named_states: list[Tensor] = []
         self.is_truncated = False
         self.end: int | None = None
 
@@ -215,22 +207,19 @@ def _advance(
         )
 
 
-def _named(rows: list[_Row], like: Tensor) -> tuple[Tensor, Evidence]:
-    """Return where each thought names what it looked up (R, E), and what that is, padded."""
-    most = max((len(row.named_states) for row in rows), default=0)
-    at = torch.zeros((len(rows), most), dtype=torch.long, device=like.device)
+def _named(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where each thought names what it looked up, the items, and their weights, padded."""
+    # a forced end can cut the last look-up short: what was not read is not found
+    read = [[(at, link) for at, link in row.named.items() if at < len(row.tokens)] for row in rows]
+    most = max((len(found) for found in read), default=0)
+    at = torch.zeros((len(rows), most), dtype=torch.long)
     item = torch.full_like(at, -1)
-    weight = torch.zeros(at.shape, device=like.device)
-    states = like.new_zeros((len(rows), most, like.shape[1]))
-    for r, row in enumerate(rows):
-        count = len(row.named_states)  # a forced end can cut the last look-up short
-        if count:
-            links = list(row.named.values())[:count]
-            at[r, :count] = torch.tensor(list(row.named)[:count])
-            item[r, :count] = torch.tensor([link.item_index for link in links])
-            weight[r, :count] = torch.tensor([link.weight for link in links])
-            states[r, :count] = torch.stack(row.named_states)
-    return at, Evidence(states, item, weight)
+    weight = torch.zeros(at.shape)
+    for r, found in enumerate(read):
+        at[r, : len(found)] = torch.tensor([place for place, _ in found])
+        item[r, : len(found)] = torch.tensor([link.item_index for _, link in found])
+        weight[r, : len(found)] = torch.tensor([link.weight for _, link in found])
+    return at.to(device), item.to(device), weight.to(device)
 
 
 def _draw(

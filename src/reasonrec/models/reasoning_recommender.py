@@ -52,10 +52,8 @@ class Batch:
     """(B, G), trunk position of the last token that the branch may see."""
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
-    named_at: Tensor | None = None
-    """(B, G, E), where in a branch the title of each looked-up item ends; 0 for none."""
     named_item: Tensor | None = None
-    """(B, G, E), which items those are; -1 for none."""
+    """(B, G, E), items that each thought looked up; -1 for none."""
     named_weight: Tensor | None = None
     """(B, G, E), float32, how strongly the graph holds with each; 0 for none."""
     target: Tensor | None = None
@@ -132,6 +130,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
         self.pointer = EvidencePointer(width) if head.pointer else None
+        self.asks_recent = nn.Parameter(torch.zeros(head.max_history))
         start = self.writer.encode(THINK)
         never: list[Any] = [self.writer.pad_id, tokenizer.bos_token_id]
         never += start if len(start) == 1 else []
@@ -149,9 +148,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         return next(self.backbone.parameters()).device
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return what starts from nothing when thinking is first learned: gate and pointer."""
-        parts = [self.readout, *([] if self.pointer is None else [self.pointer])]
-        return [weight for part in parts for weight in part.parameters()]
+        """Return the few weights, beside the gate, that start at nothing when thinking begins."""
+        pointer = [] if self.pointer is None else list(self.pointer.parameters())
+        return [self.asks_recent, *pointer]
 
     @property
     def num_items(self) -> int:
@@ -207,6 +206,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if self.is_title.numel():
             logits = logits * TINY_SHARPNESS
             shown = self.is_title[seen]
+            logits = logits + self._recency(seen, shown, logits.shape[-1])
             open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
             was_asked = torch.zeros_like(open_titles).scatter(-1, asked, self.is_title[asked])
             open_titles &= ~was_asked
@@ -216,6 +216,14 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
             logits = logits.masked_fill(closed, -torch.inf)
         return logits.index_fill(-1, self.never_written, -torch.inf)
+
+    def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
+        """Return what each prompt title's age adds to its logit, (R, V); 0 for other tokens."""
+        after = shown.long().flip(-1).cumsum(-1).flip(-1) - 1  # titles behind it: 0 for the newest
+        added = self.asks_recent[after.clamp(0, len(self.asks_recent) - 1)].where(shown, 0.0)
+        everywhere = added.new_zeros(len(seen), num_tokens)
+        # of a title that stands there twice, the larger: positions with one bias are no conflict
+        return everywhere.scatter_reduce(-1, seen, added, "amax", include_self=False)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
@@ -264,11 +272,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
         outputs.pre_states, outputs.post_states = pre, post
         found = None
-        if batch.named_at is not None:
-            assert batch.named_item is not None and batch.named_weight is not None
-            at = batch.named_at.reshape(B * G, -1)
-            states = read_states(hidden_branch.reshape(B * G, S, D), at).reshape(B, G, -1, D)
-            found = Evidence(states, batch.named_item, batch.named_weight)
+        if batch.named_item is not None:
+            assert batch.named_weight is not None
+            found = Evidence(batch.named_item, batch.named_weight)
         outputs.think_logits = self.score_thoughts(pre, post, found, rows)
         if with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)

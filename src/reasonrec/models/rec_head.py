@@ -68,10 +68,8 @@ class GatedReadout(nn.Module):
 
 @dataclass
 class Evidence:
-    """What thoughts looked up: E found titles each, at any place of them."""
+    """What thoughts looked up: E found titles each."""
 
-    states: Tensor
-    """(..., E, D), the state at the end of each title."""
     item_index: Tensor
     """(..., E), which item that is; -1 for none."""
     weight: Tensor
@@ -81,13 +79,15 @@ class Evidence:
 class EvidencePointer(nn.Module):
     """Gives a share of the probability to the items that a thought looked up.
 
-    ``p = (1 - share) p_state + share p_found``. ``p_found`` is a softmax over the found titles of
-    ``a log p_state + b log weight + u . h_title + (Q h_answer) . (K h_title) / sqrt(D)``, and
+    ``p = (1 - share) p_state + share p_found`` with ``p_found`` proportional to
+    ``p_state ** a * weight ** b`` over the found titles, and
     ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. The amount starts at 0,
     so that thinking starts exactly at the ranking of not thinking. Because it is a sum, each piece
     of evidence has an exact share in the probability of its item.
 
-    The mixture is that of pointer-generator networks (See, Liu and Manning, 2017).
+    The mixture is that of pointer-generator networks (See, Liu and Manning, 2017). It has a handful
+    of weights on purpose: with a learned match between the states of titles and answer beside them,
+    it fitted its few thousand examples and ranked worse (``docs/experiments.md``).
     """
 
     def __init__(self, width: int) -> None:
@@ -97,11 +97,7 @@ class EvidencePointer(nn.Module):
         self.trust_in_weight = nn.Parameter(torch.zeros(()))
         self.from_state = nn.Parameter(torch.ones(()))
         self.from_weight = nn.Parameter(torch.ones(()))
-        self.prior = nn.Parameter(torch.zeros(width))
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        for layer in (self.trust, self.query):
-            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.trust.weight)
         nn.init.zeros_(self.trust.bias)
 
     def forward(self, scores: Tensor, post: Tensor, found: Evidence) -> Tensor:
@@ -125,10 +121,7 @@ class EvidencePointer(nn.Module):
             logp: Log-probability of each found item from the state alone. (..., E).
         """
         is_found = found.item_index >= 0
-        weight = found.weight.clamp(min=1e-6)
-        match = (self.key(found.states) * self.query(post)[..., None, :]).sum(-1)
-        liking = self.from_state * logp + self.from_weight * weight.log()
-        liking = liking + found.states @ self.prior + match * post.shape[-1] ** -0.5
+        liking = self.from_state * logp + self.from_weight * found.weight.clamp(min=1e-6).log()
         pointed = liking.float().masked_fill(~is_found, -torch.inf)
         any_found = is_found.any(-1, keepdim=True)
         pointed = pointed.where(any_found, 0.0).softmax(-1)

@@ -108,7 +108,7 @@ class ThinkingRecommender:
 
     @torch.no_grad()
     def _scores(self, written: Generated) -> np.ndarray:
-        found = Evidence(written.named_states, written.named_item, written.named_weight)
+        found = Evidence(written.named_item, written.named_weight)
         scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
@@ -152,7 +152,6 @@ def score_given(
             branch_ids=_padded([one.tokens for one in part], model.writer.pad_id),
             branch_lengths=torch.tensor([[len(one.tokens)] for one in part]),
             branch_at=(lengths - 1)[:, None],
-            named_at=_padded([one.named_at for one in part], 0),
             named_item=_padded([one.named_item for one in part], -1),
             named_weight=_padded([one.named_weight for one in part], 0.0),
         )

@@ -19,7 +19,8 @@ class OptimiserConfig(Config):
 
     learning_rate: PositiveFloat = 2e-3
     head_learning_rate: PositiveFloat | None = None
-    """Of the gate and the evidence pointer, which start from nothing; None: the same."""
+    """Of the evidence pointer and the few other weights that start at nothing when thinking
+    begins; None: the same."""
     weight_decay: NonNegativeFloat = 0.1
     warmup_frac: float = Field(default=0.05, ge=0, le=1)
     """Share of all steps over which the learning rate rises to its peak."""
@@ -32,6 +33,8 @@ class OptimiserConfig(Config):
     """How often in a run the model is validated and a checkpoint is written."""
     refresh_items_every: PositiveInt = 100
     """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
+    patience: NonNegativeInt = 0
+    """Validations without a better one after which a run ends early; 0 never."""
     averaging: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential mean of the weights over steps, which is validated and kept in their
     stead. 0 keeps the weights themselves."""

@@ -197,9 +197,7 @@ class WindowDataset(TorchDataset):
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )
-        named_at, named_item, named_weight = pad_named(
-            thoughts.named_at, thoughts.named_item, thoughts.named_weight
-        )
+        named_item, named_weight = pad_named(thoughts.named_item, thoughts.named_weight)
         B, S = len(index), ids.shape[1]
         is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
         target = np.where(is_ranked, self.log.item_index[event], NONE)
@@ -208,7 +206,6 @@ class WindowDataset(TorchDataset):
             "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
             "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
-            "named_at": torch.from_numpy(named_at).reshape(B, G, -1),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
             "target": torch.from_numpy(target).long().reshape(B, G),
@@ -228,19 +225,14 @@ def pad_branches(
     return ids, lengths, written
 
 
-def pad_named(
-    at: list[list[int]], item: list[list[int]], weight: list[list[float]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions (R, E), 0-padded, item indices (R, E), -1-padded, both int64, and weights
-    (R, E), 0-padded, float32."""
-    lengths = np.array([len(row) for row in at], np.int64)
+def pad_named(item: list[list[int]], weight: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return item indices (R, E), -1-padded, int64, and weights (R, E), 0-padded, float32."""
+    lengths = np.array([len(row) for row in item], np.int64)
     inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    positions, items = np.zeros(inside.shape, np.int64), np.full(inside.shape, -1, np.int64)
-    positions[inside] = [value for row in at for value in row]
+    items, weights = np.full(inside.shape, -1, np.int64), np.zeros(inside.shape, np.float32)
     items[inside] = [value for row in item for value in row]
-    weights = np.zeros(inside.shape, np.float32)
     weights[inside] = [value for row in weight for value in row]
-    return positions, items, weights
+    return items, weights
 
 
 def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -354,6 +354,9 @@ class _Trainer(Trainer):
             save_model(model, str(self._best / "model.safetensors.partial"))
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
             path.write_text(json.dumps({"step": step} | values))
+        elif self._config.patience:
+            waited = (step - best["step"]) // self.args.eval_steps
+            self.control.should_training_stop |= waited >= self._config.patience
         return values
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

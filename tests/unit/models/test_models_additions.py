@@ -15,16 +15,16 @@ from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
 
 
-def _evidence(titles, item, weight=None):
+def _evidence(item, weight=None):
     item = torch.tensor(item)
     weight = torch.ones(item.shape) * (item >= 0) if weight is None else torch.tensor(weight)
-    return Evidence(titles, item, weight)
+    return Evidence(item, weight)
 
 
 def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
     pointer = EvidencePointer(4)
     scores = torch.randn(2, 6)
-    found = _evidence(torch.randn(2, 3, 4), [[0, 1, 2], [5, -1, 5]])
+    found = _evidence([[0, 1, 2], [5, -1, 5]])
     torch.testing.assert_close(
         pointer(scores, torch.randn(2, 4), found), scores.log_softmax(-1), atol=1e-6, rtol=0
     )
@@ -35,12 +35,11 @@ def test_the_mixture_of_state_and_evidence_by_hand():
     with torch.no_grad():
         pointer.amount.fill_(0.5)
         pointer.trust.bias.fill_(math.log(3))  # sigmoid: 3 / 4
-        pointer.prior.copy_(torch.tensor([math.log(2), 0.0]))
+        pointer.from_weight.fill_(2.0)
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
-    titles = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
-    found = _evidence(titles, [1, 2, -1], [6.0, 2.0, 0.0])
-    # liking: p_state x weight x e^(u . h): item 1: 0.2 x 6 x 2 = 2.4, item 2: 0.3 x 2 x 1 = 0.6,
-    # so p_found is 0.8 and 0.2; the share is 0.5 x 3 / 4 = 3 / 8
+    found = _evidence([1, 2, -1], [6.0**0.5, 1.0, 0.0])
+    # p_state x weight squared: item 1: 0.2 x 6 = 1.2, item 2: 0.3 x 1; so p_found is 0.8 and 0.2.
+    # The share is 0.5 x 3 / 4 = 3 / 8
     expected = torch.tensor(
         [5 / 8 * 0.1, 5 / 8 * 0.2 + 3 / 8 * 0.8, 5 / 8 * 0.3 + 3 / 8 * 0.2, 5 / 8 * 0.4]
     )
@@ -52,7 +51,7 @@ def test_what_is_found_often_is_trusted_by_its_whole_weight():
     with torch.no_grad():
         pointer.amount.fill_(0.9)
         pointer.trust_in_weight.fill_(1.0)
-    found = _evidence(torch.zeros(3, 2), [3, 1, -1], [1.0, 3.0, 0.0])
+    found = _evidence([3, 1, -1], [1.0, 3.0, 0.0])
     share, pointed = pointer.shares(torch.zeros(3), torch.zeros(2), found)
     # sigmoid(log 4) = 4 / 5, times 0.9; alike in the state, so pointed at by weight: 1 / 4, 3 / 4
     torch.testing.assert_close(share, torch.tensor([0.72]))
@@ -63,8 +62,8 @@ def test_every_mention_of_an_item_counts_and_nothing_found_takes_no_share():
     model = toy_model(num_items=6, gated=False)
     with torch.no_grad():
         model.pointer.amount.fill_(0.8)
-    post, titles = torch.randn(2, 16), torch.randn(2, 4, 16)
-    found = _evidence(titles, [[2, 4, 2, -1], [-1, -1, -1, -1]])
+    post = torch.randn(2, 16)
+    found = _evidence([[2, 4, 2, -1], [-1, -1, -1, -1]])
     plain = model.score_thoughts(post, post, None).softmax(-1)
     mixed = model.score_thoughts(post, post, found).exp()
     # share 0.8 x 1 / 2; alike in weight: pointed at in proportion to p_state, item 2 twice
@@ -81,7 +80,7 @@ def test_a_pointer_can_start_to_learn_and_come_back_from_below_nothing():
         pointer = EvidencePointer(2)
         with torch.no_grad():
             pointer.amount.fill_(start)
-        found = _evidence(torch.zeros(1, 2), [1])
+        found = _evidence([1])
         logp = pointer(torch.zeros(4), torch.zeros(2), found)
         torch.testing.assert_close(logp, torch.zeros(4).log_softmax(-1))
         logp[1].backward()  # the true item was found: more of the evidence would raise it
@@ -92,7 +91,7 @@ def test_a_pointer_can_start_to_learn_and_come_back_from_below_nothing():
 def test_a_model_without_pointer_reads_the_state_alone():
     model = toy_model(num_items=6, pointer=False)
     assert model.pointer is None
-    post, found = torch.randn(1, 16), _evidence(torch.randn(1, 2, 16), [[0, 1]])
+    post, found = torch.randn(1, 16), _evidence([[0, 1]])
     torch.testing.assert_close(
         model.score_thoughts(post, post, found), model.score_states(post), atol=1e-6, rtol=0
     )
@@ -154,6 +153,24 @@ def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
     assert (logits[:, never] == -torch.inf).all()
     # with an empty prompt no title may be asked about either
     assert logits.isfinite().sum() == 3 * (logits.shape[1] - 3 - model.num_items)
+
+
+def test_how_recent_a_title_is_adds_to_asking_about_it():
+    model = toy_model(num_items=6)
+    with torch.no_grad():
+        model.asks_recent[:3] = torch.tensor([5.0, 2.0, -1.0])
+    tokens = model.item_table.title_token_ids
+    after = model.writer.encode(" After")[-1]
+    states, nothing = torch.randn(1, 16), torch.full((1, 1), model.writer.pad_id)
+    # items 3 1 3 and padding: 3 is the newest and 1 the one before; the older 3 does not count
+    seen = torch.tensor([[tokens[3], tokens[1], tokens[3], model.writer.pad_id]])
+    previous = torch.tensor([after])
+    learned = model.language_logits(states, seen, nothing, previous)
+    with torch.no_grad():
+        model.asks_recent.zero_()
+    plain = model.language_logits(states, seen, nothing, previous)
+    assert learned.isfinite().sum() == 2
+    torch.testing.assert_close((learned - plain)[0, tokens[[3, 1]]], torch.tensor([5.0, 2.0]))
 
 
 def test_no_thought_of_the_teacher_is_impossible_for_the_model():

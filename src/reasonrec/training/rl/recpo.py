@@ -168,7 +168,6 @@ def rollout_batch(
         branch_lengths=written.lengths.reshape(P, G),
         branch_at=(lengths - 1)[:, None].expand(P, G),
         is_written=written.is_written.reshape(P, G, -1),
-        named_at=written.named_at.reshape(P, G, -1),
         named_item=written.named_item.reshape(P, G, -1),
         named_weight=written.named_weight.reshape(P, G, -1),
         target=torch.from_numpy(log.item_index[event]).long()[:, None].expand(P, G),
