@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": "Measure recommenders on the held-out queries.",
     "compare": "Put evaluated recommenders side by side, with paired tests.",
     "reproduce": "Make a result again from its passport, and compare every number.",
+    "audit": "Look for leaks and short cuts in a data set and its evaluation.",
     "faithfulness": "Test whether thoughts matter, and whether they are true.",
     "recommend": "Rank items for a user, with the thought and its evidence.",
     "doctor": "Say what this machine has and what it can do.",

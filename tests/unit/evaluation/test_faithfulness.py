@@ -1,18 +1,21 @@
 """Thoughts taken apart and changed, what that does to the target, and what a thought names."""
 
 import dataclasses
+import json
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from scipy.special import log_softmax
-from tests.toy_models import plain_tokenizer, ring_rows, toy_catalogue, toy_model
+from tests.toy_models import TOY_SHAPE, plain_tokenizer, ring_rows, toy_catalogue, toy_model
 from tests.toy_models import toy_verbaliser as verbaliser_of
 from tests.toys import toy_dataset
 
+from reasonrec import cli
 from reasonrec.data.dataset import Catalogue
 from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.planted.kernels import CAUSES
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
 from reasonrec.evaluation.faithfulness.edits import (
@@ -44,6 +47,10 @@ from reasonrec.evaluation.faithfulness.reasons import (
     random_lookups,
     true_reasons,
 )
+from reasonrec.evaluation.faithfulness.stage import read_faithfulness
+from reasonrec.methods.r2ec import train_stage
+from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
+from reasonrec.models.config import HeadConfig
 from reasonrec.models.recommenders import (
     GivenThought,
     NoThinkRecommender,
@@ -53,6 +60,7 @@ from reasonrec.models.recommenders import (
 from reasonrec.records import Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import PromptWriter
+from reasonrec.training.config import OptimiserConfig
 
 N = 12
 
@@ -488,3 +496,44 @@ def test_random_questions_are_about_items_of_the_prompt_and_as_many_as_asked():
         for items, found in zip(shown, draw):
             assert {one.via_item_index for one in found} <= {*items.tolist()}
     assert draws[0] != draws[1]
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_whole_report_and_reads_it_when_asked_again(
+    planted, tmp_path, capsys
+):
+    optimiser = OptimiserConfig(batch_size=32, num_validations=1)
+    config = R2ecConfig(
+        tiny=TOY_SHAPE,
+        head=HeadConfig(max_history=8),
+        no_think=NoThinkStage(num_epochs=1, optimiser=optimiser),
+        sft=SftStage(num_epochs=1, num_branches=1, optimiser=optimiser),
+    )
+    start = train_stage("no-think", planted, config, out=tmp_path / "no-think", seed=0)
+    model = train_stage("sft", planted, config, out=tmp_path / "sft", seed=0, start=start)
+    out = tmp_path / "faithful"
+    asked = ["faithfulness", str(model), "--out", str(out), "--num-queries", "12"]
+    asked += ["--num-timed-users", "2"]
+    cli.main(asked)
+    assert "swapped" in capsys.readouterr().out
+    report = read_faithfulness(out)
+    assert (report.method, report.num_queries) == ("think-sft", 12)
+    own = {one.measure: one for one in report.effects if one.condition == "own"}
+    assert own["ndcg@10"].change == 0.0
+    assert own["top10_kept"].value == 1.0
+    items = next(one for one in report.groundedness if one.kind == "items")
+    # answers are inserted and questions stay in the prompt; few steps of training may ask nothing
+    assert items.value in (1.0, None)
+    assert {one.cause for one in report.reasons} <= {*CAUSES}
+    thinking, silent = report.costs
+    assert thinking.tokens > silent.tokens == 0.0
+    cases = pl.read_parquet(out / "per_query.parquet")
+    assert cases["query"].n_unique() == 12
+    assert pl.read_parquet(out / "thoughts.parquet").height == 12
+    cli.main([*asked, "--json"])  # finished: the same numbers, latency and all
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report.to_json()))
+    with pytest.raises(SystemExit):
+        cli.main(["faithfulness", str(start), "--out", str(tmp_path / "other")])
+    assert "must be one that thinks" in capsys.readouterr().err

@@ -250,12 +250,10 @@ def _answers(
     scores = np.empty((len(cases), model.num_items), np.float32)
     silent = np.array([case.thought is None for case in cases])
     scores[silent] = NoThinkRecommender(model).score(shown.take(row[silent])).scores
-    thinking = np.flatnonzero(~silent)
-    prompts = _without_items(
-        shown.take(row[thinking]), np.array([cases[i].left_out for i in thinking])
-    )
-    given = [assemble(cases[i].thought or Thought(), model.writer) for i in thinking]
-    scores[thinking] = score_given(model, prompts, given)
+    left_out = np.array([case.left_out for case in cases])[~silent]
+    given = [assemble(one.thought, model.writer) for one in cases if one.thought is not None]
+    prompts = _without_items(shown.take(row[~silent]), left_out)
+    scores[~silent] = score_given(model, prompts, given)
 
     competing = histories.take(row)
     target = targets[row]

@@ -1,0 +1,1 @@
+"""What could make a number better than it is: leaks, short cuts, ties, repeats, contamination."""

@@ -1,0 +1,89 @@
+"""Short cuts: what ranks well without knowing anything about the user, and ties that hide it."""
+
+import numpy as np
+import polars as pl
+
+from reasonrec.baselines.popularity import Popularity
+from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.audits.records import Audit, judged
+from reasonrec.evaluation.protocol import evaluate
+from reasonrec.graph.audit import area_under_curve, draw_negatives, touched_keys
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.graph.config import NEGATIVES
+from reasonrec.graph.sampling import sample_chains
+
+
+def popularity_audits(dataset: Dataset, *, num_candidates: int, num_queries: int) -> list[Audit]:
+    """Return what the counts of training alone reach, in the catalogue and among candidates."""
+    words = (f"candidates-{num_candidates}", f"candidates-{num_candidates}-popular")
+    found = evaluate(
+        Popularity.fit(dataset), dataset, protocols=("full", *words), num_queries=num_queries,
+        num_timed_users=0,
+    )  # fmt: skip
+    values = {(row.protocol, row.metric): row for row in found.rows}
+    chance = 1.0 / num_candidates
+    rows = [
+        judged(
+            "popularity-only-ndcg@10-full", values["full", "ndcg@10"].value,
+            "NDCG@10 over the catalogue of the number of training events alone.",
+            n=values["full", "ndcg@10"].n,
+        )
+    ]  # fmt: skip
+    for word in words:
+        row = values[word, "hit@1"]
+        rows.append(
+            judged(
+                f"popularity-only-hit@1-{word}", row.value,
+                f"HR@1 of the number of training events alone; chance is {chance:.3f}. Far above "
+                "it the candidates measure popularity.",
+                n=row.n, warn_above=round(2 * chance, 4),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def chain_audits(dataset: Dataset, rows: np.ndarray, *, seed: int) -> list[Audit]:
+    """Return how well the mere number of closable chains tells targets from other items.
+
+    Args:
+        rows: Test queries to read.
+    """
+    queries = dataset.test.take(rows)
+    graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    histories, touched = queries.histories(), touched_keys(dataset)
+    positive = sample_chains(graph, histories, queries.target, seed=seed).num_closable
+    found = []
+    for kind in NEGATIVES:
+        negative = draw_negatives(dataset, queries, touched, kind=kind, seed=seed)
+        closable = sample_chains(graph, histories, negative, seed=seed).num_closable
+        found.append(
+            judged(
+                f"chain-existence-auc-{kind}",
+                area_under_curve(positive, closable[negative >= 0]),
+                "Chance that the target closes more chains than an untouched item "
+                f"({kind} draw); 0.5 says nothing, and a model that counts chains reaches this.",
+                n=len(rows), warn_above=0.6,
+            )
+        )  # fmt: skip
+    return found
+
+
+def tie_audits(per_query: pl.DataFrame) -> list[Audit]:
+    """Return the share of tied ranks of every method of an evaluation.
+
+    A rank is 1 + higher + half of the ties, so only an odd number of ties leaves a fraction: the
+    share is a lower bound.
+    """
+    ranks = per_query.filter(pl.col("rank").is_finite())
+    fractions = ranks.group_by("method", "protocol", maintain_order=True).agg(
+        (pl.col("rank") % 1 != 0).mean().alias("share"), pl.len().alias("n")
+    )
+    return [
+        judged(
+            f"tied-scores-{row['method']}-{row['protocol']}", float(row["share"]),
+            "At least this share of the ranks comes from a tie of an odd number of items with the "
+            "target.",
+            n=int(row["n"]), warn_above=0.05,
+        )
+        for row in fractions.iter_rows(named=True)
+    ]  # fmt: skip
