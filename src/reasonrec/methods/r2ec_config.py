@@ -32,7 +32,11 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=2e-4, head_learning_rate=1e-2, batch_size=32, num_validations=2
+        learning_rate=2e-4,
+        head_learning_rate=1e-2,
+        word_learning_rate=5e-3,
+        batch_size=32,
+        num_validations=2,
     )
 
 

@@ -53,7 +53,7 @@ class HeadConfig(Config):
     pointer: bool = True
     """Let items that a look-up found in the thought add to their own scores, starting at nothing.
     Ours; the paper scores with the last state alone."""
-    dropout: float = Field(default=0.5, ge=0, lt=1)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
     """Share of input-embedding and state entries dropped while training."""
     token_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of input tokens blanked out whole while training, so that no single event of a history

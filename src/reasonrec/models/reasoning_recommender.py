@@ -148,7 +148,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         return next(self.backbone.parameters()).device
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the few weights, beside the gate, that start at nothing when thinking begins."""
+        """Return the few weights that start at nothing when thinking begins, the gate aside."""
         pointer = [] if self.pointer is None else list(self.pointer.parameters())
         return [self.asks_recent, *pointer]
 

@@ -229,6 +229,18 @@ class _Bar(TrainerCallback):
         self._progress.stop()
 
 
+def _give_rate(
+    optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], **settings: float
+) -> None:
+    """Move weights into parameter groups that differ from their old ones in ``settings``."""
+    moved = {id(weight) for weight in weights}
+    for group in list(optimizer.param_groups):
+        own = [weight for weight in group["params"] if id(weight) in moved]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in moved]
+        if own:
+            optimizer.add_param_group({**group, "params": own, **settings})
+
+
 class _MeanOfWeights(TrainerCallback):
     """An exponential mean of the weights over steps; short-sighted while there are few."""
 
@@ -283,6 +295,7 @@ class _Trainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self._config = config
+        self._last: tuple[int, dict[str, float]] | None = None
         self._mean = _MeanOfWeights(self._recommender, config.averaging)
         if config.averaging:
             self.add_callback(self._mean)
@@ -301,14 +314,16 @@ class _Trainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        rate = self._config.head_learning_rate
-        if is_new and rate is not None:
-            head = {id(weight) for weight in self._recommender.head_parameters()}
-            for group in list(optimizer.param_groups):
-                own = [weight for weight in group["params"] if id(weight) in head]
-                group["params"] = [weight for weight in group["params"] if id(weight) not in head]
-                if own:
-                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        if not is_new:
+            return optimizer
+        model, config = self._recommender, self._config
+        if config.head_learning_rate is not None:
+            _give_rate(optimizer, model.head_parameters(), lr=config.head_learning_rate)
+        if config.word_learning_rate is not None and model.is_title.numel():
+            embeddings = model.backbone.get_input_embeddings().weight
+            is_title = model.is_title[:, None]
+            embeddings.register_hook(lambda gradient: gradient.masked_fill(is_title, 0.0))
+            _give_rate(optimizer, [embeddings], lr=config.word_learning_rate, weight_decay=0.0)
         return optimizer
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -326,6 +341,8 @@ class _Trainer(Trainer):
         return (value, {}) if return_outputs else value
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        if self._last is not None and self._last[0] == self.state.global_step:
+            return self._last[1]  # the Trainer asks twice where a run ends on a validation
         model = self._recommender
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise ReasonrecError(
@@ -338,6 +355,7 @@ class _Trainer(Trainer):
         self._mean.swap()
         if self._config.averaging:
             model.refresh_items()
+        self._last = self.state.global_step, values
         return values
 
     def _measure(self, model: ReasoningRecommender) -> dict[str, float]:

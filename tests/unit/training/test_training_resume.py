@@ -142,6 +142,34 @@ def test_the_head_has_a_learning_rate_of_its_own(tmp_path):
         assert moved > 1e-3 if id(weight) in head else moved < 1e-9
 
 
+def test_words_can_learn_at_a_rate_of_their_own_while_titles_stay_as_they_are(tmp_path):
+    config = OptimiserConfig(learning_rate=1e-12, word_learning_rate=0.1, batch_size=10)
+    model, seen = _fitted(tmp_path, config)
+    embeddings = model.backbone.get_input_embeddings().weight
+    for weight, start in zip(model.parameters(), seen[0]):
+        moved = (weight.detach() - start).abs()
+        if weight is embeddings:
+            assert moved[model.is_title].max() == 0
+            assert moved[~model.is_title].max() > 1e-3
+        else:
+            assert moved.max() < 1e-9
+
+
+def test_a_run_that_no_longer_improves_ends_early(tmp_path):
+    config = OptimiserConfig(batch_size=4, learning_rate=5e-3, num_validations=10, patience=3)
+    data, loss = _parts("sft", model := toy_model(), toy_dataset(ring_rows(10, 12, 9), TITLES))
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
+    fitted = fit(
+        model, data, loss, lambda _: {"valid/ndcg": next(scores)}, config,
+        out=tmp_path, seed=0, label="sft", collate=keep_batch,
+    )  # fmt: skip
+    every = -(-len(data) // 4) // 10
+    # the best is the second; the third, fourth (a tie) and fifth are no better
+    assert fitted.best_step == 2 * every
+    steps = {row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")}
+    assert max(steps) == 5 * every
+
+
 def test_rows_from_text_are_refreshed_at_the_same_steps_after_a_resume(tmp_path):
     whole, _ = _train("no-think", tmp_path / "whole", item_rows="text+id")
     resumed, _ = _train("no-think", tmp_path / "resumed", item_rows="text+id", stop_at=11)
