@@ -154,7 +154,7 @@ def _pairs(taken: csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return item, other item, and the product of their columns, wherever it is not 0; sorted."""
     together = csr_array(taken.T @ taken)
     together.sort_indices()
-    row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+    row = np.repeat(np.arange(len(together.indptr) - 1), np.diff(together.indptr))
     is_other = row != together.indices
     return row[is_other], together.indices[is_other], together.data[is_other]
 
