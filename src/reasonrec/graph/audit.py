@@ -2,7 +2,8 @@
 
 A candidate that the user did take closes with the history far more often than a random item, so a
 model may count chains instead of reading them. The area under the curve of that count alone is the
-baseline to beat; against negatives as popular as the positives it is nearer to chance.
+baseline to beat; against negatives of the same degree it is nearer to chance. Measured as a
+recommender it is ``chain_count.ChainCount``.
 """
 
 import numpy as np
@@ -14,6 +15,8 @@ from reasonrec.graph.config import Negatives
 from reasonrec.rng import stream_seed
 
 _MAX_ATTEMPTS = 1000
+_WINDOW = 10
+"""Places to either side of the target, among items sorted by degree, that a match comes from."""
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float | None:
@@ -47,8 +50,24 @@ def draw_negatives(
 
     Args:
         touched: What ``touched_keys`` returned.
-        kind: ``uniform`` draws from the catalogue, ``popularity`` from the events of training.
+        kind: ``uniform`` draws from the catalogue; ``popularity`` from the events of training;
+            ``degree`` from the items next to the target when sorted by number of events.
     """
+    random_seed = np.uint64(stream_seed(seed, f"graph/negatives/{kind}"))
+    if kind == "degree":
+        num_events = np.bincount(dataset.train.item_index, minlength=dataset.num_items)
+        order = np.argsort(num_events, kind="stable")
+        return kernels.draw_alike(
+            frozen_array(queries.user_index, np.int32),
+            frozen_array(queries.history_stop, np.int64),
+            frozen_array(queries.target, np.int32),
+            frozen_array(touched, np.int64),
+            frozen_array(order, np.int32),
+            frozen_array(np.argsort(order), np.int32),
+            _WINDOW,
+            random_seed,
+            _MAX_ATTEMPTS,
+        )
     source = dataset.train.item_index if kind == "popularity" else np.zeros(0, np.int32)
     return kernels.draw_untouched(
         frozen_array(queries.user_index, np.int32),
@@ -56,7 +75,7 @@ def draw_negatives(
         frozen_array(touched, np.int64),
         frozen_array(source, np.int32),
         dataset.num_items,
-        np.uint64(stream_seed(seed, f"graph/negatives/{kind}")),
+        random_seed,
         _MAX_ATTEMPTS,
     )
 

@@ -1,7 +1,7 @@
 """The training log as a graph of users and items, walkable both ways and aware of time."""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -9,85 +9,127 @@ from numpy.typing import DTypeLike
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.graph import kernels
 
-Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_MOST = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class InteractionGraph:
-    """E training events, reachable by user (in time order) and by item (in time order).
+class GraphArrays(NamedTuple):
+    """The arrays that every compiled loop takes first: both directions of E edges, 32 bits each."""
 
-    An event is named by its row in the training log. 8 bytes an event beside the log itself.
-    """
-
-    num_users: int
-    num_items: int
     user_offsets: np.ndarray
     """(U + 1,), int64. The events of user u are ``[user_offsets[u], user_offsets[u + 1])``."""
     event_item: np.ndarray
     """(E,), int32."""
     event_time: np.ndarray
-    """(E,), int64, UTC seconds; all 0 if the log has no times."""
+    """(E,), int32. Seconds since the first event; all 0 if the log has no times."""
     event_user: np.ndarray
     """(E,), int32."""
     item_offsets: np.ndarray
     """(N + 1,), int64. Item i has ``occurrence_event[item_offsets[i]:item_offsets[i + 1]]``."""
     occurrence_event: np.ndarray
-    """(E,), int64. Events grouped by item; inside an item by time, ties by event."""
+    """(E,), int32. Events grouped by item; inside an item by time, ties by event."""
+    occurrence_time: np.ndarray
+    """(E,), int32. ``event_time`` in that order, so that a search by time stays in one place."""
+    occurrence_user: np.ndarray
+    """(E,), int32. ``event_user`` in that order."""
+    taker_event: np.ndarray
+    """(E,), int32. Events grouped by item; inside an item ascending, and so by user."""
+    event_rank: np.ndarray
+    """(E,), int32. The place of an event among its item's occurrences, counted from 0."""
+    time_bound: np.ndarray
+    """(B,), int32, ascending from 0: starts of B periods with about as many events each."""
+    num_before: np.ndarray
+    """(N, B), int32. Occurrences of each item before each bound: where a search by time begins."""
+
+
+@dataclass(frozen=True)
+class InteractionGraph:
+    """E training events, reachable by user (in time order) and by item (by time and by user).
+
+    An event is named by its row in the training log. At most 28 bytes an event beside the
+    log itself.
+    """
+
+    num_users: int
+    num_items: int
+    arrays: GraphArrays
+    first_time: int
+    """UTC seconds of the oldest event; 0 if the log has no times."""
     has_times: bool
+    has_repeats: bool
+    """Whether any user took any item twice."""
+    event_rating: np.ndarray | None
+    """(E,), float32, NaN where unknown; None if the log has no ratings."""
 
     @classmethod
     def build(cls, train: InteractionLog, num_items: int) -> "InteractionGraph":
         """Return the graph of a training log, and of nothing else.
 
         Raises:
-            ValueError: An item lies outside the catalogue, or the log is not sorted by user, then
-                time.
+            ValueError: An item lies outside the catalogue, the log is not sorted by user, then
+                time, or it is too long in events or in years for 32 bits.
         """
         users = frozen_array(train.user_index, np.int32)
         items = frozen_array(train.item_index, np.int32)
         _check_log(train, users, items, num_items)
         has_times = train.timestamp is not None
-        times = (
-            np.zeros(len(items), np.int64)
-            if train.timestamp is None
-            else frozen_array(train.timestamp, np.int64)
-        )
-        order = np.argsort(times, kind="stable") if has_times else np.arange(len(items))
+        first_time = int(train.timestamp.min()) if has_times and len(items) else 0
+        times = np.zeros(len(items), np.int32)
+        if train.timestamp is not None:
+            np.subtract(train.timestamp, first_time, out=times, casting="unsafe")
         num_events = np.bincount(items, minlength=num_items)
         item_offsets = np.concatenate([[0], np.cumsum(num_events)]).astype(np.int64)
+        taker_event = kernels.events_by_item(items, item_offsets)
+        in_time = kernels.events_by_time(taker_event, times, item_offsets)
+        in_time_order = times[in_time]
+        bounds = _time_bounds(times, num_items)
         return cls(
             num_users=train.num_users,
             num_items=num_items,
-            user_offsets=frozen_array(train.user_offsets, np.int64),
-            event_item=items,
-            event_time=frozen_array(times, np.int64),
-            event_user=users,
-            item_offsets=frozen_array(item_offsets, np.int64),
-            occurrence_event=frozen_array(
-                kernels.events_by_item(
-                    items, frozen_array(order, np.int64), frozen_array(item_offsets, np.int64)
+            arrays=GraphArrays(
+                user_offsets=frozen_array(train.user_offsets, np.int64),
+                event_item=items,
+                event_time=frozen_array(times, np.int32),
+                event_user=users,
+                item_offsets=frozen_array(item_offsets, np.int64),
+                occurrence_event=frozen_array(in_time, np.int32),
+                occurrence_time=frozen_array(in_time_order, np.int32),
+                occurrence_user=frozen_array(users[in_time], np.int32),
+                taker_event=frozen_array(taker_event, np.int32),
+                event_rank=frozen_array(kernels.ranks_of(in_time, item_offsets), np.int32),
+                time_bound=frozen_array(bounds, np.int32),
+                num_before=frozen_array(
+                    kernels.counts_before(in_time_order, item_offsets, bounds), np.int32
                 ),
-                np.int64,
             ),
+            first_time=first_time,
             has_times=has_times,
+            has_repeats=bool(kernels.has_repeats(taker_event, users, item_offsets)),
+            event_rating=(None if train.rating is None else frozen_array(train.rating, np.float32)),
         )
 
     def __len__(self) -> int:
-        return len(self.event_item)
-
-    @property
-    def arrays(self) -> Arrays:
-        """The arrays that every compiled loop takes first, in their order."""
-        return (
-            self.user_offsets, self.event_item, self.event_time, self.event_user,
-            self.item_offsets, self.occurrence_event,
-        )  # fmt: skip
+        return len(self.arrays.event_item)
 
     def asked_at(self, asked_at: np.ndarray | None, num_rows: int) -> np.ndarray:
         """Return the time before which evidence must lie, "never ends" where times are unknown."""
         if asked_at is None or not self.has_times:
             return frozen_array(np.full(num_rows, np.iinfo(np.int64).max), np.int64)
         return checked(asked_at, np.int64, "asked_at", num_rows)
+
+    def limits(self, asked_at: np.ndarray | None, num_rows: int) -> np.ndarray:
+        """Return the same as ``event_time`` counts it. (R,), int32."""
+        seconds = self.asked_at(asked_at, num_rows)
+        # clipped first: a difference of far-off times would not fit
+        seconds = np.clip(seconds, self.first_time, self.first_time + _MOST)
+        return frozen_array(seconds - self.first_time, np.int32)
+
+
+def _time_bounds(times: np.ndarray, num_items: int) -> np.ndarray:
+    """Return the starts of as many periods as an item has events on average, 1024 at most."""
+    num_periods = min(max(len(times) // max(num_items, 1), 1), 1024)
+    some = np.sort(times[:: max(len(times) // 100_000, 1)])
+    starts = some[np.arange(num_periods) * len(some) // num_periods] if len(some) else []
+    return np.unique(np.concatenate([[0], starts])).astype(np.int32)
 
 
 def frozen_array(values: Any, dtype: DTypeLike) -> np.ndarray:
@@ -123,11 +165,21 @@ def _check_log(train: InteractionLog, users: np.ndarray, items: np.ndarray, num_
         raise ValueError(
             f"item_index must lie in 0 .. {num_items - 1}; got {items.min()} .. {items.max()}"
         )
+    if len(items) > _MOST:
+        raise ValueError(f"a graph must have fewer than {_MOST:,} events; got {len(items):,}")
     steps = np.diff(users)
     if users[0] < 0 or users[-1] >= train.num_users or (steps < 0).any():
         raise ValueError(
             f"the log must be sorted by user, with users in 0 .. {train.num_users - 1}; "
             f"got {users.min()} .. {users.max()}"
         )
-    if train.timestamp is not None and (np.diff(train.timestamp)[steps == 0] < 0).any():
+    if train.timestamp is None:
+        return
+    if ((np.diff(train.timestamp) < 0) & (steps == 0)).any():
         raise ValueError("the log must be sorted by time inside each user; sort it and try again")
+    first, last = int(train.timestamp.min()), int(train.timestamp.max())
+    if last - first >= _MOST:
+        raise ValueError(
+            f"events must lie within {_MOST:,} seconds (68 years); got {first} .. {last}. "
+            "Are some of the times in milliseconds?"
+        )

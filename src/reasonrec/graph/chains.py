@@ -1,9 +1,7 @@
 """The stage ``reasonrec chains``: a prepared data set in, chains and their leak audit out.
 
-The folder holds ``chains.parquet`` (``split``, ``query``, ``label``, ``user_index``, ``candidate``,
-``i0``, ``u1``, ``i1``, ``weight``, ``closed``, ``fallback``), ``statistics.json``, and last
-``manifest.json``. ``query`` is a row of that split's queries (for ``train``, of ``train_queries``);
-``label`` is 1 for what the user took, 0 for a drawn negative, null where chains know no candidate.
+The folder holds ``chains.parquet``, ``statistics.json``, and last ``manifest.json``; the columns
+are listed in ``docs/chains.md``. ``load_chains`` reads it back.
 """
 
 import json
@@ -16,17 +14,117 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset, InteractionLog, Queries
+from reasonrec.errors import DataError
 from reasonrec.graph.audit import area_under_curve, draw_negatives
 from reasonrec.graph.audit import touched_keys as keys_of
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.graph.config import NEGATIVES, ChainConfig
-from reasonrec.graph.sampling import CLOSED, OPEN, ChainTable, sample_chains
-from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest
+from reasonrec.graph.config import NEGATIVES, ChainConfig, Reading
+from reasonrec.graph.sampling import CLOSED, OPEN, ChainTable, count_closable, sample_chains
+from reasonrec.manifest import (
+    check_outputs,
+    is_finished,
+    make_folder,
+    read_manifest,
+    stopwatch,
+    write_manifest,
+)
+from reasonrec.records import Histories
 
 STAGE = "chains"
 OUTPUTS = ["chains.parquet", "statistics.json"]
-_FALLBACK_NAMES = np.array(["none", "open", "history-only"])
+_FALLBACK_NAMES = ("none", "open", "history-only")
 _ROWS_AT_A_TIME = 100_000
+
+
+@dataclass(frozen=True)
+class StoredChains:
+    """What ``chains.parquet`` holds: M chains, and which question each belongs to."""
+
+    split: np.ndarray
+    """(M,), text: ``train``, ``valid`` or ``test``."""
+    label: np.ndarray
+    """(M,), int8. 1 for what the user took, 0 for a drawn negative, -1 without a candidate."""
+    user_index: np.ndarray
+    """(M,), int32. u0."""
+    candidate: np.ndarray
+    """(M,), int32. -1 where chains close on the history."""
+    num_closable: np.ndarray
+    """(M,), int64. Chains over one neighbour that close for the question."""
+    chains: ChainTable
+    """Its ``query`` is a row of that split's queries (for ``train``, of ``train_queries``)."""
+    reading: Reading
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+def load_chains(folder: Path | str) -> StoredChains:
+    """Return the chains that ``reasonrec chains`` wrote to ``folder``.
+
+    Raises:
+        CheckpointError: The folder is unfinished, or a file in it was changed since.
+        DataError: Another command wrote it.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest["stage"] != STAGE:
+        raise DataError(
+            f"{folder} must be a folder written by `reasonrec chains`; "
+            f"it was written by stage {manifest['stage']!r}"
+        )
+    check_outputs(folder)
+    table = pl.read_parquet(folder / "chains.parquet", glob=False)
+    num_neighbours = manifest["config"]["num_neighbours"]
+    names = _EdgeNames(num_neighbours)
+    code = {name: number for number, name in enumerate(_FALLBACK_NAMES)}
+
+    def stacked(columns: list[str]) -> np.ndarray:
+        return np.stack([table[name].fill_null(-1).to_numpy() for name in columns], axis=1)
+
+    def rating(name: str) -> np.ndarray | None:
+        if name not in table.columns:
+            return None
+        return table[name].fill_null(np.nan).to_numpy()
+
+    edge_ratings = [found for name in names.edges if (found := rating(f"r_{name}")) is not None]
+    return StoredChains(
+        split=table["split"].to_numpy(),
+        label=table["label"].fill_null(-1).cast(pl.Int8).to_numpy(),
+        user_index=table["user_index"].to_numpy(),
+        candidate=table["candidate"].fill_null(-1).to_numpy(),
+        num_closable=table["num_closable"].to_numpy(),
+        chains=ChainTable(
+            query=table["query"].to_numpy(),
+            items=stacked(names.items),
+            users=stacked(names.users),
+            weight=table["weight"].to_numpy(),
+            fallback=table["fallback"].replace_strict(code, return_dtype=pl.Int8).to_numpy(),
+            edge_event=stacked([f"e_{name}" for name in names.edges]),
+            edge_rating=np.stack(edge_ratings, axis=1) if edge_ratings else None,
+            user_rating=rating("r_u0_i0"),
+            closing_rating=rating(f"r_u0_i{num_neighbours}"),
+        ),
+        reading=manifest["config"]["reading"],
+    )
+
+
+@dataclass(frozen=True)
+class _EdgeNames:
+    """How the columns of chains over L neighbours are called."""
+
+    num_neighbours: int
+
+    @property
+    def items(self) -> list[str]:
+        return [f"i{j}" for j in range(self.num_neighbours + 1)]
+
+    @property
+    def users(self) -> list[str]:
+        return [f"u{j + 1}" for j in range(self.num_neighbours)]
+
+    @property
+    def edges(self) -> list[str]:
+        return [f"u{j + 1}_i{k}" for j in range(self.num_neighbours) for k in (j, j + 1)]
 
 
 @dataclass(frozen=True)
@@ -119,13 +217,22 @@ def _chains_of(
         columns = {"history": None}
     for name, candidate in columns.items():
         is_stored = name in ("positive", "history", config.negatives)
-        num_closable = np.zeros(len(queries))
+        num_closable = np.zeros(len(queries), np.int64)
         counts = np.zeros(3, np.int64)
         num_rows = 0
-        for rows, chains in _sampled(graph, queries, candidate, config, seed=seed):
-            num_closable[rows] = chains.num_closable
+        for rows, histories, chains in _sampled(graph, queries, candidate, config, seed=seed):
+            num_closable[rows] = count_closable(
+                graph,
+                histories,
+                None if candidate is None else candidate[rows],
+                reading=config.reading,
+                max_history=config.max_history,
+            )
             if is_stored:
-                table = _table(queries, rows, chains, candidate, label=name, split=split)
+                table = _table(
+                    graph, queries, rows, chains, candidate, num_closable[rows],
+                    label=name, split=split,
+                )  # fmt: skip
                 tables.append(table)
             is_first = np.diff(chains.query, prepend=-1) > 0
             counts += np.bincount(chains.fallback[is_first], minlength=3)
@@ -154,22 +261,24 @@ def _sampled(
     config: ChainConfig,
     *,
     seed: int,
-) -> Iterator[tuple[np.ndarray, ChainTable]]:
-    """Yield query rows with their chains, some at a time, so that histories stay small."""
+) -> Iterator[tuple[np.ndarray, Histories, ChainTable]]:
+    """Yield query rows with histories and chains, some at a time, so that histories stay small."""
     rows = np.arange(len(queries)) if candidate is None else np.flatnonzero(candidate >= 0)
     for begin in range(0, max(len(rows), 1), _ROWS_AT_A_TIME):
         part = rows[begin : begin + _ROWS_AT_A_TIME]
+        histories = queries.take(part).histories()
         yield (
             part,
+            histories,
             sample_chains(
                 graph,
-                queries.take(part).histories(),
+                histories,
                 None if candidate is None else candidate[part],
                 seed=seed,
                 reading=config.reading,
                 num_chains=config.num_chains,
+                num_neighbours=config.num_neighbours,
                 max_history=config.max_history,
-                max_neighbours=config.max_neighbours,
                 overlap_weight=config.overlap_weight,
                 degree_weight=config.degree_weight,
             ),
@@ -177,37 +286,67 @@ def _sampled(
 
 
 def _table(
+    graph: InteractionGraph,
     queries: Queries,
     rows: np.ndarray,
     chains: ChainTable,
     candidate: np.ndarray | None,
+    num_closable: np.ndarray,
     *,
     label: str,
     split: str,
 ) -> pl.DataFrame:
+    """Return the chains as they are stored; what is not there is null."""
     query = rows[chains.query]
-    nothing = pl.lit(None, pl.Int32)
-    return pl.DataFrame(
-        {
-            "query": query.astype(np.int64),
-            "user_index": queries.user_index[query],
-            "i0": chains.first_item,
-            "u1": chains.neighbour,
-            "i1": chains.second_item,
-            "weight": chains.weight,
-            "closed": chains.is_closed,
-            "fallback": _FALLBACK_NAMES[chains.fallback],
-        }
-    ).select(
-        pl.lit(split).alias("split"),
-        "query",
-        (nothing if candidate is None else pl.lit(int(label == "positive"), pl.Int32)).alias(
-            "label"
-        ),
-        "user_index",
-        (nothing if candidate is None else pl.Series(candidate[query])).alias("candidate"),
-        *(pl.col(name) for name in ("i0", "u1", "i1", "weight", "closed", "fallback")),
+    names = _EdgeNames(chains.users.shape[1])
+    nothing = np.full(len(query), -1, np.int32)
+    columns: dict[str, np.ndarray] = {
+        "query": query.astype(np.int64),
+        "user_index": queries.user_index[query],
+        "candidate": nothing if candidate is None else candidate[query],
+    }
+    for j, name in enumerate(names.items):
+        columns[name] = chains.items[:, j]
+    for j, name in enumerate(names.users):
+        columns[name] = chains.users[:, j]
+    for j, name in enumerate(names.edges):
+        columns[f"e_{name}"] = chains.edge_event[:, j]
+    table = pl.DataFrame(columns)
+    # a candidate of -1 has no chain and is no row; elsewhere -1 stands for nothing
+    is_index = pl.exclude("query", "user_index")
+    table = table.with_columns(pl.when(is_index >= 0).then(is_index))
+    answer = None if candidate is None else int(label == "positive")
+    table = table.with_columns(
+        split=pl.lit(split),
+        label=pl.lit(answer, pl.Int32),
+        weight=chains.weight,
+        closed=chains.is_closed,
+        fallback=np.array(_FALLBACK_NAMES)[chains.fallback],
+        num_closable=num_closable[chains.query],
     )
+    if chains.edge_rating is not None:
+        unknown = np.full(len(query), np.nan, np.float32)
+        ratings = {"r_u0_i0": unknown if chains.user_rating is None else chains.user_rating}
+        for j, name in enumerate(names.edges):
+            ratings[f"r_{name}"] = chains.edge_rating[:, j]
+        closing = unknown if chains.closing_rating is None else chains.closing_rating
+        ratings[f"r_u0_{names.items[-1]}"] = closing
+        table = table.with_columns(
+            pl.Series(name, values).fill_nan(None) for name, values in ratings.items()
+        )
+    if graph.has_times:
+        event_time = np.append(graph.arrays.event_time, np.int32(0))  # what -1 reads
+        times = event_time[chains.edge_event].astype(np.int64) + graph.first_time
+        newest = pl.Series(np.where(chains.edge_event >= 0, times, -1).max(axis=1))
+        asked_at = None if queries.timestamp is None else queries.timestamp[query]
+        table = table.with_columns(
+            asked_at=pl.Series(asked_at, dtype=pl.Int64)
+            if asked_at is not None
+            else pl.lit(None, pl.Int64),
+            newest_edge_at=pl.when(newest >= 0).then(newest),
+        )
+    first = ["split", "query", "label", "user_index", "candidate", *names.items, *names.users]
+    return table.select(*first, pl.exclude(first))
 
 
 def _share(part: float, whole: int) -> float | None:

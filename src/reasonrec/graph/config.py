@@ -8,8 +8,8 @@ from reasonrec.config import Config
 
 Reading = Literal["candidate-closed", "history-closed"]
 READINGS: tuple[Reading, ...] = ("candidate-closed", "history-closed")
-Negatives = Literal["uniform", "popularity"]
-NEGATIVES: tuple[Negatives, ...] = ("uniform", "popularity")
+Negatives = Literal["uniform", "popularity", "degree"]
+NEGATIVES: tuple[Negatives, ...] = ("uniform", "popularity", "degree")
 
 
 class ChainConfig(Config):
@@ -19,15 +19,16 @@ class ChainConfig(Config):
     """What a chain closes on: the candidate (its last edge hidden), or the user's own history."""
     num_chains: PositiveInt = 3
     """Chains drawn for each query at most, all through different neighbours."""
+    num_neighbours: PositiveInt = 1
+    """Neighbours on a chain: 1 is u0, i0, u1, i1 as in the paper; 2 goes on to u2 and i2."""
     max_history: PositiveInt = 50
     """Last events of a history that a chain may start from."""
-    max_neighbours: PositiveInt = 500
-    """Events of one item that are followed; an item with more is thinned evenly in time."""
     overlap_weight: bool = True
-    """Whether neighbours with more shared items are drawn more often."""
+    """Whether neighbours who share more items are drawn more often. Chains over one neighbour."""
     degree_weight: bool = True
-    """Whether popular items are drawn less often."""
+    """Whether popular items are drawn less often, and neighbours who share only such items."""
     negatives: Negatives = "uniform"
-    """Where the one negative of each query comes from: the catalogue, or the events of training."""
+    """Where the stored negative of each query comes from: the catalogue evenly, the events of
+    training, or items with about as many events as the positive."""
     train_queries_per_user: NonNegativeInt = 5
     """Last events of each training user that become queries."""

@@ -6,9 +6,20 @@ that neither the order of rows nor the number of threads changes an answer.
 """
 
 # pyright: reportIndexIssue=false, reportCallIssue=false
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
+TRY_COST = 20
+"""What a proposal for a chain costs, in events counted."""
+LEAST_COST = 1500
+"""Below as many events, all are counted without any proposal."""
+MOST_NOTED = 4096
+"""Takers of a candidate who are noted one by one, so that asking about one is a single read."""
+_BARE = {"nogil": True, "cache": True, "_nrt": False}
+"""Without reference counts, which cost more than the work: such a loop allocates nothing."""
+_INLINED = _BARE | {"forceinline": True}
 _ONE = np.uint64(1)
 
 
@@ -28,12 +39,11 @@ def uniform(state):
 
 
 @njit(nogil=True, cache=True)
-def events_by_item(event_item, order, item_offsets):
-    """Return event numbers grouped by item, inside an item as ``order`` lists them. (E,)"""
-    grouped = np.empty(len(order), np.int64)
+def events_by_item(event_item, item_offsets):
+    """Return event numbers grouped by item, ascending (by user, then time) inside it. (E,)"""
+    grouped = np.empty(len(event_item), np.int32)
     cursor = item_offsets[:-1].copy()
-    for position in range(len(order)):
-        event = order[position]
+    for event in range(len(event_item)):
         item = event_item[event]
         grouped[cursor[item]] = event
         cursor[item] += 1
@@ -41,82 +51,131 @@ def events_by_item(event_item, order, item_offsets):
 
 
 @njit(nogil=True, cache=True)
-def num_older(event_time, occurrence_event, start, stop, asked_at):
-    """Return how many occurrences of an item (in time order) are before ``asked_at``."""
-    low, high = start, stop
+def events_by_time(taker_event, event_time, item_offsets):
+    """Return ``taker_event`` with the events of each item in time order, ties by event. (E,)"""
+    ordered = np.empty(len(taker_event), np.int32)
+    for item in range(len(item_offsets) - 1):
+        start, stop = item_offsets[item], item_offsets[item + 1]
+        keys = np.empty(stop - start, np.int64)
+        for k in range(stop - start):
+            event = taker_event[start + k]
+            keys[k] = (np.int64(event_time[event]) << 32) | event
+        keys.sort()
+        for k in range(stop - start):
+            ordered[start + k] = keys[k] & 0xFFFFFFFF
+    return ordered
+
+
+@njit(nogil=True, cache=True)
+def ranks_of(occurrence_event, item_offsets):
+    """Return the place of each event among the occurrences of its item, in time order. (E,)"""
+    ranks = np.empty(len(occurrence_event), np.int32)
+    for item in range(len(item_offsets) - 1):
+        for place in range(item_offsets[item], item_offsets[item + 1]):
+            ranks[occurrence_event[place]] = place - item_offsets[item]
+    return ranks
+
+
+@njit(nogil=True, cache=True)
+def counts_before(occurrence_time, item_offsets, bounds):
+    """Return how many occurrences of each item are before each of the ascending times. (N, B)"""
+    counts = np.empty((len(item_offsets) - 1, len(bounds)), np.int32)
+    for item in range(len(item_offsets) - 1):
+        start, stop = item_offsets[item], item_offsets[item + 1]
+        place = start
+        for b in range(len(bounds)):
+            while place < stop and occurrence_time[place] < bounds[b]:
+                place += 1
+            counts[item, b] = place - start
+    return counts
+
+
+@njit(nogil=True, cache=True)
+def has_repeats(taker_event, event_user, item_offsets):
+    """Return whether any user took any item twice."""
+    for item in range(len(item_offsets) - 1):
+        for k in range(item_offsets[item] + 1, item_offsets[item + 1]):
+            if event_user[taker_event[k]] == event_user[taker_event[k - 1]]:
+                return True
+    return False
+
+
+@njit(**_INLINED)
+def _period(g, asked_at):
+    """Return the number of the last bound of time that is not after ``asked_at``."""
+    low, high = 0, len(g.time_bound)
     while low < high:
-        middle = (low + high) // 2
-        if event_time[occurrence_event[middle]] < asked_at:
+        middle = (low + high) >> 1
+        if g.time_bound[middle] <= asked_at:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@njit(**_INLINED)
+def _num_older_in(g, item, asked_at, period):
+    """Return how many occurrences of an item are before ``asked_at``, which lies in ``period``."""
+    start = g.item_offsets[item]
+    low = start + g.num_before[item, period]
+    high = g.item_offsets[item + 1]
+    if period + 1 < len(g.time_bound):
+        high = start + g.num_before[item, period + 1]
+    while low < high:
+        middle = (low + high) >> 1
+        if g.occurrence_time[middle] < asked_at:
             low = middle + 1
         else:
             high = middle
     return low - start
 
 
-@njit(nogil=True, cache=True)
-def rank_of(event_time, occurrence_event, start, stop, event):
-    """Return the position of ``event`` among its item's occurrences."""
-    time = event_time[event]
-    low, high = start, stop
-    while low < high:
-        middle = (low + high) // 2
-        other = occurrence_event[middle]
-        if event_time[other] < time or (event_time[other] == time and other < event):
-            low = middle + 1
-        else:
-            high = middle
-    return low - start
+@njit(**_INLINED)
+def num_older(g, item, asked_at):
+    """Return how many occurrences of an item are before ``asked_at``."""
+    return _num_older_in(g, item, asked_at, _period(g, asked_at))
 
 
 @njit(nogil=True, cache=True)
-def own_ranks(
-    user_offsets, event_item, event_time, item_offsets, occurrence_event, user, item, asked_at
-):
+def own_ranks(g, user, item, asked_at):
     """Return the positions of ``user`` among the older occurrences of ``item``, ascending."""
     found = np.empty(0, np.int64)
     if user < 0:
         return found
     num_found = 0
-    for event in range(user_offsets[user], user_offsets[user + 1]):
-        if event_time[event] >= asked_at:
+    for event in range(g.user_offsets[user], g.user_offsets[user + 1]):
+        if g.event_time[event] >= asked_at:
             break
-        num_found += event_item[event] == item
+        num_found += g.event_item[event] == item
     found = np.empty(num_found, np.int64)
     num_found = 0
-    for event in range(user_offsets[user], user_offsets[user + 1]):
+    for event in range(g.user_offsets[user], g.user_offsets[user + 1]):
         if num_found == len(found):
             break
-        if event_item[event] == item:
-            found[num_found] = rank_of(
-                event_time, occurrence_event, item_offsets[item], item_offsets[item + 1], event
-            )
+        if g.event_item[event] == item:
+            found[num_found] = g.event_rank[event]
             num_found += 1
     return found
 
 
 @njit(nogil=True, cache=True)
-def visible_occurrences(
-    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-    item, user, asked_at, limit, state, events,
-):  # fmt: skip
+def visible_occurrences(g, item, user, asked_at, limit, state, events):
     """Fill ``events`` with older events of others on ``item``; return how many of how many.
 
     Past ``limit`` they are evenly spaced in time from a random start. The user's own events are
     taken out before spacing: the answer is the one of a graph without them.
     """
-    start, stop = item_offsets[item], item_offsets[item + 1]
-    total = num_older(event_time, occurrence_event, start, stop, asked_at)
+    start = g.item_offsets[item]
+    total = num_older(g, item, asked_at)
     taken = 0
     if total <= limit:
         for position in range(start, start + total):
-            event = occurrence_event[position]
-            if event_user[event] != user:
+            event = g.occurrence_event[position]
+            if g.event_user[event] != user:
                 events[taken] = event
                 taken += 1
         return taken, taken
-    own = own_ranks(
-        user_offsets, event_item, event_time, item_offsets, occurrence_event, user, item, asked_at
-    )
+    own = own_ranks(g, user, item, asked_at)
     total -= len(own)
     taken = min(limit, total)
     phase = uniform(state) if total > limit else 0.0
@@ -125,14 +184,13 @@ def visible_occurrences(
         rank = min(int((j + phase) * total / taken), total - 1) if total > limit else j
         for r in range(len(own)):
             rank += rank >= own[r]
-        events[j] = occurrence_event[start + rank]
+        events[j] = g.occurrence_event[start + rank]
     return taken, total
 
 
 @njit(nogil=True, cache=True)
 def look_up_rows(
-    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-    user_index, via_item, history_item, history_offsets, asked_at,
+    g, user_index, via_item, history_item, history_offsets, asked_at,
     window, reverse_share, max_neighbours, num_recent, seed,
     slot_of_user, excluded_by, weight_of, best_of, count_of, witness_of, slot_of_item,
     out_item, out_weight, out_count, out_witness,
@@ -150,13 +208,10 @@ def look_up_rows(
         if via < 0:
             continue
         state = mixed(mixed(seed, user), via)
-        num_events, _ = visible_occurrences(
-            user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-            via, user, limit, max_neighbours, state, events,
-        )  # fmt: skip
+        num_events, _ = visible_occurrences(g, via, user, limit, max_neighbours, state, events)
         num_slots = 0
         for j in range(num_events):
-            neighbour = event_user[events[j]]
+            neighbour = g.event_user[events[j]]
             if slot_of_user[neighbour] < 0:  # a repeat counts by its first time
                 slot_of_user[neighbour] = num_slots
                 slot_event[num_slots] = events[j]
@@ -178,28 +233,27 @@ def look_up_rows(
                 recent[size] = item
                 size += 1
         _count_overlap(
-            user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-            recent[:size], limit, slot_event[:num_slots], slot_of_user, slot_of_item,
+            g, recent[:size], limit, slot_event[:num_slots], slot_of_user, slot_of_item,
             slot_overlap, slot_last,
         )  # fmt: skip
 
         num_touched = 0
         for slot in range(num_slots):
             event = slot_event[slot]
-            neighbour = event_user[event]
-            begin, end = user_offsets[neighbour], user_offsets[neighbour + 1]
+            neighbour = g.event_user[event]
+            begin, end = g.user_offsets[neighbour], g.user_offsets[neighbour + 1]
             share = 1.0 + slot_overlap[slot]
             for signed_step in range(1, 2 * window + 1):
                 step = signed_step if signed_step <= window else signed_step - window
                 if signed_step <= window:
                     other, weight = event + step, share / step
-                    if other >= end or event_time[other] >= limit:
+                    if other >= end or g.event_time[other] >= limit:
                         continue
                 else:
                     other, weight = event - step, share * reverse_share / step
                     if weight == 0.0 or other < begin:
                         break
-                item = event_item[other]
+                item = g.event_item[other]
                 if excluded_by[item] == row or slot_of_item[item] == slot:
                     continue
                 if slot_of_item[item] < 0:
@@ -240,31 +294,30 @@ def look_up_rows(
                 out_count[row, k] = count_of[out_item[row, k]]
                 out_witness[row, k] = witness_of[out_item[row, k]]
         for slot in range(num_slots):
-            slot_of_user[event_user[slot_event[slot]]] = -1
+            slot_of_user[g.event_user[slot_event[slot]]] = -1
 
 
 @njit(nogil=True, cache=True)
 def _count_overlap(
-    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-    recent, asked_at, slot_event, slot_of_user, slot_of_item, slot_overlap, slot_last,
+    g, recent, asked_at, slot_event, slot_of_user, slot_of_item, slot_overlap, slot_last,
 ):  # fmt: skip
     """Add to ``slot_overlap`` how many ``recent`` items each neighbour took before ``asked_at``."""
     if len(recent) == 0:
         return
     cost_by_item = 0
     for item in recent:
-        cost_by_item += item_offsets[item + 1] - item_offsets[item]
+        cost_by_item += g.item_offsets[item + 1] - g.item_offsets[item]
     cost_by_user = 0
     for slot in range(len(slot_event)):
-        neighbour = event_user[slot_event[slot]]
-        cost_by_user += user_offsets[neighbour + 1] - user_offsets[neighbour]
+        neighbour = g.event_user[slot_event[slot]]
+        cost_by_user += g.user_offsets[neighbour + 1] - g.user_offsets[neighbour]
     if cost_by_item <= cost_by_user:
         for item in recent:
-            for position in range(item_offsets[item], item_offsets[item + 1]):
-                event = occurrence_event[position]
-                if event_time[event] >= asked_at:
+            for position in range(g.item_offsets[item], g.item_offsets[item + 1]):
+                event = g.occurrence_event[position]
+                if g.event_time[event] >= asked_at:
                     break
-                slot = slot_of_user[event_user[event]]
+                slot = slot_of_user[g.event_user[event]]
                 if slot >= 0 and slot_last[slot] != item:
                     slot_last[slot] = item
                     slot_overlap[slot] += 1
@@ -272,12 +325,12 @@ def _count_overlap(
     for k in range(len(recent)):
         slot_of_item[recent[k]] = k
     for slot in range(len(slot_event)):
-        neighbour = event_user[slot_event[slot]]
+        neighbour = g.event_user[slot_event[slot]]
         seen = 0
-        for event in range(user_offsets[neighbour], user_offsets[neighbour + 1]):
-            if event_time[event] >= asked_at:
+        for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
+            if g.event_time[event] >= asked_at:
                 break
-            k = slot_of_item[event_item[event]]
+            k = slot_of_item[g.event_item[event]]
             if k >= 0 and not (seen >> k) & 1:
                 seen |= 1 << k
                 slot_overlap[slot] += 1
@@ -285,218 +338,671 @@ def _count_overlap(
         slot_of_item[recent[k]] = -1
 
 
-@njit(nogil=True, cache=True)
-def _mark_history(
-    user_offsets, event_item, event_time, item_offsets, occurrence_event,
-    items, candidate, user, asked_at, by_degree, slot_of_item, distinct, rate,
-):  # fmt: skip
-    """Number the distinct history items, oldest first, with their weight; return how many.
+class Scratch(NamedTuple):
+    """What one thread writes to while it works on a row; clean again after each."""
 
-    The weight is 1 / (1 + others' older events), so that hubs do not dominate, or 1.
+    slot_of_item: np.ndarray
+    """(N,), 1 + the place of an item among the distinct ones of the history; 0 elsewhere."""
+    slot_of_user: np.ndarray
+    """(U,), 1 + the place of a neighbour among the ``touched``; 0 elsewhere."""
+    item: np.ndarray
+    """(H,), the distinct items of the history, oldest first."""
+    position: np.ndarray
+    """(H,), where the history has the item last."""
+    num_others: np.ndarray
+    """(H,), older events by others; -1 until somebody asks."""
+    own_event: np.ndarray
+    """(H,), the user's first older event; -1 without."""
+    num_own: np.ndarray
+    """(H,), the user's older events."""
+    seen_by: np.ndarray
+    """(H,), the last neighbour whose events were counted here."""
+    touched: np.ndarray
+    """(U,), neighbours of the row."""
+    overlap: np.ndarray
+    """(U,), items that each of them shares with the history."""
+    mass: np.ndarray
+    """(U,), sum of the weights of those items."""
+    last: np.ndarray
+    """(U,), the slot that was counted last for each of them."""
+    chain_key: np.ndarray
+    """(K,), waiting times of the neighbours drawn."""
+    chain_slot: np.ndarray
+    """(K,), the slots that they were found by."""
+
+
+def scratch(num_users, num_items, longest, num_chains=1):
+    """Return a clean ``Scratch`` for histories of up to ``longest`` items."""
+    return Scratch(
+        slot_of_item=np.zeros(num_items, np.int32),
+        slot_of_user=np.zeros(num_users, np.int32),
+        item=np.empty(longest, np.int32),
+        position=np.empty(longest, np.int64),
+        num_others=np.empty(longest, np.int64),
+        own_event=np.empty(longest, np.int64),
+        num_own=np.empty(longest, np.int64),
+        seen_by=np.empty(longest, np.int64),
+        touched=np.empty(num_users, np.int32),
+        overlap=np.empty(num_users, np.int32),
+        mass=np.empty(num_users),
+        last=np.empty(num_users, np.int32),
+        chain_key=np.empty(num_chains),
+        chain_slot=np.empty(num_chains, np.int64),
+    )
+
+
+@njit(**_INLINED)
+def first_event(g, item, user, limit):
+    """Return the first event of a user on an item if it is older than ``limit``, else -1."""
+    begin, end = g.user_offsets[user], g.user_offsets[user + 1]
+    low, high = g.item_offsets[item], g.item_offsets[item + 1]
+    stop = high
+    while low < high:
+        middle = (low + high) >> 1
+        if g.taker_event[middle] < begin:
+            low = middle + 1
+        else:
+            high = middle
+    if low == stop:
+        return -1
+    event = g.taker_event[low]
+    return event if event < end and g.event_time[event] < limit else -1
+
+
+@njit(**_INLINED)
+def _mark(g, s, history_item, start, stop, user, limit, candidate):
+    """Number the distinct items of a history but the candidate; return how many.
+
+    Also returns how often the user took the candidate before.
     """
     size = 0
-    for item in items:
-        if item != candidate and slot_of_item[item] < 0:
-            slot_of_item[item] = size
-            distinct[size] = item
-            start = item_offsets[item]
-            rate[size] = 1.0 + num_older(
-                event_time, occurrence_event, start, item_offsets[item + 1], asked_at
-            )
+    for k in range(start, stop):
+        item = history_item[k]
+        if item == candidate:
+            continue
+        slot = s.slot_of_item[item] - 1
+        if slot < 0:
+            slot = size
+            s.slot_of_item[item] = slot + 1
+            s.item[slot] = item
+            s.num_others[slot] = -1
+            s.own_event[slot] = -1
+            s.num_own[slot] = 0
+            s.seen_by[slot] = -1
             size += 1
+        s.position[slot] = k
+    num_taken = 0
     if user >= 0:
-        for event in range(user_offsets[user], user_offsets[user + 1]):
-            if event_time[event] >= asked_at:
+        for event in range(g.user_offsets[user], g.user_offsets[user + 1]):
+            if g.event_time[event] >= limit:
                 break
-            slot = slot_of_item[event_item[event]]
+            item = g.event_item[event]
+            num_taken += item == candidate
+            slot = s.slot_of_item[item] - 1
             if slot >= 0:
-                rate[slot] -= 1.0
+                if s.num_own[slot] == 0:
+                    s.own_event[slot] = event
+                s.num_own[slot] += 1
+    return size, num_taken
+
+
+@njit(**_INLINED)
+def _unmark(s, size):
     for slot in range(size):
-        rate[slot] = 1.0 / rate[slot] if by_degree else 1.0
-    return size
+        s.slot_of_item[s.item[slot]] = 0
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(**_INLINED)
+def _others(g, s, slot, limit, period):
+    """Return how many older events others have on a history item."""
+    if s.num_others[slot] < 0:
+        s.num_others[slot] = _num_older_in(g, s.item[slot], limit, period) - s.num_own[slot]
+    return s.num_others[slot]
+
+
+@njit(**_INLINED)
+def _rate(g, s, slot, limit, period, by_degree):
+    """Return the weight of a history item: 1 / older events by others, or 1."""
+    return 1.0 / _others(g, s, slot, limit, period) if by_degree else 1.0
+
+
+@njit(**_INLINED)
+def _occurrence(g, s, slot, rank):
+    """Return the place of the event number ``rank`` by others on a history item, in time order."""
+    item = s.item[slot]
+    left, event = s.num_own[slot], s.own_event[slot]
+    while left:  # each own event at or before it shifts it by one
+        if g.event_item[event] == item:
+            rank += g.event_rank[event] <= rank
+            left -= 1
+        event += 1
+    return g.item_offsets[item] + rank
+
+
+@njit(**_INLINED)
+def _below(state, stop):
+    """Return a whole number from 0 to ``stop`` - 1."""
+    return int(float(state >> np.uint64(11)) / 9007199254740992.0 * stop)
+
+
+@njit(**_INLINED)
 def _waiting_time(state, rate):
     """Return an exponential draw; the k smallest of many are a weighted sample without return."""
     return -np.log(uniform(state)) / rate
 
 
-@njit(nogil=True, cache=True)
-def _insert(key, user, row, keys, out_user):
-    """Keep the smallest keys of a row in order; return the place taken, or -1."""
-    place = len(keys)
-    while place > 0 and (
-        out_user[row, place - 1] < 0
-        or key < keys[place - 1]
-        or (key == keys[place - 1] and user < out_user[row, place - 1])
-    ):
-        place -= 1
-    if place == len(keys):
-        return -1
-    for k in range(len(keys) - 1, place, -1):
-        keys[k] = keys[k - 1]
-        out_user[row, k] = out_user[row, k - 1]
-    keys[place] = key
-    out_user[row, place] = user
-    return place
+@njit(**_INLINED)
+def _proposal(g, s, size, state, limit, period, by_degree, num_all):
+    """Return a slot and an older event of another user on it, as a place among occurrences.
+
+    Each item alike and then each of its events alike: 1 / degree to an event. Or, if not
+    ``by_degree``, each of the ``num_all`` events alike. The place is -1 where an item has no event.
+    """
+    if by_degree:
+        slot = _below(state, size)
+        rank = _below(mixed(state, 1), _others(g, s, slot, limit, period))
+        others = _others(g, s, slot, limit, period)
+    else:
+        rank, slot = _below(state, num_all), 0
+        while rank >= s.num_others[slot]:
+            rank -= s.num_others[slot]
+            slot += 1
+        others = s.num_others[slot]
+    return slot, _occurrence(g, s, slot, rank) if others else -1
 
 
-@njit(nogil=True, cache=True)
+@njit(**_INLINED)
+def _is_among(user, out_users, row, num_found):
+    is_among = False
+    for k in range(num_found):
+        is_among = is_among or out_users[row, k, 0] == user
+    return is_among
+
+
+@njit(**_INLINED)
+def _count_all(g, s, size, limit, period):
+    """Return how many older events others have on all history items."""
+    num_all = 0
+    for slot in range(size):
+        num_all += _others(g, s, slot, limit, period)
+    return num_all
+
+
+@njit(**_INLINED)
+def _touch_takers(g, s, item, user, limit):
+    """Note the other users who took ``item`` before; return how many, and all their events."""
+    num_touched, num_events = 0, 0
+    for place in range(g.item_offsets[item], g.item_offsets[item + 1]):
+        if g.occurrence_time[place] >= limit:
+            break
+        neighbour = g.occurrence_user[place]
+        if neighbour != user and s.slot_of_user[neighbour] == 0:
+            _touch(s, neighbour, num_touched)
+            num_touched += 1
+            num_events += g.user_offsets[neighbour + 1] - g.user_offsets[neighbour]
+    return num_touched, num_events
+
+
+@njit(**_INLINED)
+def _touch(s, neighbour, t):
+    s.slot_of_user[neighbour] = t + 1
+    s.touched[t] = neighbour
+    s.overlap[t] = 0
+    s.mass[t] = 0.0
+    s.last[t] = -1
+
+
+@njit(**_INLINED)
+def _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, touches_all):
+    """Add to each touched neighbour what they share with the history; return how many there are.
+
+    Args:
+        touches_all: Note whoever took any history item, rather than only those noted before.
+    """
+    for slot in range(size):
+        others = _others(g, s, slot, limit, period)
+        if others == 0:
+            continue
+        rate = 1.0 / others if by_degree else 1.0
+        start = g.item_offsets[s.item[slot]]
+        for place in range(start, start + others + s.num_own[slot]):
+            neighbour = g.occurrence_user[place]
+            t = s.slot_of_user[neighbour] - 1
+            if t < 0:
+                if not touches_all or neighbour == user:
+                    continue
+                t = num_touched
+                _touch(s, neighbour, t)
+                num_touched += 1
+            if s.last[t] != slot:
+                s.last[t] = slot
+                s.overlap[t] += 1
+                s.mass[t] += rate
+    return num_touched
+
+
+@njit(**_INLINED)
+def _overlap_by_user(g, s, limit, period, by_degree, num_touched):
+    """Do the same for the neighbours noted before, by what each of them took."""
+    for t in range(num_touched):
+        neighbour = s.touched[t]
+        for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
+            if g.event_time[event] >= limit:
+                break
+            slot = s.slot_of_item[g.event_item[event]] - 1
+            if slot >= 0 and s.seen_by[slot] != neighbour:
+                s.seen_by[slot] = neighbour
+                s.overlap[t] += 1
+                s.mass[t] += _rate(g, s, slot, limit, period, by_degree)
+
+
+@njit(**_INLINED)
+def _overlap_with_takers(g, s, size, user, limit, period, by_degree, num_touched, num_events):
+    """Do the same the cheaper way; ``num_events`` are all that the noted neighbours have."""
+    if num_events < _count_all(g, s, size, limit, period):
+        _overlap_by_user(g, s, limit, period, by_degree, num_touched)
+    else:
+        _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, False)
+
+
+@njit(**_INLINED)
+def _cost_of_all(g, s, size, limit, period):
+    """Return about how many events ``_overlap_by_item`` counts, judged by the latest items."""
+    num_seen, num_slots = 0, min(size, 4)
+    for slot in range(size - num_slots, size):
+        num_seen += _others(g, s, slot, limit, period)
+    return num_seen * size // num_slots
+
+
+@njit(**_INLINED)
+def _draw_touched(s, num_touched, least, state, by_overlap, found, row, keys, out_users):
+    """Fill the places from ``found`` on with neighbours who share at least ``least`` items."""
+    for k in range(found, out_users.shape[1]):
+        keys[k] = np.inf
+    for t in range(num_touched):
+        if s.overlap[t] < least:
+            continue
+        neighbour = s.touched[t]
+        key = _waiting_time(mixed(state, neighbour), s.mass[t] if by_overlap else 1.0)
+        place = out_users.shape[1]
+        while place > found and (
+            key < keys[place - 1]
+            or (key == keys[place - 1] and neighbour < out_users[row, place - 1, 0])
+        ):
+            place -= 1
+        if place == out_users.shape[1] or _is_among(neighbour, out_users, row, found):
+            continue
+        for k in range(out_users.shape[1] - 1, place, -1):
+            keys[k] = keys[k - 1]
+            out_users[row, k, 0] = out_users[row, k - 1, 0]
+        keys[place] = key
+        out_users[row, place, 0] = neighbour
+
+
+@njit(**_INLINED)
+def _forget(s, num_touched):
+    for t in range(num_touched):
+        s.slot_of_user[s.touched[t]] = 0
+
+
+@njit(**_INLINED)
+def _draw_shared(g, s, neighbour, limit, period, by_degree, state, first, mark):
+    """Return two items that a neighbour shares with the history, and the mass of all shared.
+
+    Drawn by weight, the second among the rest; -1 where there is none. ``first`` is the first
+    one's slot if it is drawn already, else -1. No other call of the row has the same ``mark``.
+    """
+    state = mixed(state, neighbour)
+    second, first_key, second_key, mass = -1, np.inf, np.inf, 0.0
+    if first >= 0:
+        first_key = -1.0
+    for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
+        if g.event_time[event] >= limit:
+            break
+        slot = s.slot_of_item[g.event_item[event]] - 1
+        if slot < 0 or s.seen_by[slot] == -2 - mark:
+            continue
+        s.seen_by[slot] = -2 - mark
+        rate = _rate(g, s, slot, limit, period, by_degree)
+        mass += rate
+        if slot == first:
+            continue
+        key = _waiting_time(mixed(state, s.item[slot]), rate)
+        if key < first_key:
+            first, second, first_key, second_key = slot, first, key, first_key
+        elif key < second_key:
+            second, second_key = slot, key
+    return first, second, mass
+
+
+@njit(**_BARE)
 def sample_candidate_closed(
-    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-    user_index, candidates, history_item, history_start, history_stop, asked_at,
-    max_neighbours, by_overlap, by_degree, seed, slot_of_item, last_of_user,
-    out_first, out_user, out_second, out_weight, out_closable,
+    g, s, begin, end, user_index, candidates, history_item, history_start, history_stop,
+    limits, asked_at, has_repeats, by_overlap, by_degree, seed,
+    out_items, out_users, out_weight, out_position,
 ):  # fmt: skip
-    """Write up to K chains a row that end on its candidate; see ``sampling.sample_chains``."""
-    num_chains = out_user.shape[1]
-    longest = 1
-    for row in range(len(user_index)):
-        longest = max(longest, history_stop[row] - history_start[row])
-    events = np.empty(max_neighbours, np.int64)
-    distinct = np.empty(longest, np.int64)
-    rate = np.empty(longest)
-    counted_by = np.empty(longest, np.int64)
-    keys = np.empty(num_chains)
-    for row in range(len(user_index)):
-        candidate, user, limit = candidates[row], user_index[row], asked_at[row]
+    """Write up to K chains for each row of a part that end on its candidate.
+
+    First by proposals: an event on a history item closes if its user took the candidate. Where few
+    do, by counting all neighbours: the rest is drawn from those not found yet. Both ways together
+    are one sample without return, since the proposals are independent draws of the same chances.
+    """
+    num_chains = out_users.shape[1]
+    keys = s.chain_key
+    for row in range(begin, end):
+        candidate, user, limit = candidates[row], user_index[row], limits[row]
         if candidate < 0:
             continue
-        size = _mark_history(
-            user_offsets, event_item, event_time, item_offsets, occurrence_event,
-            history_item[history_start[row] : history_stop[row]], candidate, user, limit,
-            by_degree, slot_of_item, distinct, rate,
-        )  # fmt: skip
-        state = mixed(mixed(mixed(seed, user), candidate), limit)
-        num_events, total = visible_occurrences(
-            user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-            candidate, user, limit, max_neighbours, state, events,
-        )  # fmt: skip
-        counted_by[:size] = -1
-        closable = 0
-        for j in range(num_events if size else 0):
-            neighbour = event_user[events[j]]
-            if last_of_user[neighbour] == row:
-                continue
-            last_of_user[neighbour] = row
-            state_of_neighbour = mixed(state, neighbour)
-            overlap, mass, best_key, best_slot = 0, 0.0, np.inf, -1
-            for event in range(user_offsets[neighbour], user_offsets[neighbour + 1]):
-                if event_time[event] >= limit:
-                    break
-                slot = slot_of_item[event_item[event]]
-                if slot < 0 or counted_by[slot] == neighbour:
+        num_takers = num_older(g, candidate, limit)
+        if num_takers == 0:
+            continue
+        size, num_own = _mark(
+            g, s, history_item, history_start[row], history_stop[row], user, limit, candidate
+        )
+        num_takers -= num_own
+        if size == 0 or num_takers == 0:
+            _unmark(s, size)
+            continue
+        state = mixed(mixed(mixed(seed, user), candidate), asked_at[row])
+        period = _period(g, limit)
+        num_touched, num_events = 0, 0
+        is_noted = num_takers <= MOST_NOTED
+        if is_noted:
+            num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
+        found = 0
+        cost = _cost_of_all(g, s, size, limit, period)
+        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
+        if by_overlap and num_all and cost >= LEAST_COST:
+            walk, spent = mixed(state, size), 0
+            while found < num_chains and spent < cost:
+                walk = mixed(walk, spent)
+                spent += TRY_COST
+                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                if place < 0:
                     continue
-                counted_by[slot] = neighbour
-                overlap += 1
-                mass += rate[slot]
-                key = _waiting_time(mixed(state_of_neighbour, distinct[slot]), rate[slot])
-                if key < best_key:
-                    best_key, best_slot = key, slot
-            if overlap == 0:
-                continue
-            closable += overlap
-            share = overlap if by_overlap else 1
-            key = _waiting_time(state_of_neighbour, share * mass)
-            place = _insert(key, neighbour, row, keys, out_user)
-            if place >= 0:
-                for k in range(num_chains - 1, place, -1):
-                    out_first[row, k] = out_first[row, k - 1]
-                    out_second[row, k] = out_second[row, k - 1]
-                    out_weight[row, k] = out_weight[row, k - 1]
-                out_first[row, place] = distinct[best_slot]
-                out_second[row, place] = candidate
-                out_weight[row, place] = share * rate[best_slot]
-        if num_events:
-            out_closable[row] = closable * (total / num_events)
-        for slot in range(size):
-            slot_of_item[distinct[slot]] = -1
+                neighbour = g.occurrence_user[place]
+                if is_noted:
+                    if s.slot_of_user[neighbour] == 0:
+                        continue
+                elif first_event(g, candidate, neighbour, limit) < 0:
+                    continue
+                if _is_among(neighbour, out_users, row, found):
+                    continue
+                event = g.occurrence_event[place]
+                if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
+                    continue  # a second time on the item gives no second chance
+                out_users[row, found, 0] = neighbour
+                out_items[row, found, 0] = s.item[slot]
+                out_weight[row, found] = _rate(g, s, slot, limit, period, by_degree)
+                out_position[row, found] = s.position[slot]
+                out_items[row, found, 1] = candidate
+                found += 1
+        if found < num_chains:
+            if not is_noted:
+                num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
+            _overlap_with_takers(
+                g, s, size, user, limit, period, by_degree, num_touched, num_events
+            )
+            _draw_touched(s, num_touched, 1, state, by_overlap, found, row, keys, out_users)
+            for k in range(found, num_chains):
+                if out_users[row, k, 0] < 0:
+                    break
+                neighbour = out_users[row, k, 0]
+                slot, _, mass = _draw_shared(
+                    g, s, neighbour, limit, period, by_degree, state, -1, neighbour
+                )
+                out_items[row, k, 0] = s.item[slot]
+                out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree)
+                if not by_overlap:
+                    out_weight[row, k] /= mass
+                out_position[row, k] = s.position[slot]
+                out_items[row, k, 1] = candidate
+        _forget(s, num_touched)
+        _unmark(s, size)
 
 
-@njit(nogil=True, cache=True)
+@njit(**_BARE)
 def sample_history_closed(
-    user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-    user_index, history_item, history_start, history_stop, asked_at,
-    max_neighbours, by_overlap, by_degree, seed,
-    slot_of_item, overlap_of_user, mass_of_user, last_of_user,
-    out_first, out_user, out_second, out_weight, out_closable,
+    g, s, begin, end, user_index, history_item, history_start, history_stop,
+    limits, asked_at, has_repeats, by_overlap, by_degree, seed,
+    out_items, out_users, out_weight, out_position, out_last_position,
 ):  # fmt: skip
-    """Write up to K chains a row between two history items; see ``sampling.sample_chains``."""
-    num_chains = out_user.shape[1]
-    longest = 1
-    for row in range(len(user_index)):
-        longest = max(longest, history_stop[row] - history_start[row])
-    events = np.empty(max_neighbours, np.int64)
-    touched = np.empty(min(len(overlap_of_user), longest * max_neighbours), np.int64)
-    distinct = np.empty(longest, np.int64)
-    rate = np.empty(longest)
-    counted_by = np.empty(longest, np.int64)
-    keys = np.empty(num_chains)
-    for row in range(len(user_index)):
-        user, limit = user_index[row], asked_at[row]
-        size = _mark_history(
-            user_offsets, event_item, event_time, item_offsets, occurrence_event,
-            history_item[history_start[row] : history_stop[row]], -1, user, limit,
-            by_degree, slot_of_item, distinct, rate,
-        )  # fmt: skip
-        state = mixed(mixed(seed, user), limit)
-        for slot in range(size):
-            state = mixed(state, distinct[slot])
-        num_touched = 0
-        for slot in range(size):
-            num_events, _ = visible_occurrences(
-                user_offsets, event_item, event_time, event_user, item_offsets, occurrence_event,
-                distinct[slot], user, limit, max_neighbours, mixed(state, distinct[slot]), events,
-            )  # fmt: skip
-            for j in range(num_events):
-                neighbour = event_user[events[j]]
-                if last_of_user[neighbour] < 0:
-                    touched[num_touched] = neighbour
-                    num_touched += 1
-                    overlap_of_user[neighbour] = 0
-                    mass_of_user[neighbour] = 0.0
-                if last_of_user[neighbour] != slot:
-                    last_of_user[neighbour] = slot
-                    overlap_of_user[neighbour] += 1
-                    mass_of_user[neighbour] += rate[slot]
-        closable = 0
-        for t in range(num_touched):
-            neighbour = touched[t]
-            last_of_user[neighbour] = -1
-            overlap = overlap_of_user[neighbour]
-            if overlap < 2:
-                continue
-            closable += overlap * (overlap - 1) // 2
-            share = overlap if by_overlap else 1
-            key = _waiting_time(mixed(state, neighbour), share * mass_of_user[neighbour])
-            _insert(key, neighbour, row, keys, out_user)
-        out_closable[row] = closable
-        for k in range(num_chains):
-            neighbour = out_user[row, k]
-            if neighbour < 0:
-                break
-            # the two shared items with the shortest waiting times, in the order of the history
-            counted_by[:size] = -1
-            first, second, first_key, second_key = -1, -1, np.inf, np.inf
-            for event in range(user_offsets[neighbour], user_offsets[neighbour + 1]):
-                if event_time[event] >= limit:
-                    break
-                slot = slot_of_item[event_item[event]]
-                if slot < 0 or counted_by[slot] == neighbour:
+    """Write up to K chains for each row of a part between two items of its history."""
+    num_chains = out_users.shape[1]
+    keys = s.chain_key
+    firsts = s.chain_slot
+    for row in range(begin, end):
+        user, limit = user_index[row], limits[row]
+        size, _ = _mark(g, s, history_item, history_start[row], history_stop[row], user, limit, -1)
+        if size < 2:
+            _unmark(s, size)
+            continue
+        state = mixed(mixed(mixed(seed, user), size), asked_at[row])
+        state = mixed(state, s.item[size - 1])
+        found = 0
+        period = _period(g, limit)
+        cost = 2 * _cost_of_all(g, s, size, limit, period)
+        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
+        if by_overlap and num_all and cost >= LEAST_COST:
+            walk, spent = mixed(state, size), 0
+            while found < num_chains and spent < cost:
+                walk = mixed(walk, spent)
+                spent += TRY_COST
+                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                if place < 0:
                     continue
-                counted_by[slot] = neighbour
-                key = _waiting_time(mixed(mixed(state, neighbour), distinct[slot]), rate[slot])
-                if key < first_key:
-                    first, second, first_key, second_key = slot, first, key, first_key
-                elif key < second_key:
-                    second, second_key = slot, key
-            share = overlap_of_user[neighbour] if by_overlap else 1
-            out_first[row, k] = distinct[min(first, second)]
-            out_second[row, k] = distinct[max(first, second)]
-            out_weight[row, k] = share * rate[first] * rate[second]
-        for slot in range(size):
-            slot_of_item[distinct[slot]] = -1
+                neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
+                if _is_among(neighbour, out_users, row, found):
+                    continue
+                if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
+                    continue
+                spent += event - g.user_offsets[neighbour]
+                shares, seen = False, g.user_offsets[neighbour]
+                stop = g.user_offsets[neighbour + 1]
+                while not shares and seen < stop and g.event_time[seen] < limit:
+                    other = s.slot_of_item[g.event_item[seen]] - 1
+                    shares = other >= 0 and other != slot
+                    seen += 1
+                if not shares:
+                    continue
+                out_users[row, found, 0] = neighbour
+                firsts[found] = slot
+                found += 1
+        for k in range(found, num_chains):
+            firsts[k] = -1
+        if found < num_chains:
+            num_touched = _overlap_by_item(g, s, size, user, limit, period, by_degree, 0, True)
+            _draw_touched(s, num_touched, 2, state, by_overlap, found, row, keys, out_users)
+            _forget(s, num_touched)
+        for k in range(num_chains):
+            if out_users[row, k, 0] < 0:
+                break
+            one, other, mass = _draw_shared(
+                g,
+                s,
+                out_users[row, k, 0],
+                limit,
+                period,
+                by_degree,
+                state,
+                firsts[k],
+                out_users[row, k, 0],
+            )
+            first, second = min(one, other), max(one, other)  # in the order of the history
+            out_items[row, k, 0], out_items[row, k, 1] = s.item[first], s.item[second]
+            out_position[row, k] = s.position[first]
+            out_last_position[row, k] = s.position[second]
+            a = _rate(g, s, first, limit, period, by_degree)
+            b = _rate(g, s, second, limit, period, by_degree)
+            rest_a, rest_b = max(mass - a, b), max(mass - b, a)  # rounding aside, never less
+            out_weight[row, k] = a * b * (1.0 / rest_a + 1.0 / rest_b)
+            if not by_overlap:
+                out_weight[row, k] /= mass
+        _unmark(s, size)
+
+
+@njit(**_BARE)
+def sample_long(
+    g, s, begin, end, user_index, candidates, history_item, history_start, history_stop,
+    limits, asked_at, is_history, by_degree, seed, tries_per_chain,
+    out_items, out_users, out_weight, out_position, out_last_position,
+):  # fmt: skip
+    """Write up to K chains over several neighbours for each row of a part.
+
+    A walk leads from the last item back: to one of its takers, on to one of their items that the
+    user does not have, and so on, each step even; it closes if who it ends at shares an item.
+    """
+    num_chains, num_neighbours = out_users.shape[1], out_users.shape[2]
+    num_users = len(s.slot_of_user)
+    for row in range(begin, end):
+        candidate, user, limit = candidates[row], user_index[row], limits[row]
+        if candidate < 0 and not is_history:
+            continue
+        size, _ = _mark(
+            g, s, history_item, history_start[row], history_stop[row], user, limit, candidate
+        )
+        if size == 0:
+            continue
+        period = _period(g, limit)
+        walk = mixed(mixed(mixed(mixed(seed, user), candidate), asked_at[row]), size)
+        state = walk
+        found = 0
+        for attempt in range(tries_per_chain * num_chains):
+            if found == num_chains:
+                break
+            walk = mixed(walk, attempt)
+            last_slot, item, chance = -1, candidate, 1.0
+            if candidate < 0:
+                last_slot = _below(walk, size)
+                item = s.item[last_slot]
+            out_items[row, found, num_neighbours] = item
+            is_whole = True
+            for j in range(num_neighbours - 1, -1, -1):
+                num_takers = _num_older_in(g, item, limit, period)
+                if num_takers == 0:
+                    is_whole = False
+                    break
+                walk = mixed(walk, j)
+                place = g.item_offsets[item] + _below(walk, num_takers)
+                neighbour = g.occurrence_user[place]
+                chance /= num_takers
+                is_whole = neighbour != user
+                for later in range(j + 1, num_neighbours):
+                    is_whole = is_whole and out_users[row, found, later] != neighbour
+                if not is_whole:
+                    break
+                out_users[row, found, j] = neighbour
+                if j == 0:
+                    break
+                first, low = g.user_offsets[neighbour], g.user_offsets[neighbour]
+                high = g.user_offsets[neighbour + 1]
+                while low < high:
+                    middle = (low + high) >> 1
+                    if g.event_time[middle] < limit:
+                        low = middle + 1
+                    else:
+                        high = middle
+                walk = mixed(walk, j)
+                item = g.event_item[first + _below(walk, low - first)]
+                chance /= low - first
+                is_whole = s.slot_of_item[item] == 0
+                for later in range(j, num_neighbours + 1):
+                    is_whole = is_whole and out_items[row, found, later] != item
+                if not is_whole:
+                    break
+                out_items[row, found, j] = item
+            if not is_whole:
+                continue
+            neighbour = out_users[row, found, 0]
+            is_new = True
+            for k in range(found):
+                is_new = is_new and out_users[row, k, 0] != neighbour
+            if not is_new:
+                continue
+            one, other, mass = _draw_shared(
+                g, s, neighbour, limit, period, by_degree, state, -1, num_users + attempt
+            )
+            slot = other if one == last_slot else one
+            if slot < 0:
+                continue
+            rate = _rate(g, s, slot, limit, period, by_degree)
+            if last_slot >= 0 and s.seen_by[last_slot] == -2 - num_users - attempt:
+                mass -= _rate(g, s, last_slot, limit, period, by_degree)  # no way back to itself
+            out_items[row, found, 0] = s.item[slot]
+            out_weight[row, found] = chance * rate / max(mass, rate)
+            out_position[row, found] = s.position[slot]
+            if last_slot >= 0:
+                out_last_position[row, found] = s.position[last_slot]
+            found += 1
+        if found < num_chains:  # the start of a walk that led nowhere
+            out_items[row, found, :] = -1
+            out_users[row, found, :] = -1
+        _unmark(s, size)
+
+
+@njit(**_BARE)
+def count_closable(
+    g, s, begin, end, user_index, candidates, history_item, history_start, history_stop, limits,
+    is_history, out,
+):  # fmt: skip
+    """Write how many chains close for each row of a part: on its candidate, or on its history."""
+    for row in range(begin, end):
+        candidate, user, limit = candidates[row], user_index[row], limits[row]
+        if candidate < 0 and not is_history:
+            continue
+        size, _ = _mark(
+            g, s, history_item, history_start[row], history_stop[row], user, limit, candidate
+        )
+        period = _period(g, limit)
+        if is_history:
+            num_touched = _overlap_by_item(g, s, size, user, limit, period, False, 0, True)
+        else:
+            num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
+            _overlap_with_takers(g, s, size, user, limit, period, False, num_touched, num_events)
+        count = 0
+        for t in range(num_touched):
+            overlap = np.int64(s.overlap[t])
+            count += overlap * (overlap - 1) // 2 if is_history else overlap
+        out[row] = count
+        _forget(s, num_touched)
+        _unmark(s, size)
+
+
+@njit(**_BARE)
+def count_closable_everywhere(
+    g, s, begin, end, user_index, history_item, history_start, history_stop, limits,
+    last_of_item, out,
+):  # fmt: skip
+    """Add to (R, N) ``out`` how many chains close on each item of the catalogue."""
+    num_users = len(s.slot_of_user)
+    for row in range(begin, end):
+        user, limit = user_index[row], limits[row]
+        size, _ = _mark(g, s, history_item, history_start[row], history_stop[row], user, limit, -1)
+        period = _period(g, limit)
+        num_touched = _overlap_by_item(g, s, size, user, limit, period, False, 0, True)
+        for t in range(num_touched):
+            neighbour = s.touched[t]
+            for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
+                if g.event_time[event] >= limit:
+                    break
+                item = g.event_item[event]
+                if last_of_item[item] != row * num_users + neighbour:
+                    last_of_item[item] = row * num_users + neighbour
+                    # an item is no way to itself
+                    out[row, item] += s.overlap[t] - (s.slot_of_item[item] > 0)
+        _forget(s, num_touched)
+        _unmark(s, size)
+
+
+@njit(**_BARE)
+def edges_of(g, users, items, limits, query, out, begin, end):
+    """Write each neighbour's first event on the item before and on the item after. (M, 2 L)"""
+    for chain in range(begin, end):
+        limit = limits[query[chain]]
+        for j in range(users.shape[1]):
+            if users[chain, j] >= 0:
+                out[chain, 2 * j] = first_event(g, items[chain, j], users[chain, j], limit)
+                out[chain, 2 * j + 1] = first_event(g, items[chain, j + 1], users[chain, j], limit)
 
 
 @njit(nogil=True, cache=True)
@@ -517,6 +1023,31 @@ def draw_untouched(user_index, row_key, touched_keys, drawn_from, num_items, see
             key = np.int64(user_index[row]) * num_items + item
             place = np.searchsorted(touched_keys, key)
             if place == len(touched_keys) or touched_keys[place] != key:
+                drawn[row] = item
+                break
+    return drawn
+
+
+@njit(nogil=True, cache=True)
+def draw_alike(user_index, row_key, target, touched_keys, order, place_of, window, seed, attempts):
+    """Return for each row an item that stands near its target in ``order``, not touched; or -1.
+
+    Evenly from ``window`` places to either side, which grow by as many after each 16 attempts.
+    """
+    num_items = len(order)
+    drawn = np.full(len(user_index), -1, np.int32)
+    for row in range(len(user_index)):
+        state = mixed(mixed(seed, user_index[row]), row_key[row])
+        for attempt in range(attempts):
+            reach = window * (1 + attempt // 16)
+            share = 1.0 - uniform(mixed(state, attempt))  # at least 0 and below 1
+            place = place_of[target[row]] - reach + np.int64(share * (2 * reach + 1))
+            if place < 0 or place >= num_items:
+                continue
+            item = order[place]
+            key = np.int64(user_index[row]) * num_items + item
+            found = np.searchsorted(touched_keys, key)
+            if found == len(touched_keys) or touched_keys[found] != key:
                 drawn[row] = item
                 break
     return drawn

@@ -101,14 +101,14 @@ def look_up(
         num_neighbours=np.zeros(shape, np.int32),
         neighbour_index=np.full(shape, -1, np.int32),
     )
-    most = int(np.diff(graph.item_offsets).max(initial=1))
+    most = int(np.diff(graph.arrays.item_offsets).max(initial=1))
     kernels.look_up_rows(
-        *graph.arrays,
+        graph.arrays,
         checked(user_index, np.int32, "user_index", num_rows, graph.num_users),
         checked(via_item, np.int32, "via_item", num_rows, graph.num_items),
         items,
         offsets,
-        graph.asked_at(asked_at, num_rows),
+        graph.limits(asked_at, num_rows),
         window,
         float(reverse_share),
         min(max_neighbours, most),
@@ -127,7 +127,7 @@ def look_up(
         table.neighbour_index,
     )
     if total_power:
-        num_events = np.diff(graph.item_offsets)[np.maximum(via_item, 0)].clip(min=1)
+        num_events = np.diff(graph.arrays.item_offsets)[np.maximum(via_item, 0)].clip(min=1)
         table.weight[:] *= (num_events**-total_power)[:, None]
     return table
 

@@ -19,7 +19,7 @@ import numpy as np
 from reasonrec.data.dataset import Catalogue, InteractionLog
 from reasonrec.errors import DataError
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.graph.sampling import ChainTable, sample_chains
+from reasonrec.graph.sampling import ChainTable, count_closable, sample_chains
 from reasonrec.records import Histories
 from reasonrec.traces.prompts import as_data
 from reasonrec.traces.reasoned_config import EvidenceConfig, Task
@@ -310,7 +310,6 @@ class QuestionBuilder:
             "reading": self.config.reading,
             "num_chains": self.config.num_chains,
             "max_history": self.config.max_history,
-            "max_neighbours": self.config.max_neighbours,
             "overlap_weight": self.config.overlap_weight,
             "degree_weight": self.config.degree_weight,
         }
@@ -319,12 +318,13 @@ class QuestionBuilder:
         if task == "rated":
             return sample_chains(self.graph, histories, candidates[:, 0], **settings), None
         rows, columns = np.nonzero(candidates >= 0)
-        wide = sample_chains(
-            self.graph, histories.take(rows), candidates[rows, columns], **settings
-        )
+        asked, items = histories.take(rows), candidates[rows, columns]
+        wide = sample_chains(self.graph, asked, items, **settings)
         counts = np.zeros(candidates.shape)
-        counts[rows, columns] = wide.num_closable
-        chains = _strongest(wide, rows, self.config.num_chains, len(histories))
+        counts[rows, columns] = count_closable(
+            self.graph, asked, items, max_history=self.config.max_history
+        )
+        chains = _strongest(wide, rows, self.config.num_chains)
         if not self.config.show_support:
             return chains, None
         return chains, [
@@ -393,7 +393,7 @@ class QuestionBuilder:
         return _mean([_number(rating) for rating in rated]), shared
 
 
-def _strongest(wide: ChainTable, rows: np.ndarray, num_chains: int, num_rows: int) -> ChainTable:
+def _strongest(wide: ChainTable, rows: np.ndarray, num_chains: int) -> ChainTable:
     """Return the heaviest chains of each question, over all of its candidates."""
     owner = rows[wide.query]
     # closed before open before none, then heavier first; the order drawn breaks ties
@@ -408,15 +408,7 @@ def _strongest(wide: ChainTable, rows: np.ndarray, num_chains: int, num_rows: in
             mine.append(int(m))
             kept.append(int(m))
     chosen = np.array(kept, np.int64)
-    return ChainTable(
-        query=owner[chosen],
-        first_item=wide.first_item[chosen],
-        neighbour=wide.neighbour[chosen],
-        second_item=wide.second_item[chosen],
-        weight=wide.weight[chosen],
-        fallback=wide.fallback[chosen],
-        num_closable=np.bincount(rows, weights=wide.num_closable, minlength=num_rows),
-    )
+    return wide.take(chosen, query=owner[chosen])
 
 
 def _number(rating: float) -> float | None:

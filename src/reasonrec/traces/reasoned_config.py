@@ -35,8 +35,6 @@ class EvidenceConfig(Config):
     """Chains of one question at most (K)."""
     max_history: PositiveInt = 20
     """Last events of the history that a question shows, and that chains may start from."""
-    max_neighbours: PositiveInt = 500
-    """Events of one item that chains follow; an item with more is thinned evenly in time."""
     overlap_weight: bool = True
     """Whether neighbours with more shared items are drawn more often."""
     degree_weight: bool = True

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.config import READINGS
-from reasonrec.graph.sampling import CLOSED, HISTORY_ONLY, OPEN, ChainTable, sample_chains
+from reasonrec.graph.sampling import (
+    HISTORY_ONLY,
+    OPEN,
+    ChainTable,
+    count_closable,
+    count_closable_everywhere,
+    sample_chains,
+)
 from reasonrec.records import Histories
 
 
@@ -43,18 +50,24 @@ def slow_chains(events, user, history, candidate, asked_at, *, overlap_weight, d
             taken[who].add(item)
             degree[item] += 1
     known = list(dict.fromkeys(item for item in history if item != candidate))
-    rate = {item: 1 / (1 + degree[item]) if degree_weight else 1.0 for item in known}
+    rate = {item: 1 / max(degree[item], 1) if degree_weight else 1.0 for item in known}
     weights, chance = {}, {}
     for who, items in taken.items():
         shared = [item for item in known if item in items]
-        share = len(shared) if overlap_weight else 1
+        mass = sum(rate[item] for item in shared)
+        chance_of_who = mass if overlap_weight else 1.0
         if candidate is None and len(shared) > 1:
-            pairs = [(a, b) for n, a in enumerate(shared) for b in shared[n + 1 :]]
-            weights |= {(a, who, b): share * rate[a] * rate[b] for a, b in pairs}
-            chance[who] = share * sum(rate[item] for item in shared)
+            chance[who] = chance_of_who
+            for n, a in enumerate(shared):
+                for b in shared[n + 1 :]:
+                    # a first and then b among the rest, or b first
+                    both = rate[a] / mass * rate[b] / (mass - rate[a])
+                    both += rate[b] / mass * rate[a] / (mass - rate[b])
+                    weights[a, who, b] = chance_of_who * both
         elif candidate is not None and candidate in items and shared:
-            weights |= {(item, who, candidate): share * rate[item] for item in shared}
-            chance[who] = share * sum(rate[item] for item in shared)
+            chance[who] = chance_of_who
+            for item in shared:
+                weights[item, who, candidate] = chance_of_who * rate[item] / mass
     return weights, chance
 
 
@@ -84,13 +97,16 @@ def test_every_chain_is_one_that_exists_and_all_are_counted(
         graph, histories_of(rows, users, asked), candidates, reading=reading, seed=1,
         num_chains=num_chains, overlap_weight=overlap_weight, degree_weight=degree_weight,
     )  # fmt: skip
+    num_closable = count_closable(
+        graph, histories_of(rows, users, asked), candidates, reading=reading
+    )
     for row in range(num_rows):
         weights, chance = slow_chains(
             events, users[row], rows[row], None if candidates is None else candidates[row],
             asked[row] if timed else None,
             overlap_weight=overlap_weight, degree_weight=degree_weight,
         )  # fmt: skip
-        assert table.num_closable[row] == len(weights)
+        assert num_closable[row] == len(weights)
         mine = np.flatnonzero(table.query == row)
         closed = [m for m in mine if table.is_closed[m]]
         assert len(closed) == min(num_chains, len(chance))
@@ -98,7 +114,7 @@ def test_every_chain_is_one_that_exists_and_all_are_counted(
         assert len({table.neighbour[m] for m in closed}) == len(closed)
         for m in closed:
             chain = (table.first_item[m], table.neighbour[m], table.second_item[m])
-            assert table.weight[m] == pytest.approx(weights[chain], rel=1e-6)
+            assert table.weight[m] == pytest.approx(weights[chain], rel=1e-5)  # float32
 
 
 # user 0 holds 0 and 1, and item 2 is asked about; who else took what:
@@ -110,38 +126,218 @@ EVENTS = [
 ]  # fmt: skip
 
 
+def drawn_from(graph, history, candidate, *, num_rows=4000, **settings) -> ChainTable:
+    """Return the chains of one question asked at many late moments, each drawn anew."""
+    asked = 10**6 + np.arange(num_rows)
+    histories = histories_of([history] * num_rows, [0] * num_rows, asked)
+    wanted = None if candidate is None else np.full(num_rows, candidate)
+    return sample_chains(graph, histories, wanted, seed=0, **settings)
+
+
+def check_shares(drawn: Counter, expected: dict) -> None:
+    """Compare counts with shares that sum to 1 by a chi-square test."""
+    from scipy.stats import chisquare
+
+    assert set(drawn) <= set(expected)
+    total = sum(drawn.values())
+    # one draw in 10,000 would fail by chance; the rows are always the same ones
+    rare = [key for key in expected if expected[key] * total < 5]
+    counts = [drawn[key] for key in expected if key not in rare]
+    shares = [expected[key] for key in expected if key not in rare]
+    counts.append(total - sum(counts))
+    shares.append(1 - sum(shares))
+    if shares[-1] * total < 1e-6:
+        assert counts.pop() == 0
+        shares.pop()
+    result = chisquare(counts, np.array(shares) / sum(shares) * total)
+    assert result.pvalue > 1e-4
+
+
 def test_a_chain_is_drawn_as_often_as_its_weight_says():
-    graph = graph_of(EVENTS, 5, 4)
-    # item 0 has 3 events by others, item 1 has 2: rates 1/4 and 1/3
-    # neighbour 1 shares both: 2 x (1/4 + 1/3) = 7/6; neighbour 2 shares item 0: 1 x 1/4
-    # so neighbour 1 comes first with 7/6 / (7/6 + 1/4) = 14/17, over item 1 with 4/7
-    drawn = Counter()
-    for seed in range(2000):
-        table = sample_chains(
-            graph, histories_of([[0, 1]], [0]), np.array([2]), seed=seed, num_chains=1
-        )
-        drawn[int(table.first_item[0]), int(table.neighbour[0])] += 1
-    expected = {(1, 1): 14 / 17 * 4 / 7, (0, 1): 14 / 17 * 3 / 7, (0, 2): 3 / 17}
-    assert set(drawn) == set(expected)
-    for chain, share in expected.items():
-        # four standard errors of a share of 2000 draws
-        error = 4 * (share * (1 - share) / 2000) ** 0.5
-        assert drawn[chain] / 2000 == pytest.approx(share, abs=error)
+    # item 0 has 3 events by others, item 1 has 2: weights 1/3 and 1/2
+    # neighbour 1 shares both: 1/3 + 1/2 = 5/6; neighbour 2 shares item 0: 1/3
+    # so neighbour 1 comes first with 5/6 / (5/6 + 1/3) = 5/7, over item 1 with (1/2) / (5/6) = 3/5
+    table = drawn_from(graph_of(EVENTS, 5, 4), [0, 1], 2, num_chains=1)
+    drawn = Counter(zip(table.first_item.tolist(), table.neighbour.tolist()))
+    check_shares(drawn, {(1, 1): 5 / 7 * 3 / 5, (0, 1): 5 / 7 * 2 / 5, (0, 2): 2 / 7})
+    assert table.weight[table.neighbour == 2] == pytest.approx(1 / 3)
 
 
-def test_closable_chains_carry_their_weight():
-    table = sample_chains(
-        graph_of(EVENTS, 5, 4), histories_of([[0, 1]], [0]), np.array([2]), seed=0
+def crowd(num_users: int, num_items: int, *, num_takers: int) -> list[tuple[int, int, int]]:
+    """Return 6 events each on the items below ``num_items``; a few users took that one too."""
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1.0, num_items + 1)
+    events = []
+    for user in range(num_users):
+        taken = rng.choice(num_items, 6, replace=False, p=shares / shares.sum()).tolist()
+        if user and user <= num_takers:
+            taken.append(num_items)
+        events += [(user, item, n) for n, item in enumerate(taken)]
+    return events
+
+
+@pytest.mark.parametrize("degree_weight", [True, False])
+@pytest.mark.parametrize("overlap_weight", [True, False])
+@pytest.mark.parametrize("reading", READINGS)
+def test_chains_found_by_proposals_and_by_counting_have_the_same_chances(
+    reading, overlap_weight, degree_weight
+):
+    # 12 of 400 close on the candidate, so that some rows need both ways
+    is_history = reading == "history-closed"
+    events = crowd(300 if is_history else 400, 12, num_takers=12)
+    settings = {"overlap_weight": overlap_weight, "degree_weight": degree_weight}
+    graph, history = graph_of(events, 400, 13), list(range(10))
+    candidate = None if is_history else 12
+    weights, chance = slow_chains(events, 0, history, candidate, None, **settings)
+    table = drawn_from(graph, history, candidate, reading=reading, num_chains=2, **settings)
+    first, second = table.neighbour.reshape(-1, 2).T
+    share = {who: value / sum(chance.values()) for who, value in chance.items()}
+    check_shares(Counter(first.tolist()), share)
+    # the second is drawn from those left over by the first
+    odds = sum(p / (1 - p) for p in share.values())
+    later = {who: p * (odds - p / (1 - p)) for who, p in share.items()}
+    check_shares(Counter(second.tolist()), later)
+    # which items the first chain goes over; chain by chain there would be too many to compare
+    ways = Counter()
+    for (i0, _, i1), weight in weights.items():
+        ways[i0, i1] += weight / sum(weights.values())
+    drawn = Counter(zip(table.first_item[::2].tolist(), table.second_item[::2].tolist()))
+    check_shares(drawn, ways)
+    for m in range(0, 200, 7):
+        chain = (table.first_item[m], table.neighbour[m], table.second_item[m])
+        assert table.weight[m] == pytest.approx(weights[chain], rel=1e-5)
+
+
+def test_a_candidate_with_many_takers_is_asked_about_one_by_one():
+    # 5000 took item 2, more than are noted; 200 of them took item 0 too
+    events = [(u, i, u) for u in range(1, 5001) for i in ([0, 2] if u <= 200 else [1, 2])]
+    graph = graph_of(events, 5001, 3)
+    table = drawn_from(graph, [0], 2, num_rows=300)
+    assert table.is_closed.all() and len(table) == 900
+    assert table.neighbour.max() <= 200
+    assert count_closable(graph, histories_of([[0]], [0]), np.array([2])).tolist() == [200]
+
+
+def test_a_second_time_on_an_item_gives_no_second_chance():
+    # neighbour 1 took item 0 three times, neighbour 2 once; either took item 1 once
+    events = [(1, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 4), (2, 0, 1), (2, 1, 2)]
+    events += [(u, 0, 9) for u in range(3, 2003)]  # so many that proposals are made
+    graph = graph_of(events, 2003, 2)
+    table = drawn_from(graph, [0], 1, num_chains=1)
+    check_shares(Counter(table.neighbour.tolist()), {1: 1 / 2, 2: 1 / 2})
+
+
+def slow_walks(events, user, history, candidate, num_neighbours):
+    """Return {(items, users): chance} of every walk that closes, i0 first; see sample_chains."""
+    taken, takers = defaultdict(list), defaultdict(list)
+    for who, item, _ in events:
+        taken[who].append(item)
+        takers[item].append(who)
+    rate = {item: 1 / max(len([w for w in takers[item] if w != user]), 1) for item in history}
+    walks = {}
+
+    def step(items, users, chance):
+        for who in takers[items[0]]:
+            if who == user or who in users:
+                continue
+            here = chance / len(takers[items[0]])
+            if len(users) + 1 == num_neighbours:
+                shared = [item for item in history if item in taken[who] and item != items[-1]]
+                for item in shared:
+                    share = rate[item] / sum(rate[other] for other in shared)
+                    key = ((item, *items), (who, *users))
+                    walks[key] = walks.get(key, 0) + here * share
+                continue
+            for item in taken[who]:
+                if item not in history and item not in items:
+                    step((item, *items), (who, *users), here / len(taken[who]))
+
+    for last in history if candidate is None else [candidate]:
+        step((last,), (), 1.0)
+    return walks
+
+
+@pytest.mark.parametrize("num_neighbours", [2, 3])
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_longer_chain_is_as_likely_as_its_walk(reading, num_neighbours):
+    rng = np.random.default_rng(3)
+    events = [
+        (user, item, n)
+        for user in range(9)
+        for n, item in enumerate(rng.permutation(8)[:4].tolist())
+    ]
+    history, candidate = [0, 1], None if reading == "history-closed" else 7
+    walks = slow_walks(events, 0, history, candidate, num_neighbours)
+    table = drawn_from(
+        graph_of(events, 9, 8), history, candidate, reading=reading, num_chains=1,
+        num_neighbours=num_neighbours,
+    )  # fmt: skip
+    closed = table.is_closed
+    found = list(
+        zip(map(tuple, table.items[closed].tolist()), map(tuple, table.users[closed].tolist()))
     )
-    weights = {
-        (int(i0), int(u1)): float(weight)
-        for i0, u1, weight in zip(table.first_item, table.neighbour, table.weight)
-    }
-    assert table.num_closable.tolist() == [3]  # 0-1-2, 1-1-2, 0-2-2
-    assert weights[0, 2] == pytest.approx(1 / 4)
-    # neighbour 1 shares two items: 2/4 over item 0, 2/3 over item 1
-    assert weights.get((0, 1), 2 / 4) == pytest.approx(2 / 4)
-    assert weights.get((1, 1), 2 / 3) == pytest.approx(2 / 3)
+    total = sum(walks.values())
+    check_shares(Counter(found), {walk: chance / total for walk, chance in walks.items()})
+    for chain, weight in list(zip(found, table.weight[closed]))[:100]:
+        assert weight == pytest.approx(walks[chain], rel=1e-5)
+
+
+def test_longer_chains_of_a_question_differ_in_their_first_neighbour():
+    events = random_events(40, 10, 6, seed=8)
+    rows, candidate = queries_for("candidate-closed", 30, 10)
+    table = sample_chains(
+        graph_of(events, 40, 10), histories_of(rows, range(30)), candidate, seed=0, num_neighbours=2
+    )
+    edges = {(user, item) for user, item, _ in events}
+    assert table.is_closed.any()
+    for row in range(30):
+        mine = np.flatnonzero((table.query == row) & table.is_closed)
+        assert len(set(table.users[mine, 0])) == len(mine)
+        for m in mine:
+            (i0, i1, i2), (u1, u2) = table.items[m], table.users[m]
+            assert {(u1, i0), (u1, i1), (u2, i1), (u2, i2)} <= edges
+            assert i2 == candidate[row] and i0 in rows[row] and i1 not in rows[row]
+            assert len({row, u1, u2}) == 3
+
+
+def test_a_chain_carries_the_ratings_of_its_edges_but_never_the_one_asked_for():
+    # user 0 gave item 0 a 4 and asks about item 2; neighbour 1 gave 0, 1, 2: 5, 1, 2
+    log = InteractionLog(
+        user_index=np.array([0, 1, 1, 1], np.int32),
+        item_index=np.array([0, 0, 1, 2], np.int32),
+        num_users=2,
+        rating=np.array([4, 5, 1, 2], np.float32),
+    )
+    plain = histories_of([[0, 1]], [0])
+    histories = Histories(
+        plain.user_index, plain.item_index, plain.offsets, rating=np.array([4, np.nan], np.float32)
+    )
+    graph = InteractionGraph.build(log, 3)
+    table = sample_chains(graph, histories, np.array([2]), seed=0)
+    assert (table.edge_rating is not None) and (table.user_rating is not None)
+    i0 = int(table.first_item[0])
+    assert table.edge_rating.tolist() == [[{0: 5.0, 1: 1.0}[i0], 2.0]]
+    assert table.edge_event.tolist() == [[1 + i0, 3]]
+    assert table.user_rating.tolist() == pytest.approx([{0: 4.0, 1: np.nan}[i0]], nan_ok=True)
+    assert np.isnan(table.closing_rating).all()
+    known = sample_chains(graph, histories, reading="history-closed", seed=0)
+    assert known.items.tolist() == [[0, 1]]
+    assert known.edge_rating.tolist() == [[5.0, 1.0]]
+    assert (known.user_rating.tolist(), np.isnan(known.closing_rating).tolist()) == ([4.0], [True])
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(), st.booleans())
+def test_counting_the_whole_catalogue_is_counting_each_candidate(world, timed):
+    events, num_users, num_items, rng = world
+    graph = graph_of(events, num_users, num_items, timed=timed)
+    users = rng.integers(-1, num_users, 4)
+    rows = [rng.integers(0, num_items, rng.integers(0, 5)).tolist() for _ in range(4)]
+    histories = histories_of(rows, users, rng.integers(0, 18, 4))
+    everywhere = count_closable_everywhere(graph, histories)
+    for item in range(num_items):
+        one = count_closable(graph, histories, np.full(4, item))
+        assert everywhere[:, item].tolist() == one.tolist()
 
 
 def test_without_a_closed_chain_an_open_one_and_else_an_empty_row_is_counted():
@@ -156,14 +352,15 @@ def test_without_a_closed_chain_an_open_one_and_else_an_empty_row_is_counted():
     assert table.neighbour.tolist() == [1, -1]
     assert table.second_item.tolist() == [2, -1]
     assert not table.is_closed.any()
-    assert table.num_closable.tolist() == [0, 0]
+    assert count_closable(graph, histories, np.array([4, 2])).tolist() == [0, 0]
 
 
 def test_only_the_last_items_of_a_history_start_a_chain():
     graph = graph_of(EVENTS, 5, 4)
-    table = sample_chains(graph, histories_of([[1, 0]], [0]), np.array([2]), seed=0, max_history=1)
+    histories, candidate = histories_of([[1, 0]], [0]), np.array([2])
+    table = sample_chains(graph, histories, candidate, seed=0, max_history=1)
     assert set(table.first_item.tolist()) == {0}
-    assert table.num_closable.tolist() == [2]
+    assert count_closable(graph, histories, candidate, max_history=1).tolist() == [2]
 
 
 def random_events(num_users, num_items, per_user, seed):
@@ -176,8 +373,8 @@ def random_events(num_users, num_items, per_user, seed):
 
 
 def columns_of(table: ChainTable) -> list:
-    columns = (table.query, table.first_item, table.neighbour, table.second_item, table.weight)
-    return [column.tolist() for column in (*columns, table.fallback, table.num_closable)]
+    columns = (table.query, table.items, table.users, table.weight, table.fallback)
+    return [column.tolist() for column in columns]
 
 
 def queries_for(reading, num_rows, num_items, seed=4):
@@ -187,36 +384,35 @@ def queries_for(reading, num_rows, num_items, seed=4):
     return rows, candidate
 
 
-@pytest.mark.parametrize("max_neighbours", [4, 500])
+@pytest.mark.parametrize("size", ["counted", "proposed"])
 @pytest.mark.parametrize("reading", READINGS)
-def test_a_planted_future_changes_no_chain(reading, max_neighbours):
-    past = [event for event in random_events(25, 9, 12, seed=1) if event[2] < 500]
-    later = past + [(user, item, 500) for user in range(25) for item in range(9)]
+def test_a_planted_future_changes_no_chain(reading, size):
+    num_users, per_user = (25, 12) if size == "counted" else (400, 30)
+    past = [e for e in random_events(num_users, 9, per_user, seed=1) if e[2] < 500]
+    later = past + [(user, item, 500) for user in range(num_users) for item in range(9)]
     later.sort(key=lambda event: (event[0], event[2]))
     rows, candidate = queries_for(reading, 25, 9)
     histories = histories_of(rows, range(25), np.full(25, 500))
     before, after = (
-        sample_chains(
-            graph_of(events, 25, 9), histories, candidate, reading=reading, seed=3,
-            max_neighbours=max_neighbours,
-        )
+        sample_chains(graph_of(events, num_users, 9), histories, candidate, reading=reading, seed=3)
         for events in (past, later)
-    )  # fmt: skip
+    )
     assert before.is_closed.any()
     assert columns_of(before) == columns_of(after)
 
 
-@pytest.mark.parametrize("max_neighbours", [4, 500])
+@pytest.mark.parametrize("size", ["counted", "proposed"])
 @pytest.mark.parametrize("reading", READINGS)
-def test_the_users_own_edges_are_never_followed(reading, max_neighbours):
-    events = random_events(15, 7, 12, seed=2)
+def test_the_users_own_edges_are_never_followed(reading, size):
+    num_users, per_user = (15, 12) if size == "counted" else (400, 30)
+    events = random_events(num_users, 7, per_user, seed=2)
     rows, candidate = queries_for(reading, 8, 7)
     for user in (0, 7, 14):
         others = [event for event in events if event[0] != user]
         full, without = (
             sample_chains(
-                graph_of(known, 15, 7), histories_of(rows, [user] * 8, np.full(8, 800)), candidate,
-                reading=reading, seed=3, max_neighbours=max_neighbours,
+                graph_of(known, num_users, 7), histories_of(rows, [user] * 8, np.full(8, 800)),
+                candidate, reading=reading, seed=3,
             )
             for known in (events, others)
         )  # fmt: skip
@@ -224,35 +420,33 @@ def test_the_users_own_edges_are_never_followed(reading, max_neighbours):
         assert columns_of(full) == columns_of(without)
 
 
+@pytest.mark.parametrize("num_neighbours", [1, 2])
 @pytest.mark.parametrize("reading", READINGS)
-def test_a_query_gets_the_same_chains_alone_as_in_a_batch(reading):
-    graph = graph_of(random_events(30, 6, 10, seed=5), 30, 6)
-    rows, candidate = queries_for(reading, 30, 6)
-    histories = histories_of(rows, range(30))
+def test_neither_order_nor_threads_change_a_chain(reading, num_neighbours):
+    graph = graph_of(random_events(200, 20, 10, seed=5), 200, 20)
+    rows, candidate = queries_for(reading, 1200, 20)
+    histories = histories_of(rows, np.arange(1200) % 200)
 
-    def run(picked):
+    def run(picked, num_threads):
         part = None if candidate is None else candidate[picked]
         return sample_chains(
-            graph, histories.take(picked), part, reading=reading, seed=9, max_neighbours=5
-        )
+            graph, histories.take(picked), part, reading=reading, seed=9, num_threads=num_threads,
+            num_neighbours=num_neighbours,
+        )  # fmt: skip
 
-    whole = run(np.arange(30))
-    for row in (0, 13, 29):
-        alone = run(np.array([row]))
-        mine = whole.query == row
-        for name in ("first_item", "neighbour", "second_item", "weight", "fallback"):
-            assert getattr(alone, name).tolist() == getattr(whole, name)[mine].tolist()
+    whole = run(np.arange(1200), 1)
+    assert columns_of(run(np.arange(1200), 3)) == columns_of(whole)
+    order = np.random.default_rng(0).permutation(1200)
+    mixed = run(order, 2)
+    for place in range(0, 1200, 97):
+        here, there = mixed.query == place, whole.query == order[place]
+        for name in ("items", "users", "weight", "fallback"):
+            assert getattr(mixed, name)[here].tolist() == getattr(whole, name)[there].tolist()
 
 
-def test_thinned_events_estimate_the_number_of_closable_chains():
-    # 1000 neighbours took item 0 then item 1; 100 of them are followed, each for ten
-    events = [event for u in range(1, 1001) for event in ((u, 0, u), (u, 1, 2000 + u))]
-    table = sample_chains(
-        graph_of(events, 1001, 2), histories_of([[0]], [0]), np.array([1]), seed=0,
-        max_neighbours=100,
-    )  # fmt: skip
-    assert table.num_closable.tolist() == [1000]
-    assert (table.fallback == CLOSED).all()
+def test_times_that_lie_too_far_apart_are_refused():
+    with pytest.raises(ValueError, match="Are some of the times in milliseconds"):
+        graph_of([(0, 0, 0), (0, 1, 1_600_000_000_000)], 1, 2)
 
 
 @pytest.mark.parametrize(

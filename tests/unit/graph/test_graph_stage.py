@@ -8,15 +8,22 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.baselines.contract import Recommender
 from reasonrec.cli import main
 from reasonrec.data.dataset import Dataset, Queries
-from reasonrec.errors import CheckpointError
+from reasonrec.errors import CheckpointError, DataError
 from reasonrec.graph.audit import area_under_curve, draw_negatives, touched_keys
-from reasonrec.graph.chains import train_queries, write_chains
-from reasonrec.graph.config import ChainConfig
-from reasonrec.graph.drawing import render_chain_text, render_lookup_svg, render_statistics
+from reasonrec.graph.chain_count import ChainCount
+from reasonrec.graph.chains import load_chains, train_queries, write_chains
+from reasonrec.graph.config import NEGATIVES, READINGS, ChainConfig
+from reasonrec.graph.drawing import (
+    render_chain_text,
+    render_chains_page,
+    render_lookup_svg,
+    render_statistics,
+)
 from reasonrec.manifest import read_manifest, write_manifest
-from reasonrec.records import Link, Lookup
+from reasonrec.records import Histories, Link, Lookup
 from toys import toy_dataset
 
 TITLES = [f"Item {i}" for i in range(12)]
@@ -55,7 +62,7 @@ def test_histories_that_lie_apart_in_the_log_find_their_owner():
     assert touched_keys(dataset).tolist() == [user * 12 + item for user, item in expected]
 
 
-@pytest.mark.parametrize("kind", ["uniform", "popularity"])
+@pytest.mark.parametrize("kind", NEGATIVES)
 def test_a_negative_was_never_taken_by_its_user(kind):
     dataset = shop()
     touched = touched_keys(dataset)
@@ -78,6 +85,17 @@ def test_popular_items_are_drawn_more_often_where_asked_for():
     assert np.mean(popular == 0) == pytest.approx(2 / 3, abs=0.077)
     assert np.mean(popular == 1) == pytest.approx(1 / 3, abs=0.077)
     assert np.mean(even == 0) == pytest.approx(1 / 10, abs=0.05)
+
+
+def test_a_negative_matched_by_degree_has_about_as_many_events():
+    # 60 items: item i is taken by 10 i users, who hold two more items; the last rows ask
+    rows = [[60 + user % 5, item] for item in range(60) for user in range(10 * item)]
+    rows += [[60, 61, 62, 40]] * 300
+    dataset = toy_dataset(rows, [f"Item {i}" for i in range(65)])
+    asked = dataset.test.take(np.flatnonzero(dataset.test.target == 40))
+    drawn = draw_negatives(dataset, asked, touched_keys(dataset), kind="degree", seed=0)
+    # sorted by degree item 40 stands at place 40, and 10 places to either side are 30 .. 50
+    assert set(drawn.tolist()) == set(range(30, 51)) - {40}
 
 
 def test_a_user_who_took_everything_has_no_negative():
@@ -117,6 +135,94 @@ def test_the_stage_writes_chains_that_exist_in_training(tmp_path, timestamps):
     # users never cross the two circles and half of the negatives lie in the other one
     assert part["chain_existence_audit"]["auc_against_uniform_negatives"] > 0.7
     assert read_manifest(tmp_path)["stage"] == "chains"
+
+
+def rated_shop() -> Dataset:
+    """Return the shop with ratings: user u gave item i (u + i) % 5 + 1 wherever they took it."""
+    dataset = shop()
+    train, log = dataset.train, dataset.test.log_item_index
+    owner = np.repeat(np.arange(40), 5)
+
+    def rated(queries: Queries) -> Queries:
+        return replace(queries, log_rating=((owner + log) % 5 + 1).astype(np.float32))
+
+    rating = ((train.user_index + train.item_index) % 5 + 1).astype(np.float32)
+    return replace(
+        dataset, train=replace(train, rating=rating),
+        valid=rated(dataset.valid), test=rated(dataset.test),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_neighbours", [1, 2])
+@pytest.mark.parametrize("reading", READINGS)
+def test_stored_chains_are_read_back_with_ratings_and_none_is_newer_than_its_question(
+    tmp_path, reading, num_neighbours
+):
+    dataset = rated_shop()
+    config = ChainConfig(reading=reading, num_neighbours=num_neighbours)
+    write_chains(dataset, tmp_path, config, seed=0)
+    table, stored = pl.read_parquet(tmp_path / "chains.parquet"), load_chains(tmp_path)
+    assert len(stored) == table.height
+    assert table.filter(pl.col("newest_edge_at") >= pl.col("asked_at")).is_empty()
+    chains, closed = stored.chains, stored.chains.is_closed
+    assert closed.any() and chains.users.shape[1] == num_neighbours
+    assert chains.edge_rating is not None and chains.user_rating is not None
+    for j in range(num_neighbours):
+        for k in (0, 1):
+            expected = (chains.users[closed, j] + chains.items[closed, j + k]) % 5 + 1
+            assert chains.edge_rating[closed, 2 * j + k].tolist() == expected.tolist()
+            edge = chains.edge_event[closed, 2 * j + k]
+            assert dataset.train.user_index[edge].tolist() == chains.users[closed, j].tolist()
+    mine = (stored.user_index[closed] + chains.items[closed, 0]) % 5 + 1
+    assert chains.user_rating[closed].tolist() == mine.tolist()
+    # the answer is nowhere: the closing edge is rated only where it is part of the history
+    assert chains.closing_rating is not None
+    last = (stored.user_index[closed] + chains.items[closed, -1]) % 5 + 1
+    if reading == "candidate-closed":
+        assert np.isnan(chains.closing_rating).all()
+    else:
+        assert chains.closing_rating[closed].tolist() == last.tolist()
+    assert set(stored.label) == ({0, 1} if reading == "candidate-closed" else {-1})
+
+
+def test_a_folder_of_another_stage_holds_no_chains(tmp_path):
+    save(shop(), tmp_path / "data")
+    with pytest.raises(DataError, match="written by stage 'prepare'"):
+        load_chains(tmp_path / "data")
+
+
+def test_chains_are_drawn_as_a_page_that_is_well_formed_and_escapes_titles(tmp_path):
+    dataset = rated_shop()
+    titles = [f"<script>alert({i})</script> & {i}" for i in range(12)]
+    items = dataset.catalogue.table.with_columns(title=pl.Series(titles))
+    dataset = replace(dataset, catalogue=replace(dataset.catalogue, table=items))
+    write_chains(dataset, tmp_path, ChainConfig(num_neighbours=2), seed=0)
+    page = render_chains_page(load_chains(tmp_path), dataset, num_queries=5)
+    assert "<script" not in page
+    assert page.count("<section>") == 5
+    drawings = [part + "</svg>" for part in page.split("</svg>")[:-1]]
+    svg = ElementTree.fromstring(drawings[0][drawings[0].index("<svg") :])
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(list(svg.iter(f"{space}rect"))) == 6  # u0, i0, u1, i1, u2, i2
+    # five edges and the one asked for
+    assert [path.get("class") for path in svg.iter(f"{space}path")] == [None] * 5 + ["asked"]
+    assert {text.text for text in svg.iter(f"{space}title")} & set(titles)
+
+
+def test_counting_chains_is_a_recommender_that_knows_circles_of_taste():
+    dataset = shop()
+    recommender = ChainCount.fit(dataset)
+    assert isinstance(recommender, Recommender)
+    scored = recommender.score(dataset.test.histories())
+    assert scored.scores.dtype == np.float32
+    own = dataset.test.user_index % 2 == np.arange(12)[:, None] // 6  # (N, B)
+    assert (scored.scores.T[own] >= 1).mean() > 0.9
+    assert (scored.scores.T[~own] < 1).all()  # no chain leads to the other circle
+    nobody = recommender.score(Histories.from_lists([[]])).scores[0]
+    counts = np.bincount(dataset.train.item_index, minlength=12)
+    assert (
+        np.argsort(-nobody, kind="stable").tolist() == np.argsort(-counts, kind="stable").tolist()
+    )
 
 
 def test_history_closed_chains_know_no_candidate_and_need_no_audit(tmp_path):
@@ -190,6 +296,9 @@ def test_the_command_line_samples_chains_and_shows_the_audit(tmp_path, capsys):
     assert shown.rstrip().endswith(f"written: {tmp_path / 'chains'}")
     main([*command, "--num-chains", "2", "--json"])
     assert json.loads(capsys.readouterr().out)["reading"] == "candidate-closed"
+    main([*command, "--num-chains", "2", "--draw", "3"])
+    assert (tmp_path / "chains" / "chains.html").read_text("utf-8").count("<section>") == 3
+    assert "already finished" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main([*command, "--num-chains", "0"])
     assert stop.value.code == 2
