@@ -20,7 +20,7 @@ from reasonrec.evaluation.audits.records import Audit, judged, share
 from reasonrec.graph.audit import draw_negatives, touched_keys
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import look_up
-from reasonrec.graph.sampling import sample_chains
+from reasonrec.graph.sampling import count_closable
 from reasonrec.models.backbone import build_writer
 from reasonrec.models.config import TinyConfig
 from reasonrec.records import Histories
@@ -114,10 +114,7 @@ def _sees_canary(dataset: Dataset, asked: Queries, *, late: bool, seed: int) -> 
     )
     graph = InteractionGraph.build(log, N + P)
     histories = asked.histories()
-    chains = sample_chains(
-        graph, histories, canary, seed=seed, num_chains=1, max_neighbours=_EVERYBODY
-    )
-    return _looked_up(graph, histories, canary) | (chains.num_closable > 0)
+    return _looked_up(graph, histories, canary) | (count_closable(graph, histories, canary) > 0)
 
 
 def _looked_up(graph: InteractionGraph, histories: Histories, wanted: np.ndarray) -> np.ndarray:
@@ -164,10 +161,7 @@ def own_edge_audits(dataset: Dataset, *, num_probes: int, seed: int) -> list[Aud
     planted = replace(train, item_index=items)
     graph = InteractionGraph.build(planted, dataset.num_items + len(events))
     histories = planted.histories_before(events)
-    chains = sample_chains(
-        graph, histories, canary, seed=seed, num_chains=1, max_neighbours=_EVERYBODY
-    )
-    found = _looked_up(graph, histories, canary) | (chains.num_closable > 0)
+    found = _looked_up(graph, histories, canary) | (count_closable(graph, histories, canary) > 0)
     return [
         judged(
             "own-edge", share(found),

@@ -10,7 +10,7 @@ from reasonrec.evaluation.protocol import evaluate
 from reasonrec.graph.audit import area_under_curve, draw_negatives, touched_keys
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.config import NEGATIVES
-from reasonrec.graph.sampling import sample_chains
+from reasonrec.graph.sampling import count_closable
 
 
 def popularity_audits(dataset: Dataset, *, num_candidates: int, num_queries: int) -> list[Audit]:
@@ -51,11 +51,11 @@ def chain_audits(dataset: Dataset, rows: np.ndarray, *, seed: int) -> list[Audit
     queries = dataset.test.take(rows)
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     histories, touched = queries.histories(), touched_keys(dataset)
-    positive = sample_chains(graph, histories, queries.target, seed=seed).num_closable
+    positive = count_closable(graph, histories, queries.target)
     found = []
     for kind in NEGATIVES:
         negative = draw_negatives(dataset, queries, touched, kind=kind, seed=seed)
-        closable = sample_chains(graph, histories, negative, seed=seed).num_closable
+        closable = count_closable(graph, histories, negative)
         found.append(
             judged(
                 f"chain-existence-auc-{kind}",
