@@ -1,39 +1,18 @@
 """The report as a browser shows it; without a browser the same facts are read off the file."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from reasonrec.evaluation.report import load_run, write_report
+from toy_browser import BROWSER, FLAGS, dump_dom
 from toy_runs import MIDDLE_RANK, write_toy_run
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run", "--enable-logging=stderr",
-)  # fmt: skip
 PRESS = """<script>
 document.querySelectorAll("table.sortable th button")[2].click();
 </script></body>"""
-
-
-def dump_dom(page: Path, profile: Path) -> str:
-    """Return the page after its scripts ran; as written where no browser is installed."""
-    if BROWSER is None:
-        return page.read_text("utf-8")
-    done = subprocess.run(
-        [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    assert not said, said
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_finished_run_is_left_as_it_is(whole):
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole, tmp_path):
-    out = tmp_path / "killed"
+    out = tmp_path / "again" / "whole"
     for sign in ("no-think/checkpoints/checkpoint-*/complete", "think-recpo/metrics.jsonl"):
         process = subprocess.Popen(
             reasonrec(*demo(out)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -112,6 +112,10 @@ def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole, tmp_path):
         for folder in (whole, out)
     )
     assert one.equals(other)
+    # two runs of their own: what one says in its passport, the other must hold to the last digit
+    said = json.loads(run("reproduce", whole, "--out", out.parent, "--json"))
+    assert {drift["verdict"] for drift in said["drifts"]} == {"equal", "clock"}
+    assert sum("think-recpo" in drift["where"] for drift in said["drifts"]) > 30
 
 
 def test_recommend_answers_known_new_and_unknown_people(whole):

@@ -110,9 +110,16 @@ def data_drifts(
         verdict = EQUAL if old == new else DRIFTED
         if verdict == DRIFTED and what == "prepared" and old and new and not is_exact:
             verdict = WITHIN
-        short = [None if one is None else one[:12] for one in (old, new)]
-        distance = float(old != new)
-        found.append(Drift(f"{name}: {what} {file}", *short, distance, 0.0, verdict))
+        found.append(
+            Drift(
+                f"{name}: {what} {file}",
+                None if old is None else old[:12],
+                None if new is None else new[:12],
+                float(old != new),
+                0.0,
+                verdict,
+            )
+        )
     return found
 
 
