@@ -169,6 +169,7 @@ class EndpointTeacher:
             except openai.APIStatusError as error:
                 if error.status_code in _FATAL:
                     self.ledger.withdraw(key)
+                    self.stop()  # nobody else needs to hear the same
                     raise TraceError(self._fatal(error)) from None
                 if error.status_code < 500 and error.status_code not in _TRANSIENT:
                     return Reply("", problem="refused"), is_in_doubt
