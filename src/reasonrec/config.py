@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from reasonrec.errors import ConfigError
 
@@ -15,6 +15,23 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def keep_defaults_beside(cls, given: Any) -> Any:
+        """Put what is given of a nested configuration over the default that stands here.
+
+        ``RecpoStage`` has a batch size of its own; naming another key of its optimiser must not
+        bring back the batch size of ``OptimiserConfig``.
+        """
+        if not isinstance(given, dict):
+            return given
+        merged = dict(given)
+        for name, value in given.items():
+            field = cls.model_fields.get(name)
+            if field is not None and isinstance(field.default, BaseModel):
+                merged[name] = _over(field.default.model_dump(), value)
+        return merged
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -27,6 +44,16 @@ class Config(BaseModel):
             return cls.model_validate(read_toml(path))
         except ValidationError as error:
             raise ConfigError(explain(error, cls, str(path))) from None
+
+
+def _over(default: dict[str, Any], given: Any) -> Any:
+    """Return nested keys of ``given`` over those of ``default``; other values replace it."""
+    if not isinstance(given, dict):
+        return given
+    return default | {
+        name: _over(default[name], value) if isinstance(default.get(name), dict) else value
+        for name, value in given.items()
+    }
 
 
 def read_toml(path: Path) -> dict[str, Any]:

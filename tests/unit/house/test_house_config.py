@@ -100,3 +100,30 @@ def test_a_problem_with_the_whole_record_is_explained_too():
     with pytest.raises(ValidationError) as refusal:
         Training.model_validate("nothing")
     assert "(whole): " in explain(refusal.value, Training, "here")
+
+
+def test_naming_one_key_of_a_nested_configuration_keeps_the_defaults_that_stand_beside_it(tmp_path):
+    from reasonrec.methods.r2ec_config import R2ecConfig
+
+    path = tmp_path / "one.toml"
+    path.write_text("[sft.optimiser]\nlearning_rate = 3e-5\n[recpo.recpo]\ngroup_size = 8\n")
+    changed, plain = R2ecConfig.load(path), R2ecConfig()
+    expected = plain.model_dump()
+    expected["sft"]["optimiser"]["learning_rate"] = 3e-5
+    expected["recpo"]["recpo"]["group_size"] = 8
+    assert changed.model_dump() == expected
+    # the stage's own batch size, not that of any optimiser: what this test is there for
+    assert plain.sft.optimiser.batch_size != type(plain.sft.optimiser)().batch_size
+
+
+def test_so_does_an_option_of_the_command_line():
+    from reasonrec.cli import build_app
+    from reasonrec.methods.r2ec_config import R2ecConfig
+
+    options = ["--sft.optimiser.learning-rate", "3e-5", "--recpo.recpo.group-size", "8"]
+    line = ["train", "sft", "--data", "d", "--out", "o", "--start", "s", *options]
+    bound = build_app(line).parse_args(line, exit_on_error=False, print_error=False)[1]
+    expected = R2ecConfig().model_dump()
+    expected["sft"]["optimiser"]["learning_rate"] = 3e-5
+    expected["recpo"]["recpo"]["group_size"] = 8
+    assert bound.arguments["settings"].model_dump() == expected
