@@ -63,7 +63,8 @@ def reproduce(
         console.print(f"{num_equal} numbers and files are equal; {num_clocked} times not held")
         console.print(f"written: {out}")
     if made.drifted:
+        worst = max(made.drifted, key=lambda one: one.distance - one.tolerance)
         raise ReasonrecError(
             f"{len(made.drifted)} of {len(made.drifts)} numbers drifted beyond the stated noise; "
-            f"the worst: {made.drifted[0].where}"
+            f"the worst: {worst.where}"
         )
