@@ -3,10 +3,12 @@
     python benchmarks/chains.py --data runs/ml-100k
     python benchmarks/chains.py --num-events 10000000
 
-Prints one JSON object a line: what was timed, how many a second, on which data, commit and machine.
+Prints one JSON object a line: what was timed, how many a second of CPU time of one thread, on which
+data, commit and machine; and, last, the peak of resident memory.
 """
 
 import json
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def made_up_log(num_events: int, *, seed: int = 0) -> tuple[InteractionLog, int]
     return log, num_items
 
 
-def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int = 5000) -> None:
+def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int = 50_000) -> None:
     """Print the speeds; ``data`` is a prepared folder, else a log is made up."""
     if data is not None:
         dataset = Dataset.load(data)
@@ -59,8 +61,8 @@ def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int 
 
     def report(what: str, num_things: int, work: Callable[[], Any]) -> None:
         work()
-        runs, start = 0, time.perf_counter()
-        while (spent := time.perf_counter() - start) < _SECONDS:
+        runs, start = 0, time.thread_time()
+        while (spent := time.thread_time() - start) < _SECONDS:
             work()
             runs += 1
         speed = round(num_things * runs / spent)
@@ -69,7 +71,7 @@ def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int 
     report("events built into a graph", len(log), lambda: InteractionGraph.build(log, num_items))
     graph = InteractionGraph.build(log, num_items)
     queries = train_queries(log, per_user=5)
-    rows = np.random.default_rng(0).permutation(len(queries))[:num_rows]
+    rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:num_rows])
     queries = queries.take(rows)
     histories = queries.histories()
     ragged = (histories.item_index, histories.offsets)
@@ -83,16 +85,28 @@ def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int 
                 graph, via_item=via, exclude_items=ragged, overlap_weight=weighted, **asked
             ),
         )
-    for reading in READINGS:
-        target = queries.target if reading == "candidate-closed" else None
-        chains = sample_chains(graph, histories, target, reading=reading, seed=0)
-        report(
-            f"chains, {reading}",
-            len(chains),
-            lambda reading=reading, target=target: sample_chains(
-                graph, histories, target, reading=reading, seed=0
-            ),
-        )
+    random_items = np.random.default_rng(1).integers(0, num_items, len(queries)).astype(np.int32)
+    candidates: dict[str, np.ndarray | None] = {
+        "candidate-closed on what was taken": queries.target,
+        "candidate-closed on random items": random_items,
+        "history-closed": None,
+    }
+    for what, candidate in candidates.items():
+        reading = READINGS[1] if candidate is None else READINGS[0]
+        for num_chains in (3, 10):
+
+            def work(
+                candidate: Any = candidate, reading: Any = reading, num_chains: int = num_chains
+            ) -> Any:
+                return sample_chains(
+                    graph, histories, candidate, reading=reading, seed=0, num_chains=num_chains,
+                    num_threads=1,
+                )  # fmt: skip
+
+            num_closed = int(work().is_closed.sum())
+            report(f"closed chains, {num_chains} a query at most, {what}", num_closed, work)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"what": "peak of resident memory", "gib": round(peak, 2), **facts}))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from reasonrec.baselines.popularity import (
 from reasonrec.config import Config, explain
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import ConfigError
+from reasonrec.graph.chain_count import ChainCount, ChainCountConfig
 
 READING = ("recency_power", "max_events", "prior_weight")
 """Settings of how a history is read. What was learned does not depend on them."""
@@ -50,6 +51,7 @@ BASELINES: Mapping[str, Baseline] = {
     "ease": Baseline(EaseConfig, Ease.fit),
     "ials": Baseline(IalsConfig, Ials.fit, is_random=True),
     "bpr": Baseline(BprConfig, Bpr.fit, is_random=True),
+    "chain-count": Baseline(ChainCountConfig, ChainCount.fit),
 }
 """Every baseline that is fitted in a moment, simplest first."""
 FLOOR = ("popularity", "recent-popularity", "item-knn", "follow-counter")

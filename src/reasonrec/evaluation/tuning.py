@@ -103,6 +103,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
         "recency_power": _RECENCY,
         "max_events": _EVENTS,
     },
+    "chain-count": {"max_history": (1, 2, 5, 10, 20, 50, 100, 200)},
 }
 """The values that are tried for each setting of each baseline."""
 

@@ -72,9 +72,9 @@ class InteractionGraph:
         items = frozen_array(train.item_index, np.int32)
         _check_log(train, users, items, num_items)
         has_times = train.timestamp is not None
-        first_time = int(train.timestamp.min()) if has_times and len(items) else 0
-        times = np.zeros(len(items), np.int32)
-        if train.timestamp is not None:
+        first_time, times = 0, np.zeros(len(items), np.int32)
+        if train.timestamp is not None and len(items):
+            first_time = int(train.timestamp.min())
             np.subtract(train.timestamp, first_time, out=times, casting="unsafe")
         num_events = np.bincount(items, minlength=num_items)
         item_offsets = np.concatenate([[0], np.cumsum(num_events)]).astype(np.int64)

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from pydantic import PositiveInt
 
+from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.sampling import count_closable_everywhere
 from reasonrec.records import Histories, Scored
+
+
+class ChainCountConfig(Config):
+    """Which chains are counted."""
+
+    max_history: PositiveInt = 50
+    """How far back the history is read."""
 
 
 @dataclass(frozen=True)

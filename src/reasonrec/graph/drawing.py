@@ -164,7 +164,7 @@ def _chain_svg(stored: "StoredChains", dataset: "Dataset", m: int) -> str:
         if chains.edge_rating is not None:
             edges = list(chains.edge_rating[m, 2 * j : 2 * j + 2])
         ratings += edges
-    widths = [110 if kind == "user" else 190 for kind, _ in nodes]
+    widths = [110 if kind == "user" else 250 for kind, _ in nodes]
     lefts = [int(np.sum(widths[:n])) + 44 * n + 4 for n in range(len(nodes))]
     total = lefts[-1] + widths[-1] + 4
     parts = []

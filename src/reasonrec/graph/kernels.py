@@ -6,7 +6,7 @@ that neither the order of rows nor the number of threads changes an answer.
 """
 
 # pyright: reportIndexIssue=false, reportCallIssue=false
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,9 +17,9 @@ LEAST_COST = 1500
 """Below as many events, all are counted without any proposal."""
 MOST_NOTED = 4096
 """Takers of a candidate who are noted one by one, so that asking about one is a single read."""
-_BARE = {"nogil": True, "cache": True, "_nrt": False}
+_BARE: dict[str, Any] = {"nogil": True, "cache": True, "_nrt": False}
 """Without reference counts, which cost more than the work: such a loop allocates nothing."""
-_INLINED = _BARE | {"forceinline": True}
+_INLINED: dict[str, Any] = _BARE | {"forceinline": True}
 _ONE = np.uint64(1)
 
 
