@@ -324,7 +324,7 @@ class QuestionBuilder:
         counts[rows, columns] = count_closable(
             self.graph, asked, items, max_history=self.config.max_history
         )
-        chains = _strongest(wide, rows, self.config.num_chains)
+        chains = _of_the_likeliest(wide, rows, counts[rows, columns], self.config.num_chains)
         if not self.config.show_support:
             return chains, None
         return chains, [
@@ -393,16 +393,24 @@ class QuestionBuilder:
         return _mean([_number(rating) for rating in rated]), shared
 
 
-def _strongest(wide: ChainTable, rows: np.ndarray, num_chains: int) -> ChainTable:
-    """Return the heaviest chains of each question, over all of its candidates."""
+def _of_the_likeliest(
+    wide: ChainTable, rows: np.ndarray, closable: np.ndarray, num_chains: int
+) -> ChainTable:
+    """Return the chains of each question that lead to its candidates with the most chains.
+
+    First one chain of each such candidate, then a second one. By weight alone, which divides by
+    popularity, they would all lead to what hardly anybody took.
+    """
     owner = rows[wide.query]
-    # closed before open before none, then heavier first; the order drawn breaks ties
-    order = np.lexsort((-wide.weight, wide.fallback, owner))
+    begin = np.searchsorted(wide.query, wide.query)
+    place = np.arange(len(wide)) - begin  # which chain of its candidate
+    order = np.lexsort((-closable[wide.query], place, wide.fallback, owner))
     kept = []
     taken: dict[int, list[int]] = {}
     for m in order:
         mine = taken.setdefault(int(owner[m]), [])
         is_new = wide.neighbour[m] not in {wide.neighbour[other] for other in mine}
+        # an open chain stands in for closed ones, and one is enough
         is_alike = not mine or (wide.is_closed[m] and wide.is_closed[mine[0]])
         if len(mine) < num_chains and is_new and is_alike:
             mine.append(int(m))

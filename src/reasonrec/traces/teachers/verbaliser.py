@@ -88,18 +88,18 @@ def _taste(view: View, chain: ChainView) -> str:
 def _agreement(view: View, chain: ChainView) -> str:
     who, own, theirs = _who(chain), chain.own_first, chain.neighbour_first
     shared = chain.num_shared if isinstance(chain.num_shared, int) else None
-    common = f", and they share {shared} items" if shared else ""
+    common = f", and they share {shared} items" if shared is not None and shared > 2 else ""
     if theirs is HIDDEN:
         return f"{who} may well have rated it as the user did{common}."
     if not isinstance(theirs, float) or not isinstance(own, float):
         return f"{who} took it too{common}."
-    gap = abs(theirs - own)
-    if gap == 0:
-        return f"{who} gave it {theirs:g} as well{common}: a good guide here."
-    near = gap <= _span(view) / 4
-    how = "nearly agrees" if near else ("liked it more" if theirs > own else "liked it less")
-    worth = "a fair guide" if near else "a weak guide"
-    return f"{who} gave it {theirs:g} and {how}{common}: {worth}."
+    gap, near = abs(theirs - own), abs(theirs - own) <= _span(view) / 4
+    more = "liked it more" if theirs > own else "liked it less"
+    how = "as well" if gap == 0 else ("and nearly agrees" if near else f"and {more}")
+    worth = "a good guide here" if gap == 0 else ("a fair guide" if near else "a weak guide")
+    if shared is not None and shared <= 2:
+        worth = "yet they share hardly anything, so it is little to go by"
+    return f"{who} gave it {theirs:g} {how}{common}: {worth}."
 
 
 def _suggestion(chain: ChainView) -> str:
