@@ -44,6 +44,7 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.calibration import calibrate_share
 from reasonrec.training.config import OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
@@ -123,6 +124,7 @@ def train_stage(
         model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
         out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
     )  # fmt: skip
+    factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
     model.save_pretrained(out / "model")
     files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
     write_manifest(
@@ -139,6 +141,7 @@ def train_stage(
             "data_folder": os.path.relpath(dataset.folder, out),
             "best_step": fitted.best_step,
             "best_score": fitted.best_score,
+            "share_factor": factor,
         },
     )
     return out
@@ -255,15 +258,26 @@ class _Parts:
         graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
         return Verbaliser(model.writer, graph, self.dataset.catalogue, self.config.thought)
 
+    def queries(self) -> Queries:
+        """Return the validation queries that choose: all, or a seeded sample."""
+        queries, most = self.dataset.valid, self.config.num_valid_queries
+        if len(queries) <= most:
+            return queries
+        drawn = stream(0, "validation").choice(len(queries), most, replace=False)
+        return queries.take(np.sort(drawn))
+
+    def calibrate(self, model: ReasoningRecommender) -> float:
+        """Scale the share of looked-up evidence by what ranks validation best."""
+        queries = self.queries()
+        thinking = ThinkingRecommender(
+            model, self.verbaliser(model), max_tokens=max_tokens(self.config)
+        )
+        return calibrate_share(thinking, queries.histories(), queries.target)
+
     def validate(
         self, model: ReasoningRecommender, *, thinks: bool
     ) -> Callable[[ReasoningRecommender], dict[str, float]]:
-        queries = self.dataset.valid
-        if len(queries) > self.config.num_valid_queries:
-            drawn = stream(0, "validation").choice(
-                len(queries), self.config.num_valid_queries, replace=False
-            )
-            queries = queries.take(np.sort(drawn))
+        queries = self.queries()
         histories = queries.histories()
         verbaliser = self.verbaliser(model) if thinks else None
 
@@ -337,7 +351,7 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if stage != "no-think":
-        kept += ["thought", "inference"]
+        kept += ["thought", "inference", "calibrate"]
     asked = {key: keys[key] for key in kept}
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
 

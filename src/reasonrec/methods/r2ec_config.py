@@ -32,7 +32,7 @@ class SftStage(Config):
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=2e-4,
+        learning_rate=5e-5,
         head_learning_rate=1e-2,
         word_learning_rate=5e-3,
         batch_size=32,
@@ -45,9 +45,11 @@ class RecpoStage(Config):
 
     num_prompts: PositiveInt = 1600
     """Training positions asked about, each once where the log has as many."""
-    recpo: RecpoConfig = RecpoConfig()
+    recpo: RecpoConfig = RecpoConfig(advantage="leave-one-out")
+    """Without division by the spread, unlike the paper: it blows up the small differences of
+    groups that never find the item, and those say: look up less."""
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=1e-4,
+        learning_rate=3e-5,
         head_learning_rate=3e-3,
         batch_size=32,
         num_validations=2,
@@ -65,13 +67,14 @@ class RecpoStage(Config):
 
 
 class HeldOutConfig(Config):
-    """Training events that no-think and SFT leave to RL: each the last one of a user.
+    """Training events that no-think leaves out and that thoughts are ranked for, in SFT and RL.
 
-    Ours. RL on events that a model remembers teaches it that thoughts are of no use.
+    Each is the last one of a user. Ours. On events that the state before the thought remembers,
+    evidence looks useless.
     """
 
     max_events: NonNegativeInt = 2000
-    """0 holds out none: RL then asks about events that the earlier stages were trained on."""
+    """0 holds out none: thoughts are then ranked for events that no-think was trained on."""
     max_frac: float = Field(default=0.05, ge=0, lt=1)
     """Most held-out events as a share of all training events."""
 
@@ -108,5 +111,8 @@ class R2ecConfig(Config):
     recpo: RecpoStage = RecpoStage()
     inference: InferenceConfig = InferenceConfig()
     held_out: HeldOutConfig = HeldOutConfig()
+    calibrate: bool = True
+    """Whether the share of looked-up evidence is scaled, after SFT and after RecPO, by the factor
+    that ranks validation best. Ours."""
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""

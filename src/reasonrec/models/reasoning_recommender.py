@@ -149,8 +149,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the few weights that start at nothing when thinking begins, the gate aside."""
-        pointer = [] if self.pointer is None else list(self.pointer.parameters())
-        return [self.asks_recent, *pointer]
+        if self.pointer is None:
+            return [self.asks_recent]
+        # but not `trust.weight`: as wide as the state, it would fit the few thoughts at this rate
+        few = [weight for weight in self.pointer.parameters() if weight.numel() == 1]
+        return [self.asks_recent, *few]
 
     @property
     def num_items(self) -> int:

@@ -76,7 +76,7 @@ class ThinkingRecommender:
         for rows in _batches(len(histories), self.batch_size):
             part = histories.take(rows)
             written = self.write(part)
-            scores[rows] = self._scores(written)
+            scores[rows] = self.rank_with(written)
             first = range(0, len(written.evidence), self.num_samples)
             thoughts += [self.text(written, r) for r in first]
             lengths = written.lengths.reshape(len(part), -1).sum(1)
@@ -107,7 +107,8 @@ class ThinkingRecommender:
         return text.removeprefix(THINK).removesuffix(ANSWER).strip()
 
     @torch.no_grad()
-    def _scores(self, written: Generated) -> np.ndarray:
+    def rank_with(self, written: Generated) -> np.ndarray:
+        """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged."""
         found = Evidence(written.named_item, written.named_weight)
         scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:

@@ -80,6 +80,12 @@ class PromptWriter:
         return self._item_tokens if (self._item_lengths == 1).all() else None
 
     @cached_property
+    def prefix(self) -> list[int]:
+        """The tokens that every prompt starts with."""
+        bos = self.tokenizer.bos_token_id
+        return ([_id(bos)] if bos is not None else []) + self.encode(HISTORY)
+
+    @cached_property
     def index_of_title(self) -> dict[str, int]:
         return {title: index for index, title in enumerate(self.titles)}
 
@@ -103,8 +109,7 @@ class PromptWriter:
 
     def prompts(self, histories: Histories) -> Prompts:
         """Return the prompt of every history, cut to its last ``max_history`` items."""
-        bos = self.tokenizer.bos_token_id
-        prefix = ([_id(bos)] if bos is not None else []) + self.encode(HISTORY)
+        prefix = self.prefix
         num_items = np.minimum(histories.lengths, self.max_history)
         start = histories.offsets[1:] - num_items
         B, H = len(num_items), int(num_items.max(initial=0))

@@ -22,8 +22,8 @@ class OptimiserConfig(Config):
     """Of the evidence pointer and the few other weights that start at nothing when thinking
     begins; None: the same."""
     word_learning_rate: PositiveFloat | None = None
-    """Of the embeddings of words, where titles have tokens of their own; those of titles then stay
-    as they are. None: all of them learn at ``learning_rate``."""
+    """Of the embeddings of words, where titles have tokens of their own; all that a prompt is made
+    of, titles and its first words, then stays as it is. None: all learn at ``learning_rate``."""
     weight_decay: NonNegativeFloat = 0.1
     warmup_frac: float = Field(default=0.05, ge=0, le=1)
     """Share of all steps over which the learning rate rises to its peak."""

@@ -321,8 +321,9 @@ class _Trainer(Trainer):
             _give_rate(optimizer, model.head_parameters(), lr=config.head_learning_rate)
         if config.word_learning_rate is not None and model.is_title.numel():
             embeddings = model.backbone.get_input_embeddings().weight
-            is_title = model.is_title[:, None]
-            embeddings.register_hook(lambda gradient: gradient.masked_fill(is_title, 0.0))
+            is_fixed = model.is_title.clone()
+            is_fixed[model.writer.prefix] = True
+            embeddings.register_hook(lambda grad: grad.masked_fill(is_fixed[:, None], 0.0))
             _give_rate(optimizer, [embeddings], lr=config.word_learning_rate, weight_decay=0.0)
         return optimizer
 
