@@ -31,6 +31,11 @@ TINY_SHARPNESS = 4.0
 """Scales the token logits of backbones with title tokens. Their words start as near-zero vectors
 beside trained titles; without it a few hundred steps leave the sampler a long tail of nonsense."""
 
+ASK_RECENCY = 0.7
+"""Nats by which a thought asks less about a title than about the next newer one, before anything is
+learned: about log 2, the recency of the verbaliser. Greedy thoughts of the tiny model otherwise ask
+in the order of small differences between titles."""
+
 
 @dataclass
 class Batch:
@@ -223,7 +228,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
         """Return what each prompt title's age adds to its logit, (R, V); 0 for other tokens."""
         after = shown.long().flip(-1).cumsum(-1).flip(-1) - 1  # titles behind it: 0 for the newest
-        added = self.asks_recent[after.clamp(0, len(self.asks_recent) - 1)].where(shown, 0.0)
+        learned = self.asks_recent[after.clamp(0, len(self.asks_recent) - 1)]
+        added = (learned - ASK_RECENCY * after).where(shown, 0.0)
         everywhere = added.new_zeros(len(seen), num_tokens)
         # of a title that stands there twice, the larger: positions with one bias are no conflict
         return everywhere.scatter_reduce(-1, seen, added, "amax", include_self=False)

@@ -171,6 +171,11 @@ def test_how_recent_a_title_is_adds_to_asking_about_it():
     plain = model.language_logits(states, seen, nothing, previous)
     assert learned.isfinite().sum() == 2
     torch.testing.assert_close((learned - plain)[0, tokens[[3, 1]]], torch.tensor([5.0, 2.0]))
+    # with nothing learned, states and embeddings aside, the newer title is ahead by a constant
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight.zero_()
+    bare = model.language_logits(states, seen, nothing, previous)
+    torch.testing.assert_close(bare[0, tokens[[3, 1]]], torch.tensor([0.0, -0.7]))
 
 
 def test_no_thought_of_the_teacher_is_impossible_for_the_model():
