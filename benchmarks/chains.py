@@ -31,16 +31,21 @@ _SECONDS = 2.0
 
 
 def made_up_log(num_events: int, *, seed: int = 0) -> tuple[InteractionLog, int]:
-    """Return a log of 20 events a user and 50 an item, popular as in a Zipf law of exponent 0.8."""
+    """Return a log of 20 events a user and 50 an item, popular as in a Zipf law of exponent 0.8.
+
+    Drawn a million events at a time, so that no more than the log itself is held.
+    """
     rng = np.random.default_rng(seed)
     num_users, num_items = max(num_events // 20, 1), max(num_events // 50, 1)
     popularity = np.cumsum(1.0 / np.arange(1, num_items + 1) ** 0.8)
-    items = np.searchsorted(popularity, rng.random(num_events) * popularity[-1])
-    users = np.sort(rng.integers(0, num_users, num_events)).astype(np.int32)
-    times = rng.integers(0, 10**9, num_events)
-    order = np.lexsort([times, users])
-    log = InteractionLog(users, items.astype(np.int32), num_users, timestamp=times[order])
-    return log, num_items
+    items, times = np.empty((num_users, 20), np.int32), np.empty((num_users, 20), np.int64)
+    for begin in range(0, num_users, 50_000):
+        part = slice(begin, min(begin + 50_000, num_users))
+        shape = items[part].shape
+        items[part] = np.searchsorted(popularity, rng.random(shape) * popularity[-1])
+        times[part] = np.sort(rng.integers(0, 10**9, shape), axis=1)
+    users = np.repeat(np.arange(num_users, dtype=np.int32), 20)
+    return InteractionLog(users, items.ravel(), num_users, timestamp=times.ravel()), num_items
 
 
 def run(*, data: Path | None = None, num_events: int = 1_000_000, num_rows: int = 50_000) -> None:

@@ -126,7 +126,7 @@ def training_questions(
     events = np.flatnonzero(eligible)
     count = min(config.num_questions, len(events))
     events = np.sort(stream(seed, "traces/questions").choice(events, count, replace=False))
-    labels: list[str | None] = [titles[item] for item in log.item_index[events]]
+    labels: list[str | None] = [str(titles[item]) for item in log.item_index[events]]
     if task == "rated":
         candidates = log.item_index[events][:, None]
         labels = [None if log.rating is None else f"{log.rating[event]:g}" for event in events]

@@ -93,7 +93,7 @@ def test_a_silent_server_is_given_up_after_the_last_attempt_and_asked_again_by_t
         # it may have been paid: it counts in full until it is answered
         assert len(ledger.in_doubt()) == 1 and ledger.spent()[0] > 200
         ledger.close()
-        limits["cache"] = tmp_path / "a" / LEDGER
+        limits |= {"cache": tmp_path / "a" / LEDGER, "timeout_s": 20}
         table = write(tmp_path / "b", config_of(server.url, num_questions=1, limits=limits))
     assert table["thought"].is_not_null().all()
     ledger = Ledger(tmp_path / "a" / LEDGER)

@@ -162,9 +162,11 @@ class LocalTeacher:
 
     @property
     def _end_ids(self) -> list[int]:
-        ends = self._model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+        settings = self._model.generation_config
+        ends = settings.eos_token_id if settings is not None else None
         ends = ends if ends is not None else self._tokenizer.eos_token_id
-        return list(ends) if isinstance(ends, list | tuple) else [int(ends)]  # pyright: ignore[reportArgumentType]
+        several = ends if isinstance(ends, list | tuple) else [ends]
+        return [end for end in several if isinstance(end, int)]
 
     @property
     def _pad_id(self) -> int:
