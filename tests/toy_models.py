@@ -1,12 +1,13 @@
 """A tiny untrained recommender over a toy catalogue, for tests of models and loops."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.build import InteractionGraph
@@ -83,3 +84,37 @@ def plain_tokenizer(*, size: int = 320) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {},
+    "llama": {"tie_word_embeddings": False},
+    # windows shorter than a prompt, capped logits and scaled embeddings
+    "mistral": {"sliding_window": 24},
+    "gemma2": {"sliding_window": 24, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {"logits_scaling": 3.0},
+    "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2},
+}
+"""Language models of other people's making, toy-sized, and what is special about each."""
+
+
+def save_backbone(folder: Path, architecture: str) -> Path:
+    """Write a randomly initialised causal LM and a tokenizer with a chat template to a folder."""
+    tokenizer = plain_tokenizer()
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    # some classes of tokenizer add tokens of their own when they are loaded: eight rows to spare
+    shape = {
+        "vocab_size": len(tokenizer) + 8, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **(shape | ARCHITECTURES[architecture]))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

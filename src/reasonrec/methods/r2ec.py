@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from reasonrec.manifest import (
     start_stage,
     write_manifest,
 )
-from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage
+from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage, Stage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
 from reasonrec.models.ranking import rank_targets
@@ -57,13 +57,11 @@ from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import PromptSample, Recpo
 
-Stage = Literal["no-think", "sft", "recpo"]
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
     "sft": "think-sft",
     "recpo": "think-recpo",
 }
-STARTS_FROM: dict[Stage, str] = {"sft": "no-think", "recpo": "think-sft"}
 FOLDERS = tuple(METHOD_OF_STAGE.values())
 
 
@@ -79,7 +77,8 @@ def train_stage(
     """Train one stage into ``out`` and return it; a finished folder is left as it is.
 
     Args:
-        start: Folder of the stage before: no-think for SFT, SFT for RecPO. None for no-think.
+        start: Folder of the stage before among ``config.stages``: no-think for SFT, SFT for RecPO.
+            None for the first of them.
 
     Raises:
         DataError: The data set has nothing to train or validate on.
@@ -87,18 +86,21 @@ def train_stage(
             another run.
     """
     out = make_folder(out)
-    if (start is None) != (stage == "no-think"):
+    stages = list(config.stages)
+    earlier = stages[: stages.index(stage)] if stage in stages else []
+    if (start is None) != (not earlier) or stage not in stages:
         raise CheckpointError(
             "no-think starts from nothing; sft needs --start with a no-think folder, recpo one "
-            f"with a supervised model. Stage {stage} got start = {start}"
+            f"with a supervised model. Stage {stage} got start = {start}, with stages = "
+            f"{stages}, of which the first starts from the backbone"
         )
     inputs = {"data": dataset.fingerprint}
     if start is not None:
         before = _checked_manifest(start, dataset)
-        if before["method"] != STARTS_FROM[stage]:
+        wanted = METHOD_OF_STAGE[earlier[-1]]
+        if before["method"] != wanted:
             raise CheckpointError(
-                f"stage {stage} starts from a {STARTS_FROM[stage]} folder; {start} holds "
-                f"{before['method']}"
+                f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
         inputs["start"] = before["fingerprint"]
     asked = _keys_of(stage, config)
@@ -113,6 +115,8 @@ def train_stage(
             tiny=config.tiny,
             head=config.head,
             seed=seed,
+            prompt=config.prompt,
+            weights=config.weights,
         )
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
@@ -155,10 +159,11 @@ def train(
     seed: int,
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Train no-think, SFT and RecPO into folders of ``out`` and return them."""
+    """Train the stages, by default no-think, SFT and RecPO, into folders of ``out``."""
     folders: list[Path] = []
-    _check_trainable("recpo", dataset)  # what the last stage cannot use, the first need not start
-    for stage, method in METHOD_OF_STAGE.items():
+    _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
+    for stage in config.stages:
+        method = METHOD_OF_STAGE[stage]
         announce(method)
         start = folders[-1] if folders else None
         folders.append(
@@ -350,6 +355,8 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
+    if config.backbone != "tiny":
+        kept += ["weights", "prompt"]
     if stage != "no-think":
         kept += ["thought", "inference", "calibrate"]
     asked = {key: keys[key] for key in kept}

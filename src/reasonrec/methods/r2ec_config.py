@@ -1,13 +1,15 @@
 """Everything that training R²ec can be told. Imports no torch, so that ``--help`` stays quick."""
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from reasonrec.config import Config
-from reasonrec.models.config import HeadConfig, TinyConfig
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
+from reasonrec.traces.config import PromptConfig, ThoughtConfig
 from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
+
+Stage = Literal["no-think", "sft", "recpo"]
 
 
 class NoThinkStage(Config):
@@ -101,9 +103,14 @@ class R2ecConfig(Config):
     """Everything that training R²ec can be told."""
 
     method: Literal["r2ec"] = "r2ec"
+    stages: tuple[Stage, ...] = ("no-think", "sft", "recpo")
+    """Which stages are trained, each from the one before; the first starts from the backbone as it
+    is. A backbone that follows instructions can do RecPO alone, as in the paper."""
     backbone: str = "tiny"
     """``tiny``, or a folder or hub name of any causal LM."""
     tiny: TinyConfig = TinyConfig()
+    weights: WeightsConfig = WeightsConfig()
+    prompt: PromptConfig = PromptConfig()
     head: HeadConfig = HeadConfig()
     thought: ThoughtConfig = ThoughtConfig()
     no_think: NoThinkStage = NoThinkStage()
@@ -116,3 +123,23 @@ class R2ecConfig(Config):
     that ranks validation best. Ours."""
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
+
+    @model_validator(mode="after")
+    def check_stages_are_in_order(self) -> Self:
+        in_order = tuple(stage for stage in get_args(Stage) if stage in self.stages)
+        if not self.stages or self.stages != in_order:
+            raise ValueError(
+                f"stages must be of {', '.join(get_args(Stage))}, once each and in this order; "
+                f"got {list(self.stages)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_tiny_is_as_it_is(self) -> Self:
+        for name in ("weights", "prompt"):
+            if self.backbone == "tiny" and getattr(self, name) != type(getattr(self, name))():
+                raise ValueError(
+                    f"{name} is for backbones from elsewhere, and backbone is 'tiny'; give "
+                    f"backbone a folder or hub name, or leave {name} as it is"
+                )
+        return self

@@ -12,11 +12,12 @@ from transformers import (
 
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
-from reasonrec.models.config import HeadConfig, TinyConfig
+from reasonrec.models.config import Dtype, HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
+from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import (
     AFTER,
     FOUND,
@@ -33,12 +34,20 @@ MAX_TEXT_WORDS = 100
 
 
 def build_model(
-    catalogue: Catalogue, *, backbone: str, tiny: TinyConfig, head: HeadConfig, seed: int
+    catalogue: Catalogue,
+    *,
+    backbone: str,
+    tiny: TinyConfig,
+    head: HeadConfig,
+    seed: int,
+    prompt: PromptConfig | None = None,
+    weights: WeightsConfig | None = None,
 ) -> ReasoningRecommender:
     """Return an untrained recommender over a catalogue.
 
     Args:
         backbone: ``tiny``, or a folder or hub name of any causal LM of ``transformers``.
+        prompt, weights: How a backbone from elsewhere is asked, held and trained; not for ``tiny``.
 
     Raises:
         CheckpointError: The backbone cannot be loaded.
@@ -49,12 +58,14 @@ def build_model(
         tokenizer = _tiny_tokenizer(titles, texts, tiny)
         language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
     else:
-        language_model, tokenizer = load_backbone(backbone)
+        weights = weights or WeightsConfig()
+        language_model, tokenizer = load_backbone(backbone, weights.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ReasoningRecommender(
-            language_model, tokenizer, titles, head, catalogue.item_ids, texts
-        )
+            language_model, tokenizer, titles, head, catalogue.item_ids, texts,
+            prompt=prompt, weights=weights,
+        )  # fmt: skip
     if backbone != "tiny":
         return model
     tokens = model.writer.title_token_ids
@@ -88,17 +99,26 @@ def _tiny_tokenizer(
     return train_tokenizer(titles, [*texts, *([template] * 100)], vocab_size=tiny.vocab_size)
 
 
-def load_backbone(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(
+    name: str, dtype: Dtype = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal LM and its tokenizer from a folder or the hub."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        return AutoModelForCausalLM.from_pretrained(name), tokenizer
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         where = "folder" if Path(name).exists() else "name"
         raise CheckpointError(
             f"the backbone must be 'tiny', or a folder or hub name of a causal LM; the {where} "
             f"{name!r} gave: {str(error).splitlines()[0]}"
         ) from None
+    known = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    if len(tokenizer) > known:
+        raise CheckpointError(
+            f"the backbone must know every token of its tokenizer; {name!r} has {known} embeddings "
+            f"for {len(tokenizer)} tokens. Is the tokenizer that of another model?"
+        )
+    return model, tokenizer
 
 
 def item_texts(

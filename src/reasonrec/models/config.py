@@ -8,6 +8,7 @@ from reasonrec.config import Config
 
 ItemRows = Literal["text", "id", "text+id"]
 Similarity = Literal["dot", "cosine"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class TinyConfig(Config):
@@ -62,3 +63,12 @@ class HeadConfig(Config):
     """Share of the next-item target spread evenly over the catalogue while training."""
     max_history: PositiveInt = 50
     """Most recent history items that a prompt shows."""
+
+
+class WeightsConfig(Config):
+    """How the weights of a backbone from elsewhere are held and trained."""
+
+    dtype: Dtype = "float32"
+    """Of the backbone. Head, item rows, scores and adapters are float32 in any case."""
+    gradient_checkpointing: bool = False
+    """Compute each layer a second time in the backward pass rather than keep what it computed."""

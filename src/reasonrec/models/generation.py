@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.records import Link, Lookup
-from reasonrec.traces.prompts import ANSWER, THINK, Prompts
+from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
 """(prompt rows, item indices asked about) -> the evidence for each."""
@@ -26,7 +26,7 @@ class Generated:
     """R thoughts, G for each of P prompts, prompt by prompt (R = P * G)."""
 
     token_ids: Tensor
-    """(R, S), from ``<think>`` to the end of the answer marker, right-padded."""
+    """(R, S), from the opening, ``<think>``, to the end of the answer marker, right-padded."""
     lengths: Tensor
     """(R,)."""
     is_written: Tensor
@@ -45,7 +45,8 @@ class Generated:
     named_weight: Tensor
     """(R, E), float32, how strongly the graph holds with each; 0 for none."""
     is_truncated: Tensor
-    """(R,), True where the marker had to be forced because the budget was used up."""
+    """(R,), True where the marker had to be forced: the budget was used up, or the model ended its
+    turn without it."""
     evidence: list[list[Lookup]]
     """What each thought looked up, in order."""
 
@@ -75,8 +76,8 @@ def think(
     writer, device = model.writer, model.device
     G = group_size
     R = len(prompts.lengths) * G
-    start, answer = writer.encode(THINK), writer.encode(ANSWER)
-    states, cache, lengths = _read_prompts(model, prompts)
+    start, answer = writer.opening, writer.encode(ANSWER)
+    states, cache, lengths, is_prompt = _read_prompts(model, prompts)
     seen = torch.from_numpy(prompts.token_ids).to(device).repeat_interleave(G, 0)
     pre = states.repeat_interleave(G, 0)
     if G > 1:
@@ -88,7 +89,7 @@ def think(
     is_written = torch.zeros((R, S), dtype=torch.bool, device=device)
     token_logp = torch.zeros((R, S), device=device)
     mask = torch.zeros((R, T + S), dtype=torch.long, device=device)
-    mask[:, :T] = torch.arange(T, device=device) < prompt_lengths[:, None]
+    mask[:, :T] = is_prompt.repeat_interleave(G, 0)
     post = torch.zeros_like(pre)
     rows = [_Row(start) for _ in range(R)]
     current = torch.full((R,), start[0], device=device)
@@ -105,7 +106,7 @@ def think(
             use_cache=True,
         )
         state = out.last_hidden_state[:, 0]
-        done = [r for r in active if rows[r].is_answered(step, answer)]
+        done = [r for r in active if rows[r].is_answered(step, writer)]
         if done:
             index = torch.tensor(done, device=device)
             post[index] = state[index].to(post.dtype)
@@ -160,8 +161,8 @@ class _Row:
         self.is_truncated = False
         self.end: int | None = None
 
-    def is_answered(self, step: int, answer: list[int]) -> bool:
-        if self.tokens[-len(answer) :] == answer and not self.queue:
+    def is_answered(self, step: int, writer: PromptWriter) -> bool:
+        if not self.queue and writer.ends_thought(self.tokens):
             self.end = step
             return True
         return False
@@ -187,11 +188,14 @@ def _advance(
     group_size: int,
 ) -> None:
     """Append this step's tokens, and queue the evidence that written ones ask for."""
-    closing = model.writer.closing_tokens
+    closing, ending = model.writer.closing_tokens, model.writer.end_ids
     asking, items = [], []
     for r in active:
         row = rows[r]
         row.tokens.append(current[r])
+        if is_own[r] and current[r] in ending:
+            row.force(model.writer.encode(ANSWER))
+            continue
         if look_up is None or not is_own[r] or current[r] not in closing:
             continue
         item = model.writer.asked_item(str(model.tokenizer.decode(row.tokens)))
@@ -240,19 +244,31 @@ def _draw(
     return drawn[:, 0], logp.gather(-1, drawn)[:, 0]
 
 
-def _read_prompts(model: ReasoningRecommender, prompts: Prompts) -> tuple[Tensor, Any, Tensor]:
-    """Return the states after the prompts (P, D), the key-value cache, and the lengths (P,)."""
+def _read_prompts(
+    model: ReasoningRecommender, prompts: Prompts
+) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """Return states after the prompts (P, D), the cache, lengths (P,), and which places of the
+    cache hold a prompt (P, T)."""
     ids = torch.from_numpy(prompts.token_ids).to(model.device)
     lengths = torch.from_numpy(prompts.lengths).to(model.device)
-    position = torch.arange(ids.shape[1], device=ids.device)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    if model.writer.title_token_ids is None:
+        # padded on the left: backbones whose layers look back over a window of the cache count
+        # its places, and padding between a prompt and its thought would use the window up
+        before = ids.shape[1] - lengths[:, None]
+        position = (place - before).clamp(min=0)
+        is_prompt, last = place >= before, torch.full_like(lengths, ids.shape[1] - 1)
+        ids = ids.gather(1, position).where(is_prompt, model.writer.pad_id)
+    else:
+        position, is_prompt, last = place.expand_as(ids), place < lengths[:, None], lengths - 1
     out = model.run_backbone(
         model.embed(ids),
-        attention_mask=(position < lengths[:, None]).long(),
-        position_ids=position.expand_as(ids),
+        attention_mask=is_prompt.long(),
+        position_ids=position,
         use_cache=True,
     )
-    states = read_states(out.last_hidden_state, (lengths - 1)[:, None])[:, 0]
-    return states, out.past_key_values, lengths
+    states = read_states(out.last_hidden_state, last[:, None])[:, 0]
+    return states, out.past_key_values, lengths, is_prompt
 
 
 @torch.no_grad()

@@ -4,10 +4,18 @@ A batch is a *trunk*, the prompt, and *branches*, thoughts that continue it. Bra
 share the trunk's computation and do not see each other: G rollouts of a prompt, or thoughts after
 several positions of one history, cost one pass over the prompt. Where the state is read is decided
 here alone, in `read_states`, for training, reward, evaluation and serving.
+
+Nothing here knows the name of an architecture. Logits are made by the backbone's own forward from
+states that are handed to it, so that capped or scaled ones come out right, and whether branches can
+share a trunk is tried once on a few tokens.
 """
 
+import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +25,17 @@ from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from reasonrec.errors import CheckpointError
-from reasonrec.models.config import HeadConfig
+from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
+from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 1
@@ -35,6 +47,10 @@ ASK_RECENCY = 0.7
 """Nats by which a thought asks less about a title than about the next newer one, before anything is
 learned: about log 2, the recency of the verbaliser. Greedy thoughts of the tiny model otherwise ask
 in the order of small differences between titles."""
+
+MOST_LOGITS = 2**27
+"""Token logits that are held at a time, in entries: half a GiB. Where there are more, they are
+computed in parts, and once more in the backward pass."""
 
 
 @dataclass
@@ -50,7 +66,7 @@ class Batch:
     next_item: Tensor | None = None
     """(B, H + 1), the item to predict there; -100 where there is none."""
     branch_ids: Tensor | None = None
-    """(B, G, S), thoughts from ``<think>`` to the end of the answer marker, right-padded."""
+    """(B, G, S), thoughts from their opening to the end of the answer marker, right-padded."""
     branch_lengths: Tensor | None = None
     """(B, G). 0 for a branch that does not exist."""
     branch_at: Tensor | None = None
@@ -89,6 +105,31 @@ class Outputs:
     """(B, G, N), scores from the state after the thought alone."""
 
 
+class _GivenOutput(BaseModelOutputWithPast):
+    """States alone; whatever else a forward asks of its layers' output is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Given(nn.Module):
+    """Stands for the layers of a backbone and returns the states that it was given, (1, R, D)."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self  # a forward that calls a part of its layers means all of them
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return _GivenOutput(last_hidden_state=self.states)  # pyright: ignore[reportArgumentType]
+
+
 def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
     """Return the state at ``last_token``: of the prompt, or of the answer marker.
 
@@ -99,9 +140,9 @@ def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
         last_token: (B, K), positions in [0, T).
 
     Returns:
-        (B, K, D).
+        (B, K, D), float32 whatever the backbone computes in.
     """
-    return hidden.gather(1, last_token[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, last_token[..., None].expand(-1, -1, hidden.shape[-1])).float()
 
 
 class ReasoningRecommender(nn.Module, ModelHubMixin):
@@ -118,17 +159,21 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         head: HeadConfig,
         item_ids: list[str] | None = None,
         item_texts: list[str] | None = None,
+        *,
+        prompt: PromptConfig | None = None,
+        weights: WeightsConfig | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.tokenizer = tokenizer
         self.head = head
+        self.weights = weights or WeightsConfig()
         self.titles = titles
         self.item_ids = item_ids if item_ids is not None else [str(i) for i in range(len(titles))]
         self.item_texts = item_texts if item_texts is not None else titles
-        self.writer = PromptWriter(tokenizer, titles, max_history=head.max_history)
+        self.writer = PromptWriter(tokenizer, titles, max_history=head.max_history, prompt=prompt)
         tokens = self.writer.title_token_ids
-        width = self.backbone.get_input_embeddings().weight.shape[1]
+        width = self.backbone.get_output_embeddings().weight.shape[1]
         self.item_table = ItemTable(
             head.item_rows, len(titles), width,
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
@@ -145,6 +190,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if tokens is not None:
             is_title[torch.from_numpy(tokens)] = True
         self.register_buffer("is_title", is_title, persistent=False)
+        self._can_branch: bool | None = True if tokens is not None else None
 
     # ---- parts -------------------------------------------------------------------------------
 
@@ -210,7 +256,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             asked: (R, K), tokens that the thought has written so far; padded likewise.
             previous: (R,), the token before.
         """
-        logits = self.backbone.get_output_embeddings()(states).float()
+        logits = self._plain_logits(states).float()
         if self.is_title.numel():
             logits = logits * TINY_SHARPNESS
             shown = self.is_title[seen]
@@ -225,6 +271,14 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             logits = logits.masked_fill(closed, -torch.inf)
         return logits.index_fill(-1, self.never_written, -torch.inf)
 
+    def _plain_logits(self, states: Tensor) -> Tensor:
+        """Return the backbone's own logits (R, V) of states (R, D), capped or scaled as it does."""
+        # its forward runs on a copy whose layers are replaced by what they would have returned
+        head = copy.copy(self.backbone)
+        given = _Given(states[None])
+        head.__dict__["_modules"] = {**self.backbone._modules, head.base_model_prefix: given}
+        return head(inputs_embeds=states[None], use_cache=False).logits[0]
+
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
         """Return what each prompt title's age adds to its logit, (R, V); 0 for other tokens."""
         after = shown.long().flip(-1).cumsum(-1).flip(-1) - 1  # titles behind it: 0 for the newest
@@ -236,7 +290,27 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
-        return self.backbone.base_model(inputs_embeds=embeddings, **inputs)
+        with self._recomputing():
+            return self.backbone.base_model(inputs_embeds=embeddings, **inputs)
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Let the layers of a pass with gradient be computed again in the backward pass."""
+        if not (self.weights.gradient_checkpointing and torch.is_grad_enabled()):
+            yield
+            return
+        # a layer does so in training mode only, and RecPO's pass is one in evaluation mode, without
+        # dropout: the mode of the layer alone is changed, not that of the modules in it
+        layers = [m for m in self.backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
+        modes = [layer.training for layer in layers]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # pyright: ignore[reportArgumentType]
+        try:
+            yield
+        finally:
+            for layer, mode in zip(layers, modes):
+                layer.training, layer.gradient_checkpointing = mode, False
 
     def embed(self, token_ids: Tensor) -> Tensor:
         embeddings = self.backbone.get_input_embeddings()(token_ids)
@@ -292,13 +366,34 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         return outputs
 
     def _token_logp(self, batch: Batch, hidden_branch: Tensor) -> tuple[Tensor, Tensor]:
-        assert batch.branch_ids is not None and batch.is_written is not None
-        assert batch.branch_at is not None
-        # token s is predicted from the state at s - 1; the first is `<think>`, never written
+        assert batch.is_written is not None
+        # token s is predicted from the state at s - 1; the first is never written
         wanted = batch.is_written.clone()
         wanted[..., 0] = False
-        before = wanted.roll(-1, dims=-1)
-        b, g, s = wanted.nonzero(as_tuple=True)
+        states = hidden_branch[wanted.roll(-1, dims=-1)]  # (W, D)
+        places = wanted.nonzero()  # (W, 3)
+        num_tokens = self.backbone.get_output_embeddings().weight.shape[0]
+        most = max(1, MOST_LOGITS // num_tokens)
+        parts = [
+            self._logp_of_part(batch, part, at)
+            if len(places) <= most or not torch.is_grad_enabled()
+            else checkpoint(self._logp_of_part, batch, part, at, use_reentrant=False)
+            for part, at in zip(states.split(most), places.split(most), strict=True)
+        ]
+        token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)
+        entropy = torch.zeros_like(token_logp)
+        if not parts:
+            return token_logp, entropy
+        return (
+            token_logp.masked_scatter(wanted, torch.cat([part[0] for part in parts])),
+            entropy.masked_scatter(wanted, torch.cat([part[1] for part in parts])),
+        )
+
+    def _logp_of_part(self, batch: Batch, states: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p and entropy (W,) of the tokens at ``places`` (W, 3) from states (W, D)."""
+        assert batch.branch_ids is not None and batch.is_written is not None
+        assert batch.branch_at is not None
+        b, g, s = places.unbind(1)
         pad = self.writer.pad_id
         step = torch.arange(batch.branch_ids.shape[-1], device=s.device)
         earlier = batch.is_written[b, g] & (step < s[:, None])
@@ -306,27 +401,86 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         position = torch.arange(batch.trunk_ids.shape[1], device=s.device)
         seen = batch.trunk_ids[b].where(position <= batch.branch_at[b, g][:, None], pad)  # (W, T)
         previous = batch.branch_ids[b, g, s - 1]
-        logits = self.language_logits(hidden_branch[before], seen, asked, previous)  # (W, V)
-        logp = logits.log_softmax(-1)
-        chosen = logp.gather(-1, batch.branch_ids[wanted][:, None])[:, 0]
-        token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)
-        token_logp = token_logp.masked_scatter(wanted, chosen)
+        logp = self.language_logits(states, seen, asked, previous).log_softmax(-1)  # (W, V)
+        chosen = logp.gather(-1, batch.branch_ids[b, g, s][:, None])[:, 0]
         with torch.no_grad():
-            entropy = torch.zeros_like(token_logp)
-            entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
-        return token_logp, entropy
+            entropy = torch.special.entr(logp.exp()).sum(-1)
+        return chosen, entropy
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
+        if batch.branch_ids is None:
+            return self._plain_rows(batch.trunk_ids, batch.trunk_lengths), None
+        longest = batch.trunk_ids.shape[1] + batch.branch_ids.shape[-1]
+        return self._hidden_shared(batch) if self._branches(longest) else self._hidden_apart(batch)
+
+    def _branches(self, longest: int) -> bool:
+        """Return whether one pass may hold a trunk and branches of ``longest`` tokens together.
+
+        It may where the backbone takes positions and an attention mask of ours as they are. Tried
+        once, on a few tokens. Layers that look back over a window would not see its end in a mask
+        of ours, so a longer sequence gets a row of its own.
+        """
+        if self._can_branch is None:
+            self._can_branch = self._try_branches()
+        config = self.backbone.config.get_text_config()
+        windows = [
+            getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
+        ]
+        return self._can_branch and all(w is None or longest <= w for w in windows)
+
+    @torch.no_grad()
+    def _try_branches(self) -> bool:
+        was_training = self.training
+        self.eval()
+        vocabulary = self.backbone.get_output_embeddings().weight.shape[0]
+        ids = torch.arange(12, device=self.device)[None] * 7 % vocabulary
+        row = torch.tensor([[6]], device=self.device)
+        batch = Batch(
+            ids[:, :6], row[0], branch_ids=ids[:, 6:].reshape(1, 2, 3),
+            branch_lengths=torch.full_like(row, 3).expand(1, 2),
+            branch_at=torch.cat([row - 1, row - 3], 1),
+        )  # fmt: skip
+        try:
+            shared, apart = self._hidden_shared(batch), self._hidden_apart(batch)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError):
+            return False
+        finally:
+            self.train(was_training)
+        error = max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(shared, apart))
+        return error < (1e-3 if shared[0].dtype == torch.float32 else 0.05)
+
+    def _hidden_apart(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the same as `_hidden_shared` from a pass over the trunks and one over B G rows."""
+        assert batch.branch_ids is not None and batch.branch_lengths is not None
+        assert batch.branch_at is not None
+        (B, T), (_, G, S) = batch.trunk_ids.shape, batch.branch_ids.shape
+        place = torch.arange(T + S, device=batch.trunk_ids.device)
+        trunk = self._plain_rows(batch.trunk_ids, batch.trunk_lengths)
+        begin = batch.branch_at.reshape(-1, 1) + 1  # (BG, 1)
+        ids = torch.cat(
+            [batch.trunk_ids.repeat_interleave(G, 0), batch.branch_ids.reshape(-1, S)], 1
+        )
+        source = torch.where(place < begin, place, T + place - begin).clamp(max=T + S - 1)
+        hidden = self._plain_rows(
+            ids.gather(1, source), begin[:, 0] + batch.branch_lengths.reshape(-1)
+        )
+        step = (begin + place[:S])[..., None].expand(-1, -1, hidden.shape[-1])
+        return trunk, hidden.gather(1, step).reshape(B, G, S, -1)
+
+    def _plain_rows(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return hidden states (R, T, D) of rows (R, T) that are padded on the right."""
+        position = torch.arange(ids.shape[1], device=ids.device)
+        return self.run_backbone(
+            self.embed(ids), attention_mask=(position < lengths[:, None]).long(), use_cache=False
+        ).last_hidden_state
+
+    def _hidden_shared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return hidden states (B, T, D) and (B, G, S, D) from one pass over B rows."""
+        assert batch.branch_ids is not None and batch.branch_lengths is not None
+        assert batch.branch_at is not None
         B, T = batch.trunk_ids.shape
         position = torch.arange(T, device=batch.trunk_ids.device)
-        is_token = position < batch.trunk_lengths[:, None]  # (B, T)
-        if batch.branch_ids is None:
-            hidden = self.run_backbone(
-                self.embed(batch.trunk_ids), attention_mask=is_token.long(), use_cache=False
-            ).last_hidden_state
-            return hidden, None
-        assert batch.branch_lengths is not None and batch.branch_at is not None
         _, G, S = batch.branch_ids.shape
         step = torch.arange(S, device=position.device)
         may_attend = branch_attention(
@@ -351,12 +505,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         ids, counts = self.writer.item_prompts([self.item_texts[i] for i in item_index.tolist()])
         token_ids = torch.from_numpy(ids).to(self.device)
         lengths = torch.from_numpy(counts).to(self.device)
-        position = torch.arange(token_ids.shape[1], device=token_ids.device)
-        hidden = self.run_backbone(
-            self.embed(token_ids),
-            attention_mask=(position < lengths[:, None]).long(),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self._plain_rows(token_ids, lengths)
         return read_states(hidden, (lengths - 1)[:, None])[:, 0]
 
     @torch.no_grad()
@@ -406,6 +555,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             "format": FORMAT,
             "prompt_version": PROMPT_VERSION,
             "head": self.head.model_dump(mode="json"),
+            "prompt": self.writer.prompt.model_dump(mode="json"),
+            "weights": self.weights.model_dump(mode="json"),
         }
         (folder / "reasonrec.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
@@ -435,6 +586,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
                 HeadConfig.model_validate(about["head"]),
                 catalogue["item_ids"],
                 catalogue["texts"],
+                prompt=PromptConfig.model_validate(about.get("prompt", {})),
+                weights=WeightsConfig.model_validate(about.get("weights", {})),
             )
             model.load_head(folder)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:

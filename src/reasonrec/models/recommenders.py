@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from reasonrec.models.generation import Generated, read_prompts, think
+from reasonrec.models.generation import Generated, LookUp, read_prompts, think
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import ANSWER, THINK
 from reasonrec.traces.verbaliser import Verbaliser
 
 
@@ -103,8 +102,7 @@ class ThinkingRecommender:
     def text(self, written: Generated, row: int) -> str:
         """Return one thought without its markers."""
         tokens = written.token_ids[row, : int(written.lengths[row])].tolist()
-        text = str(self.model.tokenizer.decode(tokens))
-        return text.removeprefix(THINK).removesuffix(ANSWER).strip()
+        return self.model.writer.thought_text(tokens)
 
     @torch.no_grad()
     def rank_with(self, written: Generated) -> np.ndarray:
@@ -170,8 +168,10 @@ def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
     return torch.tensor(filled, dtype=dtype).reshape(len(rows), 1, length)
 
 
-def look_up_for(verbaliser: Verbaliser, histories: Histories):
-    """Return the function that answers the look-ups of thoughts about these histories."""
+def look_up_for(verbaliser: Verbaliser, histories: Histories) -> LookUp | None:
+    """Return the function that answers the look-ups of thoughts about these histories, if any."""
+    if verbaliser.config.num_lookups == 0:
+        return None
 
     def answer(rows: list[int], items: list[int]) -> Sequence[Lookup]:
         part = histories.take(np.array(rows))

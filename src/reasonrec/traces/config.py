@@ -29,6 +29,21 @@ class ThoughtConfig(Config):
     """Neighbours read per look-up; a seeded sample of them where there are more."""
 
 
+class PromptConfig(Config):
+    """How a prompt is put to a language model from elsewhere."""
+
+    chat: bool = False
+    """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
+    instruction. False is bare text without instruction."""
+    instruction: str = (
+        "Below is what one person took, oldest first. Think about what it says of their taste and "
+        "needs and of what they will want next. End your thoughts with <answer>."
+    )
+    """Stands before the history, in chat only."""
+    item_instruction: str = "Sum up what this item is and whom it suits. Begin with <answer>."
+    """Stands before the text of an item, in chat only."""
+
+
 class TracesConfig(Config):
     """Which thoughts the traces stage writes."""
 

@@ -2,9 +2,12 @@
 
 A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
 ``<think> Mostly Drama. After [Title]: [Title] [Title];<answer>``. What follows a colon is looked up
-in the graph, not written by the model. Text is assembled from pieces that are encoded one by one,
-so that a training prefix equals, token for token, the prompt that serving sends. Titles,
-categories and descriptions are data: `as_data` breaks up whatever in them reads like a marker.
+in the graph, not written by the model. With a chat template, the prompt is the user's turn, and a
+thought begins with what the template puts between that turn and the answer.
+
+Text is assembled from pieces that are encoded one by one, so that a training prefix equals, token
+for token, the prompt that serving sends. Titles, categories and descriptions are data: `as_data`
+breaks up whatever in them reads like a marker.
 """
 
 import re
@@ -15,7 +18,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from reasonrec.errors import ConfigError
 from reasonrec.records import Histories
+from reasonrec.traces.config import PromptConfig
 
 PROMPT_VERSION = "1"
 """Changes whenever any text below changes; saved with every model."""
@@ -28,6 +33,8 @@ HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = (
     ";",
 )
 ANSWER = "<answer>"
+_SLOT = "(here)"
+"""Stands for the history while a chat template is filled in."""
 _MARKER = re.compile(r"<([^<>\s]+)>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ROUND = str.maketrans("[]", "()")
@@ -62,9 +69,15 @@ class PromptWriter:
     """Encodes histories and thoughts for one tokenizer and catalogue."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, max_history: int = 50
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        titles: Sequence[str],
+        *,
+        max_history: int = 50,
+        prompt: PromptConfig | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.prompt = prompt or PromptConfig()
         self.titles = list(titles)
         self.max_history = max_history
         self.pad_id: int = _id(tokenizer.pad_token_id if tokenizer.pad_token_id is not None
@@ -82,8 +95,41 @@ class PromptWriter:
     @cached_property
     def prefix(self) -> list[int]:
         """The tokens that every prompt starts with."""
+        return self._before(self.prompt.instruction) + self.encode(HISTORY)
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The tokens that every thought starts with, none of them written by the model."""
+        return self._after(self.prompt.instruction) + self.encode(THINK)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens with which a language model from elsewhere ends its turn."""
+        if self.title_token_ids is not None:
+            return frozenset()
+        return frozenset({_id(self.tokenizer.eos_token_id)} - {self.pad_id})
+
+    def _before(self, instruction: str) -> list[int]:
+        """Return what a prompt starts with: the begin token, or the opening of a user's turn."""
         bos = self.tokenizer.bos_token_id
-        return ([_id(bos)] if bos is not None else []) + self.encode(HISTORY)
+        if not self.prompt.chat:
+            return [_id(bos)] if bos is not None else []
+        return self.encode(self._turn(instruction)[0])
+
+    def _after(self, instruction: str) -> list[int]:
+        return self.encode(self._turn(instruction)[1]) if self.prompt.chat else []
+
+    def _turn(self, instruction: str) -> tuple[str, str]:
+        """Return a user's turn in the chat template, before and after what it is about."""
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(
+                "prompt.chat needs a tokenizer with a chat template, and this one has none. Leave "
+                "prompt.chat off, or take a backbone that was tuned to follow instructions"
+            )
+        turn = [{"role": "user", "content": f"{instruction}\n{_SLOT}"}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, _, after = str(text).partition(_SLOT)
+        return before, after
 
     @cached_property
     def index_of_title(self) -> dict[str, int]:
@@ -142,9 +188,10 @@ class PromptWriter:
 
         Each ends in the answer marker, where the row is read.
         """
-        bos = self.tokenizer.bos_token_id
-        prefix, answer = [_id(bos)] if bos is not None else [], self.encode(ANSWER)
-        rows = [[*prefix, *self.encode(f"Item: {text}"), *answer] for text in texts]
+        instruction = self.prompt.item_instruction
+        before = self._before(instruction)
+        after = self._after(instruction) + self.encode(ANSWER)
+        rows = [[*before, *self.encode(f"Item: {text}"), *after] for text in texts]
         lengths = np.array([len(row) for row in rows], np.int64)
         ids = np.full((len(rows), lengths.max(initial=1)), self.pad_id, np.int64)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = [token for row in rows for token in row]
@@ -153,7 +200,32 @@ class PromptWriter:
     def prompt_text(self, history: Sequence[int]) -> str:
         """Return one prompt as text, for people and for tests."""
         shown = "".join(f" [{self.titles[i]}]" for i in list(history)[-self.max_history :])
-        return f"{self.tokenizer.bos_token or ''}{HISTORY}{shown}"
+        before = self.tokenizer.bos_token or ""
+        if self.prompt.chat:
+            before = self._turn(self.prompt.instruction)[0]
+        return f"{before}{HISTORY}{shown}"
+
+    def thought_text(self, tokens: Sequence[int]) -> str:
+        """Return one thought as text, from its opening to its answer marker, without either."""
+        inside = list(tokens)[len(self.opening) :]
+        return str(self.tokenizer.decode(inside)).removesuffix(ANSWER).strip()
+
+    def ends_thought(self, tokens: Sequence[int]) -> bool:
+        """Return whether a thought, written so far, ends in the answer marker.
+
+        A tokenizer that knows no such marker may spell it in several ways.
+        """
+        answer = self.encode(ANSWER)
+        if list(tokens[-len(answer) :]) == answer:
+            return True
+        if len(answer) == 1 or not self._closes_marker(tokens[-1]):
+            return False
+        tail = str(self.tokenizer.decode(list(tokens[-len(ANSWER) - 1 :])))
+        return tail.rstrip().endswith(ANSWER)
+
+    @lru_cache(maxsize=65_536)  # noqa: B019 - one writer lives as long as its model
+    def _closes_marker(self, token_id: int) -> bool:
+        return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
 
     def lookup_tokens(self, found: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return what the graph answers with after `` After [Title]``.

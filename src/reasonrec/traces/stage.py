@@ -16,7 +16,7 @@ from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manife
 from reasonrec.rng import stream
 from reasonrec.traces.config import TracesConfig
 from reasonrec.traces.filters import ungrounded_titles
-from reasonrec.traces.prompts import ANSWER, THINK, PromptWriter
+from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 
 FILES = ["traces.parquet", "statistics.json"]
@@ -85,10 +85,7 @@ def _write_part(
     log, writer = dataset.train, verbaliser.writer
     histories = log.histories_before(events)
     thoughts = verbaliser.write(histories, seed=seed, keys=events)
-    text = [
-        str(writer.tokenizer.decode(tokens)).removeprefix(THINK).removesuffix(ANSWER).strip()
-        for tokens in thoughts.tokens
-    ]
+    text = [writer.thought_text(tokens) for tokens in thoughts.tokens]
     titles = writer.titles
     outside = []
     for b, thought in enumerate(text):

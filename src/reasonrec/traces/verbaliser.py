@@ -15,12 +15,12 @@ from reasonrec.graph.lookup import LookupTable, look_up
 from reasonrec.records import Histories
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.prompts import AFTER, ANSWER, THINK, PromptWriter, as_data
+from reasonrec.traces.prompts import AFTER, ANSWER, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
 class Thoughts:
-    """R thoughts as token lists, each from ``<think>`` to ``<answer>``."""
+    """R thoughts as token lists, each from the opening, ``<think>``, to ``<answer>``."""
 
     tokens: list[list[int]]
     is_written: list[list[bool]]
@@ -89,7 +89,7 @@ class Verbaliser:
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         taste = self.taste(histories)
         writer = self.writer
-        after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.encode(THINK)
+        after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.opening
         all_tokens, all_written, named_at, named_item, named_weight = [], [], [], [], []
         for b in range(len(histories)):
             tokens = [*think, *writer.encode(taste[b])]

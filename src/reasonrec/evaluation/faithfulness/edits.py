@@ -15,7 +15,7 @@ import numpy as np
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
 from reasonrec.records import Lookup
-from reasonrec.traces.prompts import AFTER, ANSWER, NOTHING, THINK, PromptWriter
+from reasonrec.traces.prompts import AFTER, ANSWER, NOTHING, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")
 
@@ -99,7 +99,7 @@ def take_apart(
         is_written: False for inserted and forced tokens.
         named: (place, item) of every found title, in order.
     """
-    begin = len(writer.encode(THINK))
+    begin = len(writer.opening)
     end = len(tokens) - len(writer.encode(ANSWER))
     pieces: list[Piece] = []
     asked = iter(evidence)
@@ -128,7 +128,7 @@ def take_apart(
 
 def assemble(thought: Thought, writer: PromptWriter) -> GivenThought:
     """Return a thought as the model reads it."""
-    think = writer.encode(THINK)
+    think = writer.opening
     starts = accumulate((len(piece.tokens) for piece in thought.pieces), initial=len(think))
     named = [
         found._replace(at=start + found.at)
