@@ -66,7 +66,7 @@ class Scored:
     """What a recommender says of B histories."""
 
     scores: np.ndarray
-    """(B, N), float32. Higher is better; any scale."""
+    """(B, N), float32. Higher is better; any scale. (B, C) where candidates were given."""
     thoughts: tuple[str, ...] | None = None
     """B readable thoughts, or None for a method that does not think."""
     num_tokens: np.ndarray | None = None

@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from reasonrec.records import Histories, Scored
 
 
@@ -19,5 +21,19 @@ class Recommender(Protocol):
 
         A row may be empty and its user unknown; the answer is then what popularity or the prior
         of the model says, never an error. A row's answer does not depend on the other rows.
+        """
+        ...
+
+
+@runtime_checkable
+class CandidateRecommender(Recommender, Protocol):
+    """A recommender that ranks given candidates by other means than scores of the catalogue."""
+
+    def score_candidates(self, histories: Histories, candidates: np.ndarray) -> Scored:
+        """Return a score for every candidate of every row; ``scores`` is then (B, C).
+
+        Args:
+            candidates: (B, C), item indices; -1 pads a shorter list, and its scores mean nothing.
+                A column tells nothing: columns in another order get the same scores.
         """
         ...

@@ -125,7 +125,7 @@ def find_contestant(
             f"a method must be one of {', '.join(BASELINES)}, oracle, or a model folder; got {word}"
         )
     manifest = read_manifest(folder)
-    from reasonrec.methods.r2ec import load_recommender
+    from reasonrec.methods.loading import load_recommender
 
     return Contestant(
         label="-".join(folder.resolve().parts[-2:]),

@@ -50,7 +50,7 @@ def faithfulness(
     from reasonrec.evaluation.faithfulness.stage import write_faithfulness
     from reasonrec.evaluation.faithfulness.table import faithfulness_table
     from reasonrec.manifest import fingerprint
-    from reasonrec.methods.r2ec import load_recommender
+    from reasonrec.methods.loading import load_recommender
     from reasonrec.models.recommenders import ThinkingRecommender
 
     model_folder, data_folder = find_model(run, method, data)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from reasonrec.records import Recommendation
 
-METHODS = ("think-recpo", "think-sft", "no-think")
-"""Models of a demo run, the one to use first."""
+METHODS = ("think-recpo", "think-sft", "r2rec-rl", "r2rec-sft", "no-think")
+"""Models of a run, the one to use first."""
 
 
 def recommend(
@@ -59,7 +59,7 @@ def recommend(
     if history is not None and user and len(user) > 1:
         raise ServingError(f"a --history belongs to one user; got {len(user)} users")
     model_folder, data_folder = find_model(run, method, data)
-    from reasonrec.methods.r2ec import load_recommender
+    from reasonrec.methods.loading import load_recommender
 
     dataset = Dataset.load(data_folder)
     model = load_recommender(model_folder, dataset)

@@ -8,8 +8,9 @@ from cyclopts import Parameter
 from reasonrec.cli.numbers import Seed
 from reasonrec.errors import ConfigError
 from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2rec_config import R2recConfig
 
-What = Literal["no-think", "sft", "recpo", "r2ec"]
+What = Literal["no-think", "sft", "recpo", "r2ec", "r2rec"]
 
 
 def train(
@@ -21,30 +22,36 @@ def train(
     start: Path | None = None,
     seed: Seed = 0,
     settings: Annotated[R2ecConfig | None, Parameter(name="*")] = None,
+    reasoned: Annotated[R2recConfig | None, Parameter(name="r2rec")] = None,
 ) -> None:
     """Train the recommender: without thoughts, with taught thoughts, with rewarded thoughts.
 
-    r2ec trains all three stages into OUT/no-think, OUT/think-sft and OUT/think-recpo. A run that
+    r2ec trains all stages: OUT/no-think, OUT/think-sft, OUT/think-recpo by default. A run that
     was interrupted continues from its last checkpoint and ends with the same numbers.
+
+    r2rec writes traces along interaction chains into OUT/traces, and trains on them into
+    OUT/r2rec-sft and OUT/r2rec-rl; OUT/untuned is the model that it starts from.
 
     Examples:
         reasonrec train r2ec --data runs/shop --out runs/model
+        reasonrec train r2rec --data runs/ml --out runs/reasons --start runs/no-think
         reasonrec train no-think --data runs/shop --out runs/no-think --head.dropout 0.3
         reasonrec train sft --start runs/no-think --data runs/shop --out runs/sft
         reasonrec train recpo --start runs/sft --data runs/shop --out runs/recpo --seed 1
+        reasonrec train r2ec --backbone models/qwen --prompt.chat --stages recpo --data d --out o
 
     Args:
-        what: The stage, or r2ec for all of them.
+        what: The stage, or r2ec or r2rec for all stages of a method.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
-        start: Folder of the stage before: no-think for sft, sft for recpo.
+        start: Folder of the stage before: no-think for sft and r2rec, sft for recpo.
         seed: Draws weights, order and samples.
     """
     from rich.console import Console
 
     from reasonrec.data.dataset import Dataset
     from reasonrec.manifest import read_manifest
-    from reasonrec.methods import r2ec
+    from reasonrec.methods import r2ec, r2rec
 
     config = settings or R2ecConfig()
     if what == "r2ec" and start is not None:
@@ -55,11 +62,17 @@ def train(
         folders = r2ec.train(
             dataset, config, out=out, seed=seed, announce=lambda name: console.print(f"· {name}")
         )
+    elif what == "r2rec":
+        folders = r2rec.train(
+            dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,
+            announce=lambda name: console.print(f"· {name}"),
+        )  # fmt: skip
     else:
         folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
     for folder in folders:
         manifest = read_manifest(folder)
+        score = manifest["best_score"]
+        best = "" if score is None else f"valid NDCG {score:.4f} at step {manifest['best_step']}, "
         Console(highlight=False).print(
-            f"{manifest['method']}: valid NDCG@10 {manifest['best_score']:.4f} at step "
-            f"{manifest['best_step']}, {manifest['seconds']:.0f} s, written: {folder}"
+            f"{manifest['method']}: {best}{manifest['seconds']:.0f} s, written: {folder}"
         )

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from reasonrec.baselines.contract import Recommender
+from reasonrec.baselines.contract import CandidateRecommender, Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates, parse_protocol
 from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.metrics import METRICS, metric_values
 from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
+from reasonrec.records import Histories, Scored
 from reasonrec.rng import stream
 
 PROTOCOLS = ("full", "candidates-20")
@@ -230,23 +231,47 @@ def _ask(
     for start in range(0, len(rows), batch_size):
         batch = slice(start, min(start + batch_size, len(rows)))
         histories = asked.take(np.arange(batch.start, batch.stop)).histories()
+        chosen = {word: one.item_index[rows[batch]] for word, one in sets.items()}
         clock = time.perf_counter()
-        scored = recommender.score(histories)
+        answers = _scores(recommender, histories, words, chosen)
         seconds[batch] = (time.perf_counter() - clock) / len(histories)
         for word in words:
+            scores = answers[word].scores
             if word == "full":
                 ranks[word][batch] = rank_targets(
-                    scored.scores, asked.target[batch], histories=histories, mask=mask
+                    scores, asked.target[batch], histories=histories, mask=mask
+                )
+            elif isinstance(recommender, CandidateRecommender):
+                columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+                ranks[word][batch] = rank_candidates(
+                    scores, np.where(chosen[word] >= 0, columns, -1)
                 )
             else:
-                chosen = sets[word].item_index[rows[batch]]
-                ranks[word][batch] = rank_candidates(scored.scores, chosen)
+                ranks[word][batch] = rank_candidates(scores, chosen[word])
+        scored = answers[words[0]]
         if scored.num_tokens is not None:
             num_tokens[batch] = scored.num_tokens
         thoughts.extend(scored.thoughts or ())
         if progress:
             progress(batch.stop, len(rows))
     return _Answers(ranks, num_tokens, seconds, thoughts)
+
+
+def _scores(
+    recommender: Recommender,
+    histories: Histories,
+    words: Sequence[str],
+    chosen: dict[str, np.ndarray],
+) -> dict[str, Scored]:
+    """Return what a recommender says under each protocol; one that scores all is asked once."""
+    if isinstance(recommender, CandidateRecommender):
+        return {
+            word: recommender.score(histories)
+            if word == "full"
+            else recommender.score_candidates(histories, chosen[word])
+            for word in words
+        }
+    return dict.fromkeys(words, recommender.score(histories))
 
 
 def write_evaluation(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:

@@ -1,0 +1,458 @@
+"""R2Rec on the road: chains -> traces -> supervised fine-tuning -> GRPO -> ranking with reasons.
+
+Source: Reason-to-Recommend, arXiv 2506.05069, of which only abstracts and summaries are public to
+us. Known at second hand: the student reads a question and writes thought and answer (SFT), RL is
+GRPO, candidates are ranked. Everything else is our reconstruction, each choice a key of
+`R2recConfig`; ``docs/paper_index.md`` marks which is which.
+
+Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sft``, ``r2rec-rl``;
+``no-think`` before them where the tiny backbone has to be trained first.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.data.dataset import Dataset, Queries
+from reasonrec.errors import CheckpointError, DataError
+from reasonrec.evaluation.candidates import draw_candidates
+from reasonrec.graph.chain_count import ChainCount
+from reasonrec.manifest import (
+    check_outputs,
+    fingerprint,
+    is_finished,
+    make_folder,
+    read_manifest,
+    start_stage,
+    write_manifest,
+)
+from reasonrec.methods import r2ec
+from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2rec_config import R2recConfig
+from reasonrec.metrics import hit, ndcg
+from reasonrec.models.answers import AnsweringModel, with_words_of
+from reasonrec.models.backbone import build_model, catalogue_titles
+from reasonrec.models.ranking import rank_candidates
+from reasonrec.models.reasoned_ranking import ReasonedRanker, order_effect
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.models.recommenders import NoThinkRecommender
+from reasonrec.rng import stream, stream_seed
+from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
+from reasonrec.traces.store import read_traces
+from reasonrec.traces.teachers.choice import build_teacher
+from reasonrec.training.examples import keep_batch
+from reasonrec.training.loop import Validate, fit
+from reasonrec.training.reasoned import PackedTexts, reasoned_loss, texts_of
+from reasonrec.training.rl.grpo import Grpo
+from reasonrec.training.rl.recpo import PromptSample
+from reasonrec.training.rl.text_rewards import (
+    Reward,
+    exact_hit,
+    first_place,
+    rating_closeness,
+    reciprocal_rank,
+    well_formed,
+)
+
+Stage = Literal["untuned", "r2rec-sft", "r2rec-rl"]
+METHODS: tuple[Stage, ...] = ("untuned", "r2rec-sft", "r2rec-rl")
+BLENDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Weights of the first stage that validation chooses from."""
+_NUM_VALID_CANDIDATES = 20
+
+
+def train(
+    dataset: Dataset,
+    config: R2recConfig,
+    *,
+    out: Path,
+    seed: int,
+    base: R2ecConfig | None = None,
+    start: Path | None = None,
+    rewards: Sequence[tuple[float, Reward]] | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Write traces, train SFT and GRPO into folders of ``out``, and return the models' folders.
+
+    Args:
+        base: Backbone, its shape, and how it is trained without thoughts.
+        start: A folder of `reasonrec train no-think` over the same data. None: the backbone of
+            ``base``; the tiny one is trained without thoughts first.
+        rewards: Functions and weights in place of those of the configuration.
+
+    Raises:
+        DataError: The data set has nothing to train or validate on, or no ratings to ask for.
+        CheckpointError: ``start`` was trained on other data, or ``out`` holds another run.
+        TraceError: There is no trace to learn from.
+    """
+    base, out = base or R2ecConfig(), make_folder(out)
+    _check_trainable(dataset, config)
+    announce("traces")
+    titles = catalogue_titles(dataset.catalogue)
+    write_reasoned_traces(
+        dataset, titles, out / "traces", config.traces,
+        lambda: build_teacher(config.traces, out / "traces", seed=seed),
+        task=config.task, seed=seed,
+    )  # fmt: skip
+    if start is None and base.backbone == "tiny":
+        announce("no-think")
+        start = r2ec.train_stage("no-think", dataset, base, out=out / "no-think", seed=seed)
+    announce("untuned")
+    folders = [_write_untuned(dataset, config, base, out, start, seed)]
+    for stage in METHODS[1:]:
+        announce(stage)
+        folders.append(
+            train_stage(
+                stage, dataset, config, out=out / stage, seed=seed, start=folders[-1],
+                traces=out / "traces", rewards=rewards,
+            )
+        )  # fmt: skip
+    return folders
+
+
+def train_stage(
+    stage: Stage,
+    dataset: Dataset,
+    config: R2recConfig,
+    *,
+    out: Path,
+    seed: int,
+    start: Path,
+    traces: Path,
+    rewards: Sequence[tuple[float, Reward]] | None = None,
+) -> Path:
+    """Train one stage from the folder of an earlier one; a finished folder is left as it is.
+
+    Args:
+        start: ``untuned`` or ``r2rec-sft``: RL alone starts from ``untuned`` too.
+        traces: Of `reasonrec traces rated` or ``likes``; RL reads none of them.
+    """
+    out = make_folder(out)
+    before = checked_manifest(start, dataset)
+    inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
+    asked = _keys_of(stage, config)
+    if stage == "r2rec-sft":
+        inputs["traces"] = fingerprint(traces)
+    else:
+        rewards = list(rewards) if rewards is not None else default_rewards(config)
+        asked["rewards"] = [[weight, reward.__name__] for weight, reward in rewards]
+    if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
+        return out
+    model = AnsweringModel.from_pretrained(start / "model")
+    assert isinstance(model, AnsweringModel)
+    model.head = model.head.model_copy(update={"dropout": config.dropout})
+    first = _first_stage(start, dataset)
+    if stage == "r2rec-sft":
+        data = PackedTexts(
+            texts_of(model, read_traces(traces, kept=True), think=config.think),
+            num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
+            batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,
+            pad_id=model.writer.pad_id, seed=seed,
+        )  # fmt: skip
+        loss, optimiser = reasoned_loss, config.sft.optimiser
+    else:
+        assert rewards is not None
+        questions = rl_questions(dataset, config, seed=seed)
+        optimiser = config.rl.optimiser
+        size = 2 if config.rl.grpo.pairwise_weight else 1
+        data = PromptSample(
+            np.arange(len(questions) // size), num_prompts=config.rl.num_prompts,
+            batch_size=optimiser.batch_size, num_inner_epochs=config.rl.grpo.num_inner_epochs,
+            seed=seed,
+        )  # fmt: skip
+        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed)
+    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    torch.manual_seed(seed)
+    ranker = _ranker(model, dataset, config, stage, seed, first)
+    fitted = fit(
+        model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
+        out=out, seed=seed, label=stage, collate=keep_batch,
+    )  # fmt: skip
+    extra: dict[str, Any] = {
+        "best_step": fitted.best_step,
+        "best_score": fitted.best_score,
+        "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
+        "order_effect": _measured_order(ranker, dataset, config),
+    }
+    _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+    return out
+
+
+def load_recommender(folder: Path, dataset: Dataset) -> ReasonedRanker:
+    """Return the model of a stage folder as a recommender over ``dataset``.
+
+    Raises:
+        CheckpointError: The folder is no finished model of R2Rec, or was trained on other data.
+    """
+    folder = Path(folder)
+    manifest = checked_manifest(folder, dataset)
+    try:
+        config = R2recConfig.model_validate(
+            {k: v for k, v in manifest["config"].items() if k in R2recConfig.model_fields}
+        )
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{folder} was trained with settings that this version does not know ({error}); "
+            "train again"
+        ) from None
+    model = AnsweringModel.from_pretrained(folder / "model")
+    assert isinstance(model, AnsweringModel)
+    first = _first_stage(folder, dataset)
+    ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
+    return replace(ranker, blend=manifest["blend"])
+
+
+def default_rewards(config: R2recConfig) -> list[tuple[float, Reward]]:
+    """Return the rewards that the configuration weighs, those without weight left out."""
+    grpo = config.rl.grpo
+    rewards: list[tuple[float, Reward]] = [(grpo.format_weight, well_formed)]
+    if config.task == "rated":
+        rewards += [(grpo.closeness_weight, rating_closeness), (grpo.hit_weight, exact_hit)]
+    else:
+        rewards += [(grpo.hit_weight, first_place), (grpo.reciprocal_weight, reciprocal_rank)]
+    return [(weight, reward) for weight, reward in rewards if weight]
+
+
+def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> list[Question]:
+    """Return questions about training events, with labels; their evidence is older than they are.
+
+    With pairs, each is followed by the same question about an item that its user never touches in
+    training, which has no label.
+    """
+    titles = catalogue_titles(dataset.catalogue)
+    asked = config.traces.model_copy(update={"num_questions": config.rl.num_prompts})
+    drawn = stream_seed(seed, "rl-questions")
+    questions = training_questions(dataset, titles, asked, task=config.task, seed=drawn)
+    if not (config.rl.grpo.pairwise_weight and config.task == "rated"):
+        return questions
+    log = dataset.train
+    events = np.array([question.key for question in questions])
+    others = []
+    for event in events:
+        user = log.user_index[event]
+        own = log.item_index[log.user_offsets[user] : log.user_offsets[user + 1]]
+        left = np.setdiff1d(np.arange(dataset.num_items), own)
+        others.append(stream(drawn, "rl-untouched", int(event)).choice(left))
+    builder = QuestionBuilder(dataset.catalogue, titles, log, config.traces.evidence)
+    untouched = builder.build(
+        log.histories_before(events), np.array(others)[:, None], task="rated", keys=events,
+        seed=drawn,
+    )  # fmt: skip
+    return [one for pair in zip(questions, untouched, strict=True) for one in pair]
+
+
+def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Return the manifest of a stage folder of R2Rec over this data."""
+    manifest = read_manifest(folder)
+    if manifest["stage"] != "train" or manifest.get("method") not in METHODS:
+        raise CheckpointError(f"{folder} must be a folder written by `reasonrec train r2rec`")
+    if manifest["inputs"].get("data") != dataset.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on other data than {dataset.folder} holds now: the data set was "
+            "changed or is another one. Prepare it as it was, or train again"
+        )
+    check_outputs(folder)
+    return manifest
+
+
+def _write_untuned(
+    dataset: Dataset,
+    config: R2recConfig,
+    base: R2ecConfig,
+    out: Path,
+    start: Path | None,
+    seed: int,
+) -> Path:
+    """Write the model that training starts from, its words learned from the traces' texts."""
+    folder = make_folder(out / "untuned")
+    inputs = {"data": dataset.fingerprint, "traces": fingerprint(out / "traces")}
+    asked = _keys_of("untuned", config)
+    first: ReasoningRecommender | None = None
+    if start is not None:
+        before = read_manifest(start)
+        if (
+            before.get("method") != "no-think"
+            or before["inputs"].get("data") != dataset.fingerprint
+        ):
+            raise CheckpointError(
+                f"r2rec starts from a folder of `reasonrec train no-think` over the same data; "
+                f"{start} holds {before.get('method', before['stage'])}"
+            )
+        inputs["start"] = before["fingerprint"]
+    else:
+        asked |= {"backbone": base.backbone, "weights": base.weights.model_dump(mode="json")}
+    if is_finished(folder, stage="train", inputs=inputs, config=asked, seed=seed):
+        return folder
+    if start is not None:
+        first = ReasoningRecommender.from_pretrained(start / "model")
+        model = ReasoningRecommender.from_pretrained(start / "model")
+    else:
+        model = build_model(
+            dataset.catalogue, backbone=base.backbone, tiny=base.tiny, head=base.head, seed=seed,
+            prompt=base.prompt, weights=base.weights,
+        )  # fmt: skip
+    table = read_traces(out / "traces", kept=True)
+    texts = [*table["prompt"].to_list(), *table["thought"].to_list()]
+    answering = with_words_of(
+        model, texts, vocab_size=config.vocab_size, dropout=config.dropout, seed=seed
+    )
+    recommender = (
+        ChainCount.fit(dataset) if first is None else NoThinkRecommender(first, "no-think")
+    )
+    _finish(
+        folder, "untuned", dataset, answering, recommender, inputs, asked, 0.0, seed,
+        {"blend": 0.0, "best_step": 0, "best_score": None},
+    )  # fmt: skip
+    return folder
+
+
+def _finish(
+    out: Path,
+    method: Stage,
+    dataset: Dataset,
+    model: AnsweringModel,
+    first: Recommender,
+    inputs: dict[str, str],
+    asked: dict[str, Any],
+    seconds: float,
+    seed: int,
+    extra: dict[str, Any],
+) -> None:
+    """Save the model, and the first stage where it is one that was trained; manifest last."""
+    model.save_pretrained(out / "model")
+    if isinstance(first, NoThinkRecommender):
+        first.model.save_pretrained(out / "first")
+    parts = [out / "model", out / "first"]
+    files = sorted(
+        str(p.relative_to(out)) for part in parts for p in part.rglob("*") if p.is_file()
+    )
+    write_manifest(
+        out, stage="train", inputs=inputs, config=asked, outputs=files, seconds=seconds, seed=seed,
+        extra={
+            "method": method,
+            "trained_on": "train",
+            "data_folder": os.path.relpath(dataset.folder, out),
+        } | extra,
+    )  # fmt: skip
+
+
+def _first_stage(folder: Path, dataset: Dataset) -> Recommender:
+    """Return what makes the short list: the no-think model that was started from, or chains."""
+    if (folder / "first").is_dir():
+        return NoThinkRecommender(ReasoningRecommender.from_pretrained(folder / "first"))
+    return ChainCount.fit(dataset)
+
+
+def _ranker(
+    model: AnsweringModel,
+    dataset: Dataset,
+    config: R2recConfig,
+    method: str,
+    seed: int,
+    first: Recommender,
+) -> ReasonedRanker:
+    titles = catalogue_titles(dataset.catalogue)
+    return ReasonedRanker(
+        model,
+        QuestionBuilder(dataset.catalogue, titles, dataset.train, config.traces.evidence),
+        first,
+        dataset.user_ids,
+        task=config.task,
+        name=method,
+        thinks=config.think,
+        max_tokens=config.max_tokens,
+        num_candidates=config.ranking.num_candidates,
+        num_orders=config.ranking.num_orders,
+        seed=seed,
+    )
+
+
+def _validation(dataset: Dataset, config: R2recConfig) -> tuple[Queries, np.ndarray]:
+    """Return the validation queries that choose, and their candidates (Q, C), the target first."""
+    drawn = draw_candidates(dataset, "valid", num_candidates=_NUM_VALID_CANDIDATES, seed=0)
+    rows = np.arange(len(dataset.valid))
+    if len(rows) > config.num_valid_queries:
+        rows = stream(0, "validation").choice(len(rows), config.num_valid_queries, replace=False)
+        rows = np.sort(rows)
+    return dataset.valid.take(rows), drawn.item_index[rows]
+
+
+def _validate(ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig) -> Validate:
+    queries, candidates = _validation(dataset, config)
+    histories = queries.histories()
+
+    def measure(_: ReasoningRecommender) -> dict[str, float]:
+        scored = ranker.score_candidates(histories, candidates)
+        rank = _ranks(scored.scores, candidates)
+        assert scored.num_tokens is not None
+        return {
+            "valid/ndcg": float(ndcg(rank, candidates.shape[1]).mean()),
+            "valid/hit@1": float(hit(rank, 1).mean()),
+            "valid/tokens": float(scored.num_tokens.mean()),
+        }
+
+    return measure
+
+
+def _ranks(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    columns = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
+    return rank_candidates(scores, np.where(candidates >= 0, columns, -1))
+
+
+def _calibrated_blend(ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig) -> float:
+    """Return the weight of the first stage that ranks validation best; the smallest of equals."""
+    queries, candidates = _validation(dataset, config)
+    histories = queries.histories()
+    own = ranker.score_candidates(histories, candidates).scores
+    first = ranker.first_scores(histories, candidates)
+    worth = []
+    for weight in BLENDS:
+        blended = np.where(candidates >= 0, own + weight * first, -np.inf).astype(np.float32)
+        worth.append(float(ndcg(_ranks(blended, candidates), candidates.shape[1]).mean()))
+    return BLENDS[int(np.argmax(worth))]
+
+
+def _measured_order(
+    ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig
+) -> dict[str, Any] | None:
+    if config.task == "rated" or not config.ranking.num_orders_measured:
+        return None
+    queries, candidates = _validation(dataset, config)
+    effect = order_effect(
+        ranker, queries.histories(), candidates, num_orders=config.ranking.num_orders_measured
+    )
+    return asdict(effect)
+
+
+def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
+    """Return the part of the configuration that decides a stage's result."""
+    keys: dict[str, Any] = config.model_dump(
+        mode="json", exclude={"traces": {"limits": True, "teacher": True}}
+    )
+    kept = ["method", "task", "think", "traces", "vocab_size", "dropout", "max_tokens", "ranking"]
+    if stage != "untuned":
+        kept += ["blend", "num_valid_queries", {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage]]
+    return {key: keys[key] for key in kept}
+
+
+def _check_trainable(dataset: Dataset, config: R2recConfig) -> None:
+    if config.task == "rated" and dataset.train.rating is None:
+        raise DataError(
+            f"task rated asks for ratings, and {dataset.name} has none; use likes instead "
+            "(--r2rec.task likes)"
+        )
+    most = int(np.diff(dataset.train.user_offsets).max(initial=0))
+    if most < 2 or len(dataset.valid) == 0:
+        raise DataError(
+            "training r2rec needs a user with 2 training events, and a validation query; in "
+            f"{dataset.name} no user has more than {most}, and there are {len(dataset.valid)} "
+            "queries"
+        )

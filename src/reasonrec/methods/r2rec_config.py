@@ -1,0 +1,88 @@
+"""Everything that training R2Rec can be told. Imports no torch, so that ``--help`` stays quick.
+
+The paper's text is not public in detail: that there is SFT on thought and answer, that RL is GRPO,
+and that candidates are ranked is known at second hand; every value below is ours.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from reasonrec.config import Config
+from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
+from reasonrec.training.config import OptimiserConfig
+from reasonrec.training.reasoned_config import GrpoConfig
+
+
+class ReasonedSftStage(Config):
+    """Thought and answer, given the question."""
+
+    num_epochs: PositiveInt = 4
+    tokens_per_row: PositiveInt = 1024
+    """Texts are packed into rows of this length."""
+    answer_weight: PositiveFloat = 20.0
+    """Weight of an answer token beside 1 for a token of the thought, which has hundreds."""
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=1e-3, weight_decay=0.01, batch_size=8, num_validations=4
+    )
+    """``batch_size`` counts rows."""
+
+
+class GrpoStage(Config):
+    """Rewards of answers, from labels alone."""
+
+    num_prompts: PositiveInt = 320
+    """Training events asked about; they need no trace."""
+    grpo: GrpoConfig = GrpoConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(
+        learning_rate=1e-4, weight_decay=0.0, batch_size=16, num_validations=2, schedule="linear"
+    )
+
+    @model_validator(mode="after")
+    def check_fills_a_batch(self) -> Self:
+        if self.num_prompts < self.optimiser.batch_size:
+            raise ValueError(
+                f"num_prompts must fill one batch of {self.optimiser.batch_size} "
+                f"(optimiser.batch_size); got {self.num_prompts}"
+            )
+        return self
+
+
+class ReasonedRankingConfig(Config):
+    """How a trained model ranks."""
+
+    num_candidates: int = Field(default=20, ge=2)
+    """Items that are reasoned about where the whole catalogue is asked for; the first stage
+    chooses them."""
+    num_orders: PositiveInt = 1
+    """Likes: drawn orders of the candidates whose probabilities are averaged. Time grows with it;
+    the reason shown is that of the first."""
+    num_orders_measured: NonNegativeInt = 3
+    """Likes: orders on which `train` measures how much the order matters; 0 leaves it out."""
+
+
+class R2recConfig(Config):
+    """Everything that training R2Rec can be told."""
+
+    method: Literal["r2rec"] = "r2rec"
+    task: Task = "likes"
+    """likes ranks by one question with all candidates (listwise), rated by one question and one
+    expected rating for each (pointwise)."""
+    think: bool = True
+    """Whether a thought is written before the answer. Without, training is direct-answer SFT."""
+    traces: ReasonedTracesConfig = ReasonedTracesConfig(num_questions=3000)
+    """Questions, evidence, teacher and filter of the traces that SFT learns from."""
+    vocab_size: NonNegativeInt = 1024
+    """Sub-word tokens that the tiny backbone learns from the traces; 0 keeps its own."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of input-embedding entries dropped in SFT."""
+    max_tokens: PositiveInt = 280
+    """Of a thought, when ranking; then the answer marker is forced."""
+    sft: ReasonedSftStage = ReasonedSftStage()
+    rl: GrpoStage = GrpoStage()
+    ranking: ReasonedRankingConfig = ReasonedRankingConfig()
+    blend: bool = False
+    """Whether the ranking adds the first stage's log-probabilities, with the weight that ranks
+    validation best. R2Rec ranks by the answer alone."""
+    num_valid_queries: PositiveInt = 200
+    """Validation queries that choose the best step: all, or a seeded sample of this many."""

@@ -1,0 +1,335 @@
+"""A language model that reads a question, writes a thought, and answers in words.
+
+The same weights as `ReasoningRecommender`, read another way: no state meets an item table, the
+language head alone speaks. So a no-think folder, or any causal LM, can be started from. A text is
+``<s>question<think> thought<answer> answer</s>``, its pieces encoded one by one, so that what was
+trained is, token for token, what serving sends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.models.tiny.tokenizer import train_tokenizer
+from reasonrec.traces.evidence import Question
+from reasonrec.traces.interaction_of_thought import student_answer, student_prompt
+from reasonrec.traces.prompts import ANSWER, THINK
+
+
+@dataclass
+class TextBatch:
+    """Rows of text, one or several packed behind each other."""
+
+    token_ids: Tensor
+    """(R, T), padded on the right."""
+    position_ids: Tensor
+    """(R, T), from 0 within each text, which attends to itself alone; so does padding."""
+    weight: Tensor
+    """(R, T), float32: how much each token counts in the loss; 0 for what is only read."""
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        return TextBatch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+@dataclass
+class Written:
+    """R continuations of prompts, G for each, prompt by prompt."""
+
+    token_ids: Tensor
+    """(R, S): thought, marker, and the answer where it was asked for. Padded on the right."""
+    lengths: Tensor
+    """(R,)."""
+    answer_at: Tensor
+    """(R,), where the answer starts: tokens up to the end of the marker."""
+    is_written: Tensor
+    """(R, S), True for tokens that were drawn; a marker that had to be forced is False."""
+    token_logp: Tensor
+    """(R, S), float32 log-probability of each drawn token at temperature 1; 0 elsewhere."""
+    marker_states: Tensor
+    """(R, D), at the end of the marker: where the answer is read."""
+    is_truncated: Tensor
+    """(R,), True where the thought used up its tokens."""
+
+
+class AnsweringModel(ReasoningRecommender):
+    """A causal LM over text. Its recommendation head travels along and is not used."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: TextBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of every token with a weight, 0 elsewhere.
+
+        Returns:
+            (R, T) each, float32; the entropy in nats, without gradient.
+        """
+        hidden = self.run_backbone(
+            self.embed(batch.token_ids), position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        wanted = batch.weight > 0
+        wanted[:, 0] = False  # nothing stands before it
+        logp = self.token_logits(hidden[wanted.roll(-1, dims=1)]).log_softmax(-1)
+        chosen = logp.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
+        zeros = torch.zeros(wanted.shape, device=logp.device)
+        entropy = zeros.clone()
+        with torch.no_grad():
+            entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
+        return zeros.masked_scatter(wanted, chosen), entropy
+
+    def token_logits(self, states: Tensor) -> Tensor:
+        """Return float32 logits (..., V); padding, begin and think tokens are never written."""
+        never = [self.tokenizer.bos_token_id, *self.never_written.tolist()]
+        never = sorted({t for t in never if t is not None} - {self.end_token})
+        logits = self._plain_logits(states).float()
+        return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
+
+    @property
+    def end_token(self) -> int:
+        """The token after an answer."""
+        end: Any = self.tokenizer.eos_token_id
+        return end
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return the tokens of a question, the thinking marker behind it."""
+        bos: Any = self.tokenizer.bos_token_id
+        start = [] if bos is None else [bos]
+        return [*start, *self.writer.encode(prompt), *self.writer.encode(THINK)]
+
+    def reply_tokens(self, thought: str, answer: str) -> tuple[list[int], int]:
+        """Return the tokens of thought, marker, answer and end, and where the answer starts."""
+        tokens = [*self.writer.encode(f" {thought}" if thought else "")]
+        tokens += self.writer.encode(ANSWER)
+        return [*tokens, *self.writer.encode(answer), self.end_token], len(tokens)
+
+    def answer_tokens(self, question: Question) -> list[list[int]]:
+        """Return the tokens of everything that can be answered, in the order of `answers`."""
+        return [self.writer.encode(student_answer(question, a)) for a in question.answers]
+
+
+def with_words_of(
+    model: ReasoningRecommender, texts: Sequence[str], *, vocab_size: int, dropout: float, seed: int
+) -> AnsweringModel:
+    """Return the model as one that answers, with sub-word tokens learned from ``texts``.
+
+    A tiny backbone has only ever read titles; its sub-words come from item descriptions, and cut
+    the words of a thought to pieces. They are replaced: titles, markers and every piece that both
+    tokenizers know keep their vectors, new ones start small. Other backbones keep their tokenizer.
+
+    Args:
+        vocab_size: Sub-word tokens, the 256 bytes among them. 0 keeps the tokenizer.
+        dropout: Share of input-embedding entries dropped while training.
+    """
+    backbone, tokenizer = model.backbone, model.tokenizer
+    if vocab_size and model.writer.title_token_ids is not None:
+        old = tokenizer.get_vocab()
+        tokenizer = train_tokenizer(model.titles, texts, vocab_size=vocab_size)
+        rows = backbone.get_input_embeddings().weight.detach().clone()
+        backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        fresh = backbone.get_input_embeddings().weight
+        std = float(backbone.config.initializer_range)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            fresh.copy_(torch.randn(fresh.shape, generator=generator) * std)
+            for token, place in tokenizer.get_vocab().items():
+                if token in old:
+                    fresh[place] = rows[old[token]]
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(backbone.config, name, getattr(tokenizer, name))
+            setattr(backbone.generation_config, name, getattr(tokenizer, name))
+    return AnsweringModel(
+        backbone,
+        tokenizer,
+        model.titles,
+        model.head.model_copy(update={"dropout": dropout}),
+        model.item_ids,
+        model.item_texts,
+        prompt=model.writer.prompt,
+        weights=model.weights,
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ragged rows as (R, T), padded on the right, and their lengths (R,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), max(len(row) for row in rows)), pad_id)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+@torch.no_grad()
+def write(
+    model: AnsweringModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    group_size: int = 1,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    max_answer_tokens: int = 0,
+) -> Written:
+    """Return ``group_size`` thoughts for every prompt, and answers where they are asked for.
+
+    Args:
+        prompts: Of `AnsweringModel.prompt_tokens`.
+        max_tokens: Most tokens of a thought; then the answer marker is forced. 0: no thought.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        generator: Source of randomness; needed unless ``temperature`` is 0.
+        max_answer_tokens: Most tokens drawn behind the marker, the end among them. 0: none.
+    """
+    if temperature > 0 and generator is None:
+        raise ValueError("sampling with a temperature above 0 needs a generator")
+    device, marker = model.device, torch.tensor(model.writer.encode(ANSWER))
+    ids, lengths = padded([list(p) for p in prompts], model.writer.pad_id)
+    ids, lengths, marker = ids.to(device), lengths.to(device), marker.to(device)
+    T, L, G = ids.shape[1], len(marker), group_size
+    out = model.run_backbone(
+        model.embed(ids),
+        attention_mask=(torch.arange(T, device=device) < lengths[:, None]).long(),
+        use_cache=True,
+    )
+    cache = out.past_key_values
+    states = read_states(out.last_hidden_state, (lengths - 1)[:, None])[:, 0]
+    if G > 1:
+        states, lengths = states.repeat_interleave(G, 0), lengths.repeat_interleave(G, 0)
+        cache.batch_repeat_interleave(G)
+    R, S = len(states), max_tokens + L + max_answer_tokens
+    result = Written(
+        token_ids=torch.full((R, S), model.writer.pad_id, device=device),
+        lengths=torch.zeros(R, dtype=torch.long, device=device),
+        answer_at=torch.zeros(R, dtype=torch.long, device=device),
+        is_written=torch.zeros((R, S), dtype=torch.bool, device=device),
+        token_logp=torch.zeros((R, S), device=device),
+        marker_states=torch.zeros_like(states),
+        is_truncated=torch.zeros(R, dtype=torch.bool, device=device),
+    )
+    rows = torch.arange(R, device=device)  # those still under way, in the order of the cache
+    forced = torch.zeros(R, dtype=torch.long, device=device)  # marker tokens forced so far, plus 1
+    is_token = torch.zeros((R, T + S), dtype=torch.long, device=device)
+    is_token[:, :T] = torch.arange(T, device=device) < lengths[:, None]
+    for step in range(S):
+        drawn, logp = _draw(model.token_logits(states), temperature, generator)
+        is_thinking = result.answer_at[rows] == 0
+        starts = is_thinking & (forced[rows] == 0) & (step >= max_tokens)
+        # half a marker that was drawn is finished rather than begun anew
+        forced[rows[starts]] = 1
+        forces = is_thinking & (forced[rows] > 0)
+        tokens = torch.where(forces, marker[(forced[rows] - 1).clamp(0, L - 1)], drawn)
+        forced[rows[forces]] += 1
+        result.is_truncated[rows[starts]] = True
+        result.token_ids[rows, step] = tokens
+        result.is_written[rows, step] = ~forces
+        result.token_logp[rows, step] = torch.where(forces, 0.0, logp)
+        is_token[rows, T + step] = 1
+        out = model.run_backbone(
+            model.embed(tokens[:, None]),
+            attention_mask=is_token[rows, : T + step + 1],
+            position_ids=(lengths[rows] + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        states = out.last_hidden_state[:, 0]
+        if step + 1 >= L:
+            ends = (result.token_ids[rows, step + 1 - L : step + 1] == marker).all(-1) & is_thinking
+            result.answer_at[rows[ends]] = step + 1
+            result.marker_states[rows[ends]] = states[ends]
+        at = result.answer_at[rows]
+        is_done = (at > 0) & (step + 1 - at >= max_answer_tokens)
+        is_done |= ~is_thinking & (tokens == model.end_token)
+        result.lengths[rows[is_done]] = step + 1
+        if is_done.all():
+            break
+        if is_done.any():  # finished rows cost as much as others: leave them behind
+            kept = (~is_done).nonzero()[:, 0]
+            rows, states = rows[kept], states[kept]
+            cache.batch_select_indices(kept)
+    length = int(result.lengths.max())
+    result.token_ids = result.token_ids[:, :length]
+    result.is_written = result.is_written[:, :length]
+    result.token_logp = result.token_logp[:, :length]
+    return result
+
+
+def _draw(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return token ids (R,) and their temperature-1 log-probabilities (R,)."""
+    logp = logits.log_softmax(-1)
+    if temperature == 0:
+        best = logp.max(-1)
+        return best.indices, best.values
+    heated = (logits / temperature).softmax(-1).cumsum(-1)
+    uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device)
+    drawn = torch.searchsorted(heated, uniform * heated[:, -1:], right=True)
+    drawn = drawn.clamp(max=logits.shape[-1] - 1)
+    return drawn[:, 0], logp.gather(-1, drawn)[:, 0]
+
+
+@torch.no_grad()
+def answer_log_probs(
+    model: AnsweringModel,
+    questions: Sequence[Question],
+    prefixes: Sequence[Sequence[int]],
+    marker_states: Tensor,
+    *,
+    batch_size: int = 64,
+) -> list[np.ndarray]:
+    """Return for every text the log-probability of each possible answer, normalised over them.
+
+    Where each answer is one token, and no two are the same, they are read off the state at the
+    marker; else every answer is read behind the text, its end included.
+
+    Args:
+        questions: R questions.
+        prefixes: R texts up to the end of the answer marker.
+        marker_states: (R, D), the states there.
+
+    Returns:
+        R arrays (A,), float32, in the order of ``question.answers``.
+    """
+    found: list[np.ndarray] = []
+    asked = [model.answer_tokens(question) for question in questions]
+    if all(_are_single(answers) for answers in asked):
+        logp = model.token_logits(marker_states).log_softmax(-1)
+        for r, answers in enumerate(asked):
+            row = logp[r, torch.tensor([a[0] for a in answers], device=logp.device)]
+            found.append(row.log_softmax(-1).cpu().numpy())
+        return found
+    texts = [
+        ([*prefix, *answer, model.end_token], len(prefix))
+        for prefix, answers in zip(prefixes, asked, strict=True)
+        for answer in answers
+    ]
+    sums: list[float] = []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        logp, _ = model(text_batch(part, model.writer.pad_id).to(model.device))
+        sums += logp.sum(1).tolist()
+    begin = 0
+    for answers in asked:
+        row = torch.tensor(sums[begin : begin + len(answers)])
+        found.append(row.log_softmax(-1).numpy())
+        begin += len(answers)
+    return found
+
+
+def _are_single(answers: Sequence[Sequence[int]]) -> bool:
+    return all(len(a) == 1 for a in answers) and len({a[0] for a in answers}) == len(answers)
+
+
+def text_batch(texts: Sequence[tuple[Sequence[int], int]], pad_id: int) -> TextBatch:
+    """Return texts as one row each; tokens from the given place on have weight 1."""
+    ids, lengths = padded([list(tokens) for tokens, _ in texts], pad_id)
+    place = torch.arange(ids.shape[1])
+    begin = torch.tensor([at for _, at in texts])
+    weight = (place >= begin[:, None]) & (place < lengths[:, None])
+    return TextBatch(ids, place.expand(ids.shape), weight.float())
+
+
+def prompts_of(model: AnsweringModel, questions: Sequence[Question]) -> list[list[int]]:
+    """Return the prompt of every question."""
+    return [model.prompt_tokens(student_prompt(question)) for question in questions]

@@ -1,0 +1,253 @@
+"""Ranks given candidates by reasoning over their chains (R2Rec), pointwise or listwise.
+
+*Pointwise* (task ``rated``): one question and one thought for each candidate; candidates are ranked
+by the rating that is expected after the thought, from the probabilities of all ratings there.
+*Listwise* (task ``likes``): one question with all candidates, ranked by the probability of each as
+the answer. Candidates are put into a drawn order, whatever order they came in, so that a place in
+the list tells nothing; several orders can be averaged, and `order_effect` says how much they
+matter.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
+
+import numpy as np
+from scipy.special import log_softmax
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.models.answers import AnsweringModel, answer_log_probs, prompts_of, write
+from reasonrec.models.ranking import rank_candidates, top_k
+from reasonrec.records import Histories, Link, Lookup, Scored
+from reasonrec.rng import stream
+from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.filters import named_titles
+from reasonrec.traces.prompts import ANSWER
+from reasonrec.traces.reasoned_config import Task
+from reasonrec.traces.trace_filters import wrong_ratings
+
+_SENTENCE = re.compile(r"(?<=[.;])\s+(?![^\[]*\])")  # but not inside of brackets
+_PERSON = re.compile(r"@\w+")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Questions with what was thought and how likely each answer is after it."""
+
+    questions: list[Question]
+    thoughts: list[str]
+    log_probs: list[np.ndarray]
+    """(A,) for each question, normalised over its answers."""
+    num_tokens: np.ndarray
+    """(R,), int64."""
+
+
+@dataclass(frozen=True)
+class ReasonedRanker:
+    """Meets `reasonrec.baselines.contract.CandidateRecommender`."""
+
+    model: AnsweringModel
+    builder: QuestionBuilder
+    first_stage: Recommender
+    """Chooses what is reasoned about where the whole catalogue is asked for."""
+    user_ids: Sequence[str]
+    """Names of neighbours in the reasons shown."""
+    task: Task = "likes"
+    name: str = "r2rec-sft"
+    thinks: bool = True
+    max_tokens: int = 256
+    num_candidates: int = 20
+    """Length of the short list of the first stage."""
+    num_orders: int = 1
+    """Orders of the candidates whose probabilities are averaged (listwise)."""
+    blend: float = 0.0
+    """Weight of the first stage's log-probabilities beside those of the answers (ours)."""
+    seed: int = 0
+    batch_size: int = 64
+
+    def score(self, histories: Histories) -> Scored:
+        """Return scores of the catalogue: the short list by reasoning, the rest below it."""
+        first = self.first_stage.score(histories).scores
+        short, _ = top_k(first, self.num_candidates, histories)
+        ranked = self.score_candidates(histories, short)
+        below = first - first.max(axis=1, keepdims=True) - 1.0
+        row, column = np.nonzero(short >= 0)
+        lowest = np.where(short >= 0, ranked.scores, np.inf).min(axis=1)
+        scores = below + np.where(np.isfinite(lowest), lowest, 0.0)[:, None]
+        scores[row, short[row, column]] = ranked.scores[row, column]
+        return replace(ranked, scores=scores.astype(np.float32))
+
+    def score_candidates(self, histories: Histories, candidates: np.ndarray) -> Scored:
+        """Return scores of each row's candidates, -inf where it has none (-1), with reasons."""
+        rank = self._pointwise if self.task == "rated" else self._listwise
+        scored = rank(histories, candidates)
+        if not self.blend:
+            return scored
+        blended = scored.scores + self.blend * self.first_scores(histories, candidates)
+        return replace(
+            scored, scores=np.where(candidates >= 0, blended, -np.inf).astype(np.float32)
+        )
+
+    def first_scores(self, histories: Histories, candidates: np.ndarray) -> np.ndarray:
+        """Return the first stage's log-softmax over each row's candidates, 0 at padding. (B, C)."""
+        scores = self.first_stage.score(histories).scores
+        own = np.take_along_axis(scores, np.where(candidates >= 0, candidates, 0), axis=1)
+        own = np.where(candidates >= 0, own, -np.inf)
+        return np.where(candidates >= 0, log_softmax(own, axis=1), 0.0)
+
+    def _pointwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+        rows, columns = np.nonzero(candidates >= 0)
+        asked = candidates[rows, columns]
+        questions = self.builder.build(
+            histories.take(rows), asked[:, None], task="rated",
+            keys=np.arange(len(rows)), seed=self.seed,
+        )  # fmt: skip
+        answered = self.answer(questions)
+        scale = np.array(self.builder.scale)
+        scores = np.full(candidates.shape, -np.inf, np.float32)
+        scores[rows, columns] = [np.exp(logp) @ scale for logp in answered.log_probs]
+        best = np.where(
+            (candidates >= 0).any(1), scores.argmax(1), -1
+        )  # the reason shown is that of the first place
+        place = np.full(candidates.shape, -1)
+        place[rows, columns] = np.arange(len(rows))
+        shown = [int(place[b, c]) if c >= 0 else -1 for b, c in enumerate(best)]
+        num_tokens = np.bincount(rows, answered.num_tokens, minlength=len(histories))
+        return self._scored(scores, answered, shown, num_tokens)
+
+    def _listwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+        mixed = np.full(candidates.shape, -np.inf)
+        num_tokens = np.zeros(len(histories))
+        shown: Answered | None = None
+        for n in range(self.num_orders):
+            answered, scores = self.answer_in_order(histories, candidates, n)
+            mixed = np.logaddexp(mixed, scores)
+            num_tokens += answered.num_tokens
+            shown = shown or answered
+        assert shown is not None
+        scores = (mixed - np.log(self.num_orders)).astype(np.float32)
+        return self._scored(scores, shown, list(range(len(histories))), num_tokens)
+
+    def answer_in_order(
+        self, histories: Histories, candidates: np.ndarray, n: int
+    ) -> tuple[Answered, np.ndarray]:
+        """Return answers and log-probabilities (B, C) with candidates in their n-th drawn order."""
+        drawn = np.full(candidates.shape, -1, np.int32)
+        column_of = np.zeros(candidates.shape, np.int64)
+        for b, row in enumerate(candidates):
+            columns = np.flatnonzero(row >= 0)
+            columns = columns[np.argsort(row[columns], kind="stable")]
+            key = crc32(row[columns].astype(np.int64).tobytes())
+            columns = columns[
+                stream(self.seed, "candidate-order", n, key).permutation(len(columns))
+            ]
+            drawn[b, : len(columns)] = row[columns]
+            column_of[b, : len(columns)] = columns
+        questions = self.builder.build(
+            histories, drawn, task="likes", keys=np.arange(len(histories)), seed=self.seed
+        )
+        answered = self.answer(questions)
+        scores = np.full(candidates.shape, -np.inf)
+        for b, logp in enumerate(answered.log_probs):
+            scores[b, column_of[b, : len(logp)]] = logp
+        return answered, scores
+
+    def answer(self, questions: Sequence[Question]) -> Answered:
+        """Return the likeliest thought about each question, and how likely each answer then is."""
+        self.model.eval()
+        thoughts: list[str] = []
+        log_probs: list[np.ndarray] = []
+        num_tokens: list[int] = []
+        for start in range(0, len(questions), self.batch_size):
+            part = questions[start : start + self.batch_size]
+            prompts = prompts_of(self.model, part)
+            written = write(self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0)
+            replies = [
+                written.token_ids[r, :length].tolist()
+                for r, length in enumerate(written.lengths.tolist())
+            ]
+            prefixes = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+            log_probs += answer_log_probs(self.model, part, prefixes, written.marker_states)
+            for reply in replies:
+                text = str(self.model.tokenizer.decode(reply))
+                thoughts.append(text.removesuffix(ANSWER).strip())
+                num_tokens.append(len(reply))
+        return Answered(list(questions), thoughts, log_probs, np.array(num_tokens, np.int64))
+
+    def _scored(
+        self, scores: np.ndarray, answered: Answered, shown: list[int], num_tokens: np.ndarray
+    ) -> Scored:
+        """Return scores with the reason and the chains of the question shown for each row."""
+        thoughts = [
+            ""
+            if r < 0
+            else shown_reason(answered.questions[r], answered.thoughts[r], self.user_ids)
+            for r in shown
+        ]
+        evidence = [() if r < 0 else chains_as_evidence(answered.questions[r]) for r in shown]
+        return Scored(scores, tuple(thoughts), num_tokens.astype(np.int64), tuple(evidence))
+
+
+def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> str:
+    """Return the sentences of a thought that rest on the chains alone, neighbours by their ids.
+
+    A sentence that names an item or a person outside the chains, or a rating that nobody gave, is
+    left out: what people read can be checked against the chains beside it.
+    """
+    items = {item.title for chain in question.chains for item in (chain.first, chain.second)}
+    people = {chain.neighbour: chain.neighbour_index for chain in question.chains}
+    kept = []
+    for sentence in _SENTENCE.split(thought):
+        named = _PERSON.findall(re.sub(r"\[[^\[\]]*\]", " ", sentence))
+        is_known = set(named_titles(sentence)) <= items and set(named) <= set(people)
+        is_whole = sentence.count("[") == sentence.count("]")
+        if is_known and is_whole and not wrong_ratings(question, sentence):
+            kept.append(sentence)
+    return re.sub(
+        r"@\w+(?![^\[]*\])",
+        lambda found: f"neighbour {user_ids[people[found.group()]]}",
+        " ".join(kept),
+    )
+
+
+def chains_as_evidence(question: Question) -> tuple[Lookup, ...]:
+    """Return the chains of a question as look-ups, one for each i0; the weight is shared items."""
+    links: dict[int, list[Link]] = {}
+    for chain in question.chains:
+        links.setdefault(chain.first.item_index, []).append(
+            Link(
+                item_index=chain.second.item_index,
+                weight=float(chain.num_shared or 1),
+                num_neighbours=1,
+                neighbour_index=chain.neighbour_index,
+            )
+        )
+    return tuple(Lookup(via, tuple(found)) for via, found in links.items())
+
+
+@dataclass(frozen=True)
+class OrderEffect:
+    """What the order of candidates changes."""
+
+    hit_at_1: tuple[float, ...]
+    """Of each order; the candidates' column 0 is the one taken."""
+    frac_first_changed: float
+    """Share of questions whose first place is not the same in all orders."""
+
+
+def order_effect(
+    ranker: ReasonedRanker, histories: Histories, candidates: np.ndarray, *, num_orders: int
+) -> OrderEffect:
+    """Return how far a listwise ranking depends on the order that candidates stand in."""
+    orders = [
+        ranker.answer_in_order(histories, candidates, n)[1].astype(np.float32)
+        for n in range(num_orders)
+    ]
+    columns = np.tile(np.arange(candidates.shape[1]), (len(candidates), 1))
+    columns = np.where(candidates >= 0, columns, -1)
+    firsts = np.stack([scores.argmax(1) for scores in orders])
+    return OrderEffect(
+        tuple(float((rank_candidates(scores, columns) <= 1).mean()) for scores in orders),
+        float((firsts != firsts[0]).any(0).mean()),
+    )

@@ -1,0 +1,135 @@
+"""Supervised fine-tuning on questions, thoughts and answers (R2Rec): prompt masked, rows packed.
+
+Texts are packed: a row holds several behind each other, each with positions of its own, and none
+attends to another (`transformers` reads that off the positions). A step then costs what it trains.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from reasonrec.errors import TraceError
+from reasonrec.models.answers import AnsweringModel, TextBatch
+from reasonrec.rng import stream
+
+
+@dataclass(frozen=True)
+class ReasonedText:
+    """One text to learn from."""
+
+    token_ids: np.ndarray
+    """(T,), int64: prompt, thought, marker, answer, end."""
+    num_prompt: int
+    """Tokens that are only read."""
+    answer_at: int
+    """Where the answer starts."""
+
+
+def texts_of(model: AnsweringModel, traces: pl.DataFrame, *, think: bool) -> list[ReasonedText]:
+    """Return the texts of kept traces.
+
+    Args:
+        think: False leaves the thoughts out: the answer follows the question.
+
+    Raises:
+        TraceError: There is none.
+    """
+    texts = []
+    for row in traces.filter("kept").iter_rows(named=True):
+        prompt = model.prompt_tokens(row["prompt"])
+        reply, at = model.reply_tokens(row["thought"] if think else "", row["answer"])
+        texts.append(ReasonedText(np.array([*prompt, *reply]), len(prompt), len(prompt) + at))
+    if not texts:
+        raise TraceError(
+            "supervised fine-tuning needs at least one kept trace; got none. "
+            "`reasonrec traces show FOLDER` says why traces were set aside"
+        )
+    return texts
+
+
+class PackedTexts(TorchDataset):
+    """Rows of packed texts for a whole run, drawn up in advance: every text once an epoch.
+
+    Args:
+        tokens_per_row: Texts are put behind each other up to this length; a longer one has a row
+            of its own.
+        batch_size: The run is cut to whole batches where it has one.
+        answer_weight: Weight of an answer token beside 1 for a token of the thought.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[ReasonedText],
+        *,
+        num_epochs: int,
+        tokens_per_row: int,
+        batch_size: int,
+        answer_weight: float,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        self.texts, self.answer_weight, self.pad_id = texts, answer_weight, pad_id
+        self.rows: list[list[int]] = []
+        for epoch in range(num_epochs):
+            room = 0
+            for n in stream(seed, "sft-order", epoch).permutation(len(texts)).tolist():
+                length = len(texts[n].token_ids)
+                if length > room:
+                    self.rows.append([])
+                    room = tokens_per_row
+                self.rows[-1].append(n)
+                room -= length
+        self.rows = self.rows[: max(batch_size, len(self.rows) - len(self.rows) % batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        packed = [[self.texts[n] for n in self.rows[r]] for r in rows]
+        width = max(sum(len(text.token_ids) for text in row) for row in packed)
+        ids = np.full((len(packed), width), self.pad_id, np.int64)
+        position = np.zeros((len(packed), width), np.int64)
+        weight = np.zeros((len(packed), width), np.float32)
+        for r, row in enumerate(packed):
+            begin = 0
+            for text in row:
+                end = begin + len(text.token_ids)
+                ids[r, begin:end] = text.token_ids
+                position[r, begin:end] = np.arange(end - begin)
+                weight[r, begin + text.num_prompt : end] = 1.0
+                weight[r, begin + text.answer_at : end] = self.answer_weight
+                begin = end
+            position[r, begin:] = np.arange(width - begin)
+        return {
+            "token_ids": torch.from_numpy(ids),
+            "position_ids": torch.from_numpy(position),
+            "weight": torch.from_numpy(weight),
+        }
+
+
+def reasoned_loss(
+    model: AnsweringModel, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the weighted mean of ``-log p`` over tokens of thoughts and answers, and its parts.
+
+    Source: R2Rec, SFT objective (``docs/paper_index.md``, entry *SFT*).
+    """
+    batch = TextBatch(inputs["token_ids"], inputs["position_ids"], inputs["weight"])
+    logp, _ = model(batch)
+    loss = -(logp * batch.weight).sum() / batch.weight.sum().clamp(min=1e-9)
+    with torch.no_grad():
+        is_answer = batch.weight == batch.weight.max()
+        is_thought = (batch.weight > 0) & ~is_answer
+        parts = {
+            "sft/answer_logp": (logp * is_answer).sum() / is_answer.sum().clamp(min=1),
+            "sft/thought_logp": (logp * is_thought).sum() / is_thought.sum().clamp(min=1),
+        }
+    return loss, {name: float(value) for name, value in parts.items()}

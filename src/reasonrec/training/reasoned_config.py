@@ -1,0 +1,42 @@
+"""What training on questions, thoughts and answers can be told (R2Rec). Imports no torch."""
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from reasonrec.config import Config
+from reasonrec.training.config import Estimator, TokenMean
+
+
+class GrpoConfig(Config):
+    """GRPO over written thoughts and answers. That it is GRPO is known; all values are ours."""
+
+    group_size: int = Field(default=4, ge=2)
+    """Rollouts per question, G."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling. At 1 samples and log-probabilities agree exactly."""
+    max_tokens: PositiveInt = 280
+    """Of a thought; then the answer marker is forced."""
+    max_answer_tokens: PositiveInt = 12
+    """Of an answer, its end included."""
+    advantage: Estimator = "leave-one-out"
+    """``grpo`` divides by the group's spread, which blows up the small differences of groups that
+    hardly differ."""
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    num_inner_epochs: PositiveInt = 1
+    """Optimiser steps on each batch of rollouts."""
+    token_mean: TokenMean = "tokens"
+    """What the token term is a mean over."""
+    answer_weight: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy of the true answer after the model's own thoughts; 0 is GRPO
+    alone."""
+    format_weight: NonNegativeFloat = 0.1
+    """Reward of a thought that ends by itself, with an answer that exists."""
+    closeness_weight: NonNegativeFloat = 0.6
+    """Rated: reward of 1 - |answer - rating| / (highest - lowest)."""
+    hit_weight: NonNegativeFloat = 0.3
+    """Reward of the exact answer: rated, the rating; likes, the item in the first place."""
+    reciprocal_weight: NonNegativeFloat = 0.6
+    """Likes: reward of 1 / rank of the item taken."""
+    pairwise_weight: NonNegativeFloat = 0.0
+    """Rated: reward of expecting more of an item that was taken than of one that the user touches
+    nowhere. Above 0 every question is asked of such a pair."""

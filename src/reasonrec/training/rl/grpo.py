@@ -1,0 +1,212 @@
+"""GRPO over written thoughts and answers (R2Rec): the shared core with rewards of text handed in.
+
+Rollouts -> rewards -> advantages -> clipped token objective, as in `training.rl.recpo`; a question
+is a prompt in words, and what is rewarded is the answer. Queries need labels and no traces.
+
+Departs from GRPO in two keys of ours: advantages are not divided by the group's spread by default,
+and ``answer_weight`` adds the cross-entropy of the true answer after the model's own thoughts.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reasonrec.models.answers import (
+    AnsweringModel,
+    TextBatch,
+    answer_log_probs,
+    prompts_of,
+    text_batch,
+    write,
+)
+from reasonrec.rng import stream_seed
+from reasonrec.traces.evidence import Question
+from reasonrec.traces.interaction_of_thought import read_student_text, student_answer
+from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.loss import token_objective
+from reasonrec.training.rl.text_rewards import Reward, Rollout, pairwise_order
+
+
+@dataclass
+class WrittenRollouts:
+    """P x G scored texts, kept for the inner epochs."""
+
+    batch: TextBatch
+    """R = P * G rows; weight 1 on what was drawn."""
+    labelled: TextBatch | None
+    """Own thoughts with the true answer behind them, weight 1 on the answer."""
+    advantages_P_G: Tensor
+    statistics: dict[str, float]
+    old_logp: Tensor | None = None
+
+
+class Grpo:
+    """Makes the loss of each optimiser step; holds the rollouts of the batch being learned from."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        questions: Sequence[Question],
+        rewards: Sequence[tuple[float, Reward]],
+        *,
+        seed: int,
+    ) -> None:
+        """Args:
+        questions: With pairs (``config.pairwise_weight`` above 0), each question with a label is
+            followed by the one about the item that the same user did not touch.
+        rewards: Functions and their weights; their weighted sum is the reward.
+        """
+        self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
+        self._events: Tensor | None = None
+        self._rollouts: WrittenRollouts | None = None
+
+    def __call__(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of one step and what there is to log about it."""
+        model.eval()  # dropout would make the sampling policy another one than the trained one
+        parts: dict[str, float] = {}
+        if self._events is None or not torch.equal(inputs["event"], self._events):
+            started = time.perf_counter()
+            self._events = inputs["event"]
+            self._rollouts = self._roll_out(
+                getattr(model, "module", model),  # the model itself where DDP wraps it
+                inputs["event"].tolist(),
+                stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+            )
+            parts["rl/rollout_seconds"] = time.perf_counter() - started
+        rollouts = self._rollouts
+        assert rollouts is not None
+        loss, logged = grpo_loss(model, rollouts, self.config)
+        return loss, parts | logged
+
+    def _roll_out(
+        self, model: AnsweringModel, rows: list[int], generator_seed: int
+    ) -> WrittenRollouts:
+        size = 2 if self.config.pairwise_weight else 1
+        asked = [self.questions[size * r + side] for r in rows for side in range(size)]
+        texts, replies, marks, is_written = _write(model, asked, self.config, generator_seed)
+        rewards = np.array(
+            [sum(w * reward(text) for w, reward in self.rewards) for text in texts]
+        ).reshape(len(asked), -1)
+        if self.config.pairwise_weight:
+            groups = [
+                texts[i : i + rewards.shape[1]] for i in range(0, len(texts), rewards.shape[1])
+            ]
+            for p in range(0, len(groups), 2):
+                taken, untouched = pairwise_order(groups[p], groups[p + 1])
+                rewards[p] += self.config.pairwise_weight * taken
+                rewards[p + 1] += self.config.pairwise_weight * untouched
+        rewards_P_G = torch.tensor(rewards, dtype=torch.float32)
+        advantages = advantages_within_groups(rewards_P_G, self.config.advantage)
+        batch = text_batch([(text, at) for text, at, _ in replies], model.writer.pad_id)
+        for r, (_, at, _) in enumerate(replies):
+            written = is_written[r]
+            batch.weight[r, at : at + len(written)] = torch.tensor(written, dtype=torch.float32)
+        labelled = None
+        if self.config.answer_weight:
+            true = [
+                (
+                    [*text[:mark], *model.writer.encode(student_answer(one.question, label)),
+                     model.end_token],
+                    mark,
+                )
+                for one, (text, _, _), mark in zip(texts, replies, marks, strict=True)
+                if (label := one.question.label) is not None
+            ]  # fmt: skip
+            labelled = text_batch(true, model.writer.pad_id).to(model.device)
+        return WrittenRollouts(
+            batch.to(model.device),
+            labelled,
+            advantages.to(model.device),
+            _statistics(texts, rewards_P_G, advantages, [len(w) for w in is_written]),
+        )
+
+
+def _write(
+    model: AnsweringModel, asked: Sequence[Question], config: GrpoConfig, generator_seed: int
+) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], list[list[bool]]]:
+    """Return rollouts, their tokens with the prompt's length, answer places, what was drawn."""
+    generator = torch.Generator(model.device)
+    generator.manual_seed(generator_seed)
+    prompts = prompts_of(model, asked)
+    written = write(
+        model, prompts, max_tokens=config.max_tokens, group_size=config.group_size,
+        temperature=config.temperature, generator=generator,
+        max_answer_tokens=config.max_answer_tokens,
+    )  # fmt: skip
+    texts: list[tuple[list[int], int, int]] = []
+    marks: list[int] = []
+    for r, length in enumerate(written.lengths.tolist()):
+        prompt = prompts[r // config.group_size]
+        reply = written.token_ids[r, :length].tolist()
+        texts.append(([*prompt, *reply], len(prompt), length))
+        marks.append(len(prompt) + int(written.answer_at[r]))
+    questions = [asked[r // config.group_size] for r in range(len(texts))]
+    log_probs = answer_log_probs(
+        model, questions, [text[:mark] for (text, _, _), mark in zip(texts, marks, strict=True)],
+        written.marker_states,
+    )  # fmt: skip
+    rollouts = []
+    for r, question in enumerate(questions):
+        tokens, at, _ = texts[r]
+        reply = [t for t in tokens[at:] if t != model.end_token]
+        said = read_student_text(question, str(model.tokenizer.decode(reply)))
+        rollouts.append(
+            Rollout(
+                question=question,
+                thought=str(model.tokenizer.decode(tokens[at : marks[r]])),
+                answer=said[1] if said else None,
+                is_truncated=bool(written.is_truncated[r]),
+                probabilities=np.exp(log_probs[r].astype(np.float64)),
+            )
+        )
+    drawn = [written.is_written[r, : text[2]].tolist() for r, text in enumerate(texts)]
+    return rollouts, texts, marks, drawn
+
+
+def grpo_loss(
+    model: Any, rollouts: WrittenRollouts, config: GrpoConfig
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss to be minimised and what there is to log.
+
+    Log-probabilities of the first call for a batch of rollouts are the old ones.
+    """
+    batch = rollouts.batch
+    logp, entropy = model(batch)
+    old_logp = logp.detach() if rollouts.old_logp is None else rollouts.old_logp
+    rollouts.old_logp = old_logp
+    shape = (*rollouts.advantages_P_G.shape, -1)
+    is_written = batch.weight > 0
+    loss = -token_objective(
+        logp.reshape(shape), old_logp.reshape(shape), rollouts.advantages_P_G,
+        is_written.reshape(shape), clip_low=config.clip_low, clip_high=config.clip_high,
+        mean_over=config.token_mean,
+    )  # fmt: skip
+    logged = dict(rollouts.statistics)
+    logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1))
+    if rollouts.labelled is not None:
+        true, _ = model(rollouts.labelled)
+        answers = -true.sum(1).mean()
+        loss = loss + config.answer_weight * answers
+        logged["rl/answer_loss"] = float(answers.detach())
+    return loss, logged
+
+
+def _statistics(
+    texts: Sequence[Rollout], rewards_P_G: Tensor, advantages_P_G: Tensor, lengths: Sequence[int]
+) -> dict[str, float]:
+    return {
+        "rl/reward_mean": float(rewards_P_G.mean()),
+        "rl/reward_best": float(rewards_P_G.max(1).values.mean()),
+        "rl/reward_spread": float(rewards_P_G.std(1).mean()),
+        "rl/advantage_abs": float(advantages_P_G.abs().mean()),
+        "rl/frac_flat_groups": float(is_flat(rewards_P_G).float().mean()),
+        "rl/thought_tokens": float(np.mean(lengths)),
+        "rl/frac_truncated": float(np.mean([one.is_truncated for one in texts])),
+        "rl/frac_malformed": float(np.mean([one.answer is None for one in texts])),
+    }

@@ -1,0 +1,228 @@
+"""R2Rec from a rated toy shop to ranked candidates with reasons, and the words that people read."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from tests.toy_models import TOY_SHAPE
+from tests.toy_traces import card, hand_question, rated_shop
+
+from reasonrec.baselines.contract import CandidateRecommender
+from reasonrec.errors import CheckpointError, DataError
+from reasonrec.evaluation.candidates import draw_candidates
+from reasonrec.evaluation.protocol import evaluate
+from reasonrec.methods.loading import load_recommender
+from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig
+from reasonrec.methods.r2rec import default_rewards, rl_questions, train
+from reasonrec.methods.r2rec_config import (
+    GrpoStage,
+    R2recConfig,
+    ReasonedRankingConfig,
+    ReasonedSftStage,
+)
+from reasonrec.models.config import HeadConfig
+from reasonrec.models.ranking import rank_candidates
+from reasonrec.models.reasoned_ranking import chains_as_evidence, order_effect, shown_reason
+from reasonrec.serving.recommender import recommend
+from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
+from reasonrec.training.config import OptimiserConfig
+from reasonrec.training.reasoned_config import GrpoConfig
+
+TITLES = [f"Tale {n}" for n in range(14)]
+OPTIMISER = OptimiserConfig(batch_size=4, num_validations=1)
+BASE = R2ecConfig(
+    tiny=TOY_SHAPE,
+    head=HeadConfig(max_history=8),
+    no_think=NoThinkStage(num_epochs=1, optimiser=OPTIMISER),
+)
+
+
+def config(task="likes", **more) -> R2recConfig:
+    return R2recConfig(
+        task=task,
+        traces=ReasonedTracesConfig(
+            num_questions=24, evidence=EvidenceConfig(num_chains=2, num_candidates=5)
+        ),
+        vocab_size=700,
+        max_tokens=40,
+        sft=ReasonedSftStage(
+            num_epochs=2, tokens_per_row=600,
+            optimiser=OptimiserConfig(learning_rate=3e-3, batch_size=4, num_validations=1),
+        ),
+        rl=GrpoStage(
+            num_prompts=4, optimiser=OPTIMISER,
+            grpo=GrpoConfig(group_size=2, max_tokens=12),
+        ),
+        ranking=ReasonedRankingConfig(num_candidates=4, num_orders_measured=2),
+        num_valid_queries=4,
+        **more,
+    )  # fmt: skip
+
+
+def shop():
+    return rated_shop(10, length=9, titles=TITLES)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("r2rec")
+    folders = train(shop(), config(blend=True), out=out, seed=3, base=BASE)
+    return {folder.name: folder for folder in folders}
+
+
+def test_every_stage_leaves_a_finished_folder_that_opens_by_its_name(trained):
+    assert list(trained) == ["untuned", "r2rec-sft", "r2rec-rl"]
+    for name, folder in trained.items():
+        recommender = load_recommender(folder, shop())
+        assert recommender.name == name
+        assert isinstance(recommender, CandidateRecommender)
+    manifest = json.loads((trained["r2rec-rl"] / "manifest.json").read_text())
+    assert len(manifest["order_effect"]["hit_at_1"]) == 2
+    assert manifest["config"]["rewards"] == [
+        [0.1, "well_formed"], [0.3, "first_place"], [0.6, "reciprocal_rank"],
+    ]  # fmt: skip
+
+
+def test_the_same_command_on_finished_folders_trains_nothing(trained):
+    weights = trained["r2rec-rl"] / "model" / "rec_head.safetensors"
+    before = weights.stat().st_mtime_ns
+    out = trained["r2rec-rl"].parent
+    train(shop(), config(blend=True), out=out, seed=3, base=BASE)
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(CheckpointError, match="another"):
+        train(shop(), config(blend=True, think=False), out=out, seed=3, base=BASE)
+    other = dataclasses.replace(shop(), fingerprint="other")
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        load_recommender(trained["r2rec-rl"], other)
+
+
+def test_the_order_of_the_columns_changes_no_score(trained):
+    recommender = load_recommender(trained["r2rec-sft"], shop())
+    assert isinstance(recommender, CandidateRecommender)
+    histories = shop().test.take(np.arange(3)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
+    candidates[1, 4] = -1  # a shorter list
+    scores = recommender.score_candidates(histories, candidates).scores
+    turned = [3, 0, 4, 2, 1]
+    again = recommender.score_candidates(histories, candidates[:, turned]).scores
+    is_real = candidates[:, turned] >= 0
+    np.testing.assert_allclose(again[is_real], scores[:, turned][is_real], atol=1e-4)
+    assert np.isneginf(scores[1, 4])
+
+
+def test_the_short_list_is_ranked_by_reasoning_and_stands_above_the_rest(trained):
+    recommender = load_recommender(trained["r2rec-sft"], shop())
+    assert isinstance(recommender, CandidateRecommender)
+    histories = shop().test.take(np.arange(4)).histories()
+    full = recommender.score(histories)
+    assert full.scores.shape == (4, 14)
+    for b in range(4):
+        order = np.argsort(-full.scores[b], kind="stable")
+        short = order[:4]
+        assert not set(short.tolist()) & set(histories.row(b).tolist())
+        own = recommender.score_candidates(histories.take(np.array([b])), short[None])
+        np.testing.assert_allclose(own.scores[0], full.scores[b, short], atol=1e-4)
+
+
+def test_candidates_are_measured_by_the_code_that_measures_every_method(trained):
+    recommender = load_recommender(trained["r2rec-rl"], shop())
+    drawn = draw_candidates(shop(), "test", num_candidates=5, seed=0)
+    measured = evaluate(
+        recommender, shop(), protocols=["candidates-5"], candidates=[drawn], num_timed_users=1
+    )
+    histories = shop().test.histories()
+    assert isinstance(recommender, CandidateRecommender)
+    scores = recommender.score_candidates(histories, drawn.item_index).scores
+    columns = np.tile(np.arange(5), (len(scores), 1))
+    rank = rank_candidates(scores, np.where(drawn.item_index >= 0, columns, -1))
+    assert measured.per_query["rank"].to_list() == rank.tolist()
+    assert set(measured.per_query["protocol"]) == {"candidates-5"}
+    assert measured.thoughts.height == len(rank)
+
+
+@pytest.mark.parametrize("name", ["r2rec-sft", "r2rec-rl", "untuned"])
+def test_every_item_and_person_in_a_shown_reason_stands_in_its_chains(trained, name):
+    dataset = shop()
+    recommender = load_recommender(trained[name], dataset)
+    for answer in recommend(recommender, dataset, dataset.user_ids, k=3, explain=True):
+        assert answer.thought is not None
+        titles = {title for chain in answer.chains for title in (chain.via_title, chain.title)}
+        people = {chain.neighbour_user_id for chain in answer.chains}
+        assert set(re.findall(r"\[([^\[\]]*)\]", answer.thought)) <= titles
+        assert set(re.findall(r"neighbour (\S+?)\b", answer.thought)) <= people
+        assert "@" not in answer.thought
+
+
+def test_a_shown_reason_keeps_only_sentences_that_the_chains_bear_out():
+    question = hand_question()  # [Harbour] 5 - @1 4 - @1 2 [Comet]; [Ember] is history, no chain
+    thought = (
+        "The user gave [Harbour] 5. @1 gave it 4 as well. @2 gave [Comet] 2. @1 gave [Comet] 5. "
+        "The user liked [Ember]. @1 gave [Comet] 2, below their usual 3.0. So [Comet"
+    )
+    # @2 is nobody here; @1 gave [Comet] 2, not 5; [Ember] is of no chain; the last one is cut off
+    assert shown_reason(question, thought, ["u0", "u17"]) == (
+        "The user gave [Harbour] 5. neighbour u17 gave it 4 as well. "
+        "neighbour u17 gave [Comet] 2, below their usual 3.0."
+    )
+    mail = dataclasses.replace(question, candidates=(card(3, "Me @1 you"),))
+    assert shown_reason(mail, "It is so.", ["u0"]) == "It is so."
+
+
+def test_chains_become_evidence_grouped_by_the_item_they_start_from():
+    evidence = chains_as_evidence(hand_question(num_chains=2))
+    assert [lookup.via_item_index for lookup in evidence] == [0]
+    assert [(k.item_index, k.neighbour_index, k.weight) for k in evidence[0].links] == [
+        (3, 1, 6.0), (3, 2, 6.0),
+    ]  # fmt: skip
+
+
+def test_the_effect_of_the_order_is_measured(trained):
+    recommender = load_recommender(trained["untuned"], shop())
+    queries = shop().test
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index
+    effect = order_effect(recommender, queries.histories(), candidates, num_orders=3)  # pyright: ignore[reportArgumentType]
+    assert len(effect.hit_at_1) == 3
+    assert all(0 <= value <= 1 for value in effect.hit_at_1)
+    assert 0 <= effect.frac_first_changed <= 1
+
+
+def test_rated_ranks_by_the_expected_rating_after_a_thought_on_each_candidate(tmp_path):
+    folders = train(shop(), config("rated", think=False), out=tmp_path, seed=0, base=BASE)
+    recommender = load_recommender(folders[1], shop())
+    assert isinstance(recommender, CandidateRecommender)
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=4, seed=0).item_index[:2]
+    scored = recommender.score_candidates(histories, candidates)
+    assert (scored.scores >= 1).all() and (scored.scores <= 5).all()
+    assert scored.num_tokens is not None
+    assert scored.num_tokens.tolist() == [4, 4]  # no thought: a marker for each candidate
+
+
+def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
+    grpo = GrpoConfig(pairwise_weight=0.5)
+    asked = config("rated")
+    asked = asked.model_copy(update={"rl": asked.rl.model_copy(update={"grpo": grpo})})
+    questions = rl_questions(shop(), asked, seed=0)
+    log = shop().train
+    assert len(questions) == 8
+    for taken, untouched in zip(questions[::2], questions[1::2], strict=True):
+        assert taken.label is not None and untouched.label is None
+        assert taken.history == untouched.history
+        own = log.item_index[log.user_index == taken.user_index]
+        assert untouched.candidates[0].item_index not in own
+    assert [reward.__name__ for _, reward in default_rewards(asked)] == [
+        "well_formed", "rating_closeness", "exact_hit",
+    ]  # fmt: skip
+
+
+def test_ratings_are_not_asked_of_data_without_any(tmp_path):
+    unrated = dataclasses.replace(shop(), train=dataclasses.replace(shop().train, rating=None))
+    with pytest.raises(DataError, match="use likes instead"):
+        train(unrated, config("rated"), out=tmp_path, seed=0, base=BASE)
+
+
+def test_a_start_that_is_no_model_without_thoughts_is_refused(tmp_path, trained):
+    with pytest.raises(CheckpointError, match="starts from a folder of `reasonrec train no-think`"):
+        train(shop(), config(), out=tmp_path, seed=0, base=BASE, start=trained["r2rec-sft"])

@@ -1,0 +1,187 @@
+"""A language model that reads a question, thinks and answers: packing, sampling, probabilities."""
+
+import numpy as np
+import pytest
+import torch
+from tests.toy_models import TOY_SHAPE, plain_tokenizer, toy_model
+from tests.toy_traces import TITLES, hand_question
+
+from reasonrec.models.answers import (
+    AnsweringModel,
+    TextBatch,
+    answer_log_probs,
+    prompts_of,
+    text_batch,
+    with_words_of,
+    write,
+)
+from reasonrec.models.config import HeadConfig
+from reasonrec.models.tiny.backbone import build_tiny_backbone
+from reasonrec.traces.interaction_of_thought import student_prompt
+from reasonrec.traces.prompts import ANSWER, THINK
+from reasonrec.training.reasoned import PackedTexts, ReasonedText, reasoned_loss
+
+
+def answering(num_items: int = 12, seed: int = 0) -> AnsweringModel:
+    texts = ["Chain 1: user, @1 (6 shared, usual 3.0). So it is the likeliest."] * 20
+    return with_words_of(
+        toy_model(num_items, seed=seed), texts, vocab_size=300, dropout=0.0, seed=0
+    ).eval()
+
+
+def foreign() -> AnsweringModel:
+    """Return a model whose tokenizer cuts titles to pieces."""
+    tokenizer = plain_tokenizer()
+    shape = TOY_SHAPE.model_copy(update={"init_std": 0.2})
+    backbone = build_tiny_backbone(shape, tokenizer, seed=0)
+    return AnsweringModel(
+        backbone, tokenizer, list(TITLES), HeadConfig(dropout=0.0), None, None
+    ).eval()
+
+
+def test_packed_texts_have_the_loss_of_each_alone():
+    model = answering()
+    rng = np.random.default_rng(0)
+    texts = [ReasonedText(rng.integers(10, 200, n), p, n - 2) for n, p in ((9, 3), (14, 6), (7, 2))]
+    packed = PackedTexts(
+        texts, num_epochs=1, tokens_per_row=24, batch_size=2, answer_weight=3.0, pad_id=0, seed=0
+    )
+    assert sorted(n for row in packed.rows for n in row) == [0, 1, 2]
+    assert len(packed) == 2  # 9 + 14 or 14 + 7 share a row of 24 tokens, never all three (30)
+    loss, _ = reasoned_loss(model, packed.__getitems__([0, 1]))
+    total = weights = 0.0
+    for text in texts:
+        alone, _ = model(text_batch([(text.token_ids.tolist(), text.num_prompt)], 0))
+        weight = torch.ones(len(text.token_ids))
+        weight[text.answer_at :] = 3.0
+        total += float((alone[0] * weight).sum().detach())
+        weights += float(weight[text.num_prompt :].sum())
+    assert float(loss.detach()) == pytest.approx(-total / weights, rel=1e-5)
+
+
+def test_the_prompt_is_masked_and_the_answer_weighs_more():
+    text = ReasonedText(np.arange(20, 28), 3, 6)
+    packed = PackedTexts(
+        [text], num_epochs=1, tokens_per_row=8, batch_size=1, answer_weight=5.0, pad_id=0, seed=0
+    )
+    assert packed[0]["weight"].tolist() == [[0, 0, 0, 1, 1, 1, 5, 5]]
+
+
+def test_a_trained_prefix_is_the_prompt_that_is_served():
+    model = answering()
+    prompt = model.prompt_tokens("History: [Tale 1] 4. Question: [Tale 2]")
+    reply, at = model.reply_tokens("So it is [Tale 1].", " 4")
+    served = [
+        model.tokenizer.bos_token_id,
+        *model.writer.encode("History: [Tale 1] 4. Question: [Tale 2]"),
+    ]
+    assert prompt == [*served, *model.writer.encode(THINK)]
+    assert model.tokenizer.decode(reply[:at]) == f" So it is [Tale 1].{ANSWER}"
+    assert reply[-1] == model.end_token
+
+
+@pytest.mark.parametrize("build", [answering, foreign])
+def test_greedy_thoughts_are_the_likeliest_tokens_of_a_plain_pass(build):
+    model = build()
+    prompts = [model.prompt_tokens(text) for text in ("History: nothing.", "So [Tale 1] it is so")]
+    written = write(model, prompts, max_tokens=6, max_answer_tokens=3)
+    marker = model.writer.encode(ANSWER)
+    for r, prompt in enumerate(prompts):
+        length = int(written.lengths[r])
+        tokens = [*prompt, *written.token_ids[r, :length].tolist()]
+        with torch.no_grad():
+            hidden = model.run_backbone(model.embed(torch.tensor([tokens]))).last_hidden_state[0]
+            logp = model.token_logits(hidden).log_softmax(-1)
+        for step in range(length):
+            if bool(written.is_written[r, step]):
+                place = len(prompt) + step
+                assert tokens[place] == int(logp[place - 1].argmax())
+                assert float(written.token_logp[r, step]) == pytest.approx(
+                    float(logp[place - 1, tokens[place]]), abs=1e-4
+                )
+        end = int(written.answer_at[r])
+        assert tokens[len(prompt) + end - len(marker) : len(prompt) + end] == marker
+        torch.testing.assert_close(
+            written.marker_states[r], hidden[len(prompt) + end - 1], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_thought_without_an_end_is_cut_and_the_marker_is_forced():
+    model = answering()
+    written = write(model, [model.prompt_tokens("History: nothing.")], max_tokens=4)
+    # nothing trained ever writes the marker: four tokens, then the marker, which was not drawn
+    assert written.is_truncated.tolist() == [True]
+    assert written.is_written.tolist() == [[True] * 4 + [False]]
+    assert written.answer_at.tolist() == written.lengths.tolist() == [5]
+    silent = write(model, [model.prompt_tokens("History: nothing.")], max_tokens=0)
+    assert silent.token_ids.tolist() == [model.writer.encode(ANSWER)]
+
+
+def test_samples_do_not_depend_on_a_row_that_ends_early():
+    model = answering()
+    prompts = [model.prompt_tokens("History: nothing.")]
+    generator = torch.Generator().manual_seed(1)
+    many = write(
+        model, prompts, max_tokens=30, group_size=6, temperature=1.5, generator=generator,
+        max_answer_tokens=4,
+    )  # fmt: skip
+    assert len({tuple(row.tolist()) for row in many.token_ids}) > 1
+    texts = [([*prompts[0], *many.token_ids[r, : int(many.lengths[r])].tolist()], len(prompts[0]))
+             for r in range(6)]  # fmt: skip
+    with torch.no_grad():
+        logp, _ = model(text_batch(texts, model.writer.pad_id))
+    for r in range(6):
+        length = int(many.lengths[r])
+        drawn = many.is_written[r, :length]
+        own = logp[r, len(prompts[0]) : len(prompts[0]) + length]
+        torch.testing.assert_close(
+            many.token_logp[r, :length][drawn], own[drawn], atol=1e-4, rtol=1e-4
+        )
+    with pytest.raises(ValueError, match="needs a generator"):
+        write(model, prompts, max_tokens=4, temperature=1.0)
+
+
+@pytest.mark.parametrize("task", ["rated", "likes"])
+def test_answer_probabilities_are_those_of_every_answer_read_out(task):
+    question = hand_question(task=task)
+    for model in (answering(), foreign()):
+        prefix = [*model.prompt_tokens(student_prompt(question)), *model.writer.encode(ANSWER)]
+        with torch.no_grad():
+            states = model.run_backbone(model.embed(torch.tensor([prefix]))).last_hidden_state
+        [found] = answer_log_probs(model, [question], [prefix], states[:, -1])
+        assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-5)
+        answers = model.answer_tokens(question)
+        ends = [] if all(len(a) == 1 for a in answers) else [model.end_token]
+        sums = []
+        for answer in answers:
+            text = ([*prefix, *answer, *ends], len(prefix))
+            with torch.no_grad():
+                sums.append(float(model(text_batch([text], 0))[0].sum()))
+        expected = torch.tensor(sums).log_softmax(0)
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_new_words_leave_titles_and_known_pieces_as_they_were(tmp_path):
+    old = toy_model(12)
+    new = with_words_of(old, ["chains close on it"] * 50, vocab_size=310, dropout=0.2, seed=0)
+    vectors, vocabulary = new.backbone.get_input_embeddings().weight, old.tokenizer.get_vocab()
+    again = toy_model(12).backbone.get_input_embeddings().weight
+    for title in (" [Tale 3]", "<answer>", "e"):
+        torch.testing.assert_close(
+            vectors[new.tokenizer.get_vocab()[title]], again[vocabulary[title]]
+        )
+    assert len(new.writer.encode(" chains close")) < len(old.writer.encode(" chains close"))
+    assert new.writer.title_token_ids is not None
+    new.save_pretrained(tmp_path)
+    loaded = AnsweringModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, AnsweringModel)
+    batch = TextBatch(torch.tensor([[5, 9, 11]]), torch.arange(3)[None], torch.ones(1, 3))
+    torch.testing.assert_close(loaded(batch)[0], new.eval()(batch)[0])
+
+
+def test_a_model_without_title_tokens_keeps_its_tokenizer():
+    catalogue_model = foreign()
+    kept = with_words_of(catalogue_model, ["words"], vocab_size=500, dropout=0.0, seed=0)
+    assert kept.tokenizer is catalogue_model.tokenizer
+    question = hand_question(task="likes")
+    assert prompts_of(kept, [question])[0][-1] == kept.writer.encode(THINK)[-1]

@@ -1,0 +1,148 @@
+"""Rewards of written answers and the GRPO step over them, worked out by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tests.toy_models import toy_model
+from tests.toy_traces import hand_question
+
+from reasonrec.models.answers import with_words_of
+from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.grpo import Grpo
+from reasonrec.training.rl.text_rewards import (
+    Rollout,
+    exact_hit,
+    first_place,
+    pairwise_order,
+    rating_closeness,
+    reciprocal_rank,
+    well_formed,
+)
+
+
+def rollout(answer=None, *, task="rated", label="4", is_truncated=False, p=(0.2,) * 5) -> Rollout:
+    question = hand_question(task=task, label=label)
+    return Rollout(question, "so", answer, is_truncated, np.array(p))
+
+
+def test_closeness_falls_with_the_error_over_the_scale():
+    # the scale is 1 to 5: one star off is 1 - 1/4, the far end 1 - 3/4
+    assert rating_closeness(rollout("4")) == 1.0
+    assert rating_closeness(rollout("3")) == 0.75
+    assert rating_closeness(rollout("1")) == 0.25
+    assert rating_closeness(rollout(None)) == 0.0
+
+
+def test_only_the_exact_answer_hits_and_only_a_whole_text_is_well_formed():
+    assert [exact_hit(rollout(a)) for a in ("4", "5", None)] == [1.0, 0.0, 0.0]
+    assert [well_formed(rollout(a)) for a in ("4", None)] == [1.0, 0.0]
+    assert well_formed(rollout("4", is_truncated=True)) == 0.0
+    unlabelled = rollout("4", label=None)
+    assert exact_hit(unlabelled) == rating_closeness(unlabelled) == reciprocal_rank(unlabelled) == 0
+
+
+def test_the_rank_of_the_label_counts_ties_half():
+    # candidates are Cradle, Comet, Ledger; Comet was taken
+    def likes(*p):
+        return rollout(task="likes", label="Comet", p=p)
+
+    assert first_place(likes(0.3, 0.5, 0.2)) == reciprocal_rank(likes(0.3, 0.5, 0.2)) == 1.0
+    assert first_place(likes(0.5, 0.3, 0.2)) == 0.0
+    assert reciprocal_rank(likes(0.5, 0.3, 0.2)) == 0.5
+    assert likes(0.4, 0.4, 0.2).rank_of_label == 1.5
+    assert first_place(likes(0.4, 0.4, 0.2)) == 0.0
+
+
+def test_pairs_are_rewarded_for_expecting_more_of_what_was_taken():
+    high, low = rollout(p=(0, 0, 0, 0, 1)), rollout(p=(1, 0, 0, 0, 0))
+    middle = rollout(p=(0, 0, 1, 0, 0))
+    assert middle.expected_rating == 3.0
+    taken, untouched = pairwise_order([high, middle], [low, high])
+    # 5 > 1 and 5 = 5: (1 + 1/2) / 2; 3 > 1 and 3 < 5: 1/2. The other side: low is below both,
+    # high ties once and is above once: (1/2 + 0) / 2
+    assert taken.tolist() == [0.75, 0.5]
+    assert untouched.tolist() == [1.0, 0.25]
+
+
+def answering(task="rated"):
+    model = with_words_of(toy_model(12), ["So 1 2 3 4 5."] * 9, vocab_size=300, dropout=0, seed=0)
+    questions = [hand_question(task=task, label="4"), hand_question(task=task, label="2")]
+    return model, questions
+
+
+SMALL = GrpoConfig(group_size=3, max_tokens=4, max_answer_tokens=3)
+
+
+def step(grpo, model, key=0, events=(0, 1)):
+    inputs = {"event": torch.tensor(events), "key": torch.tensor([key] * len(events))}
+    return grpo(model, inputs)
+
+
+def test_without_spread_in_reward_grpo_alone_teaches_nothing():
+    model, questions = answering()
+    flat = SMALL.model_copy(update={"answer_weight": 0.0})
+    loss, logged = step(Grpo(flat, questions, [(1.0, lambda _: 0.3)], seed=0), model)
+    loss.backward()
+    gradients = [p.grad.abs().max().item() for p in model.parameters() if p.grad is not None]
+    assert max(gradients) == 0.0
+    assert logged["rl/frac_flat_groups"] == 1.0
+    assert logged["rl/reward_mean"] == pytest.approx(0.3)
+
+
+def test_what_was_rewarded_becomes_likelier():
+    model, questions = answering()
+    config = SMALL.model_copy(update={"answer_weight": 0.0})
+    lengths = Grpo(config, questions, [(1.0, lambda one: float(len(one.thought)))], seed=0)
+    loss, _ = step(lengths, model)
+    rollouts = lengths._rollouts
+    assert rollouts is not None and rollouts.old_logp is not None
+    best = int(rollouts.advantages_P_G[0].argmax())
+    loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight -= 1e-3 * weight.grad
+        after, _ = model(rollouts.batch)
+    assert float(after[best].sum()) > float(rollouts.old_logp[best].sum())
+
+
+def test_the_answer_term_is_the_cross_entropy_of_the_label_after_own_thoughts():
+    model, questions = answering()
+    one = SMALL.model_copy(update={"answer_weight": 2.0})
+    grpo = Grpo(one, questions, [(1.0, lambda _: 0.0)], seed=0)
+    loss, logged = step(grpo, model)
+    rollouts = grpo._rollouts
+    assert rollouts is not None and rollouts.labelled is not None
+    # flat rewards leave the answer term alone: loss = 2 x mean over 6 rollouts of -log p(label)
+    assert float(loss.detach()) == pytest.approx(2 * logged["rl/answer_loss"], rel=1e-5)
+    ids, weight = rollouts.labelled.token_ids, rollouts.labelled.weight > 0
+    written = [str(model.tokenizer.decode(ids[r][weight[r]])).strip() for r in range(6)]
+    assert written == ["4</s>"] * 3 + ["2</s>"] * 3
+
+
+def test_inner_epochs_keep_the_rollouts_and_a_new_batch_draws_new_ones():
+    model, questions = answering()
+    grpo = Grpo(SMALL, questions, [(1.0, well_formed)], seed=0)
+    step(grpo, model)
+    first = grpo._rollouts
+    step(grpo, model, key=2)
+    assert grpo._rollouts is first
+    step(grpo, model, key=4, events=(1, 0))
+    assert grpo._rollouts is not first
+
+
+def test_pairs_need_no_label_on_the_untouched_side():
+    model, questions = answering()
+    pairs = [q for one in questions for q in (one, dataclasses.replace(one, label=None))]
+    config = SMALL.model_copy(update={"pairwise_weight": 1.0})
+    grpo = Grpo(config, pairs, [(0.5, exact_hit)], seed=0)
+    loss, logged = step(grpo, model)
+    rollouts = grpo._rollouts
+    assert rollouts is not None and rollouts.labelled is not None
+    assert rollouts.advantages_P_G.shape == (4, 3)
+    assert len(rollouts.labelled.token_ids) == 6
+    # taken and untouched are one question here, so each is right as often as wrong: 1/2 on average
+    assert logged["rl/reward_mean"] == pytest.approx(0.5, abs=0.26)
+    assert torch.isfinite(loss)
