@@ -12,6 +12,7 @@ from transformers import (
 
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
+from reasonrec.models.adapters import add_adapters
 from reasonrec.models.config import Dtype, HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
@@ -60,6 +61,10 @@ def build_model(
     else:
         weights = weights or WeightsConfig()
         language_model, tokenizer = load_backbone(backbone, weights.dtype)
+        if weights.lora:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_adapters(language_model, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ReasoningRecommender(
@@ -104,6 +109,8 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal LM and its tokenizer from a folder or the hub."""
     try:
+        # a saved adapter names the folder of its backbone: it must be found from anywhere
+        name = str(Path(name).resolve()) if Path(name).exists() else name
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:

@@ -72,3 +72,11 @@ class WeightsConfig(Config):
     """Of the backbone. Head, item rows, scores and adapters are float32 in any case."""
     gradient_checkpointing: bool = False
     """Compute each layer a second time in the backward pass rather than keep what it computed."""
+    lora: bool = False
+    """Train low-rank adapters, the head and the item table alone, as in the paper, and keep the
+    backbone as it is. False trains everything."""
+    lora_rank: PositiveInt = 4
+    lora_alpha: PositiveInt = 8
+    """Adapters count lora_alpha / lora_rank times."""
+    lora_targets: str = "all-linear"
+    """Which layers get an adapter: all, or names with commas between them, as ``q_proj,v_proj``."""

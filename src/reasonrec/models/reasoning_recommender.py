@@ -32,6 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from reasonrec.errors import CheckpointError
+from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
@@ -205,6 +206,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         # but not `trust.weight`: as wide as the state, it would fit the few thoughts at this rate
         few = [weight for weight in self.pointer.parameters() if weight.numel() == 1]
         return [self.asks_recent, *few]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return what training can change: trained weights, and the buffers of the item table."""
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        trained |= {f"item_table.{name}" for name, _ in self.item_table.named_buffers()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in trained}
 
     @property
     def num_items(self) -> int:
@@ -579,15 +586,21 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
                     f"{about['prompt_version']}; this version reads {FORMAT} and {PROMPT_VERSION}. "
                     "Train again"
                 )
+            weights = WeightsConfig.model_validate(about.get("weights", {}))
+            backbone = AutoModelForCausalLM.from_pretrained(
+                folder / "backbone", dtype=getattr(torch, weights.dtype)
+            )
+            if weights.lora:
+                train_adapters_alone(backbone)
             model = cls(
-                AutoModelForCausalLM.from_pretrained(folder / "backbone"),
+                backbone,
                 AutoTokenizer.from_pretrained(folder / "backbone"),
                 catalogue["titles"],
                 HeadConfig.model_validate(about["head"]),
                 catalogue["item_ids"],
                 catalogue["texts"],
                 prompt=PromptConfig.model_validate(about.get("prompt", {})),
-                weights=WeightsConfig.model_validate(about.get("weights", {})),
+                weights=weights,
             )
             model.load_head(folder)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from reasonrec.errors import ReasonrecError
+from reasonrec.errors import CheckpointError, ReasonrecError
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.training.config import OptimiserConfig
 
@@ -110,10 +110,28 @@ def fit(
         logging.getLogger(name).setLevel(logging.ERROR)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
-    load_model(model, str(out / "best" / "model.safetensors"))
+    _load_weights(model, out / "best" / "model.safetensors")
     model.eval()
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return Fitted(score["step"], score[CHOSEN_BY], metrics.seconds)
+
+
+def _save_weights(model: ReasoningRecommender, path: Path) -> None:
+    """Write a model's weights to a file; frozen ones are left out."""
+    if all(weight.requires_grad for weight in model.parameters()):
+        save_model(model, str(path))
+    else:
+        save_file({k: v.contiguous() for k, v in model.trained_state().items()}, path)
+
+
+def _load_weights(model: ReasoningRecommender, path: Path) -> None:
+    if all(weight.requires_grad for weight in model.parameters()):
+        load_model(model, str(path))
+        return
+    tensors = load_file(path)
+    if tensors.keys() != model.trained_state().keys():
+        raise CheckpointError(f"{path} must hold the trained weights of this model, and no others")
+    model.load_state_dict(tensors, strict=False)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -245,7 +263,7 @@ class _MeanOfWeights(TrainerCallback):
     """An exponential mean of the weights over steps; short-sighted while there are few."""
 
     def __init__(self, model: ReasoningRecommender, decay: float) -> None:
-        self._weights = list(model.parameters()) if decay else []
+        self._weights = [w for w in model.parameters() if w.requires_grad] if decay else []
         self._decay = decay
         self._mean = [weight.detach().clone() for weight in self._weights]
 
@@ -370,7 +388,7 @@ class _Trainer(Trainer):
         path = self._best / "score.json"
         best = json.loads(path.read_text()) if path.exists() else None
         if best is None or best["step"] >= step or values[CHOSEN_BY] > best[CHOSEN_BY]:
-            save_model(model, str(self._best / "model.safetensors.partial"))
+            _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
             path.write_text(json.dumps({"step": step} | values))
         elif self._config.patience:
@@ -381,12 +399,12 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_model(self._recommender, str(Path(output_dir) / "model.safetensors"))
+        _save_weights(self._recommender, Path(output_dir) / "model.safetensors")
         self._mean.save(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_model(model or self._recommender, str(folder / "model.safetensors"))
+        _load_weights(model or self._recommender, folder / "model.safetensors")
         self._mean.load(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
