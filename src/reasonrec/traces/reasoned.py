@@ -20,7 +20,7 @@ import polars as pl
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import TraceError
 from reasonrec.manifest import is_finished, make_folder, start_stage, stopwatch, write_manifest
-from reasonrec.rng import stream
+from reasonrec.rng import stream, stream_seed
 from reasonrec.traces import store
 from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.progressive import Draft, think_through
@@ -116,25 +116,35 @@ def training_questions(
     """Return questions about a sample of training events, with their labels.
 
     Events without a history are left out, and where ratings are asked those without one. Candidates
-    of likes stand in a drawn order, the one taken among them.
+    of likes stand in a drawn order, the one taken among them. An event that is asked about again
+    keeps its key.
     """
     log = dataset.train
     builder = QuestionBuilder(dataset.catalogue, titles, log, config.evidence)
     eligible = np.arange(len(log)) > log.user_offsets[log.user_index]
     if task == "rated" and log.rating is not None:
         eligible &= ~np.isnan(log.rating)
-    events = np.flatnonzero(eligible)
-    count = min(config.num_questions, len(events))
-    events = np.sort(stream(seed, "traces/questions").choice(events, count, replace=False))
-    labels: list[str | None] = [str(titles[item]) for item in log.item_index[events]]
-    if task == "rated":
-        candidates = log.item_index[events][:, None]
-        labels = [None if log.rating is None else f"{log.rating[event]:g}" for event in events]
-    else:
-        candidates = _candidates(dataset, events, config.evidence.num_candidates, seed)
-    return builder.build(
-        log.histories_before(events), candidates, task=task, keys=events, seed=seed, labels=labels
-    )
+    if config.events == "last":
+        eligible &= np.arange(len(log)) == log.user_offsets[log.user_index + 1] - 1
+    all_events = np.flatnonzero(eligible)
+    questions: list[Question] = []
+    for n in range(config.max_rounds):
+        count = min(config.num_questions - len(questions), len(all_events))
+        if not count:
+            break
+        drawn = stream(seed, "traces/questions", n).choice(all_events, count, replace=False)
+        events = np.sort(drawn)
+        labels: list[str | None] = [str(titles[item]) for item in log.item_index[events]]
+        if task == "rated":
+            candidates = log.item_index[events][:, None]
+            labels = [None if log.rating is None else f"{log.rating[event]:g}" for event in events]
+        else:
+            candidates = _candidates(dataset, events, config.evidence.num_candidates, seed, n)
+        questions += builder.build(
+            log.histories_before(events), candidates, task=task, keys=events, labels=labels,
+            seed=seed if n == 0 else stream_seed(seed, "traces/round", n),
+        )  # fmt: skip
+    return questions
 
 
 async def think_all(
@@ -242,14 +252,16 @@ def _settings(config: ReasonedTracesConfig, task: Task) -> dict[str, Any]:
     return {"task": task, **dumped}
 
 
-def _candidates(dataset: Dataset, events: np.ndarray, num_candidates: int, seed: int) -> np.ndarray:
+def _candidates(
+    dataset: Dataset, events: np.ndarray, num_candidates: int, seed: int, round_number: int
+) -> np.ndarray:
     """Return for every event its item among items that the user never touches in training."""
     log = dataset.train
     table = np.full((len(events), num_candidates), -1, np.int32)
     for r, event in enumerate(events):
         user = int(log.user_index[event])
         own = log.item_index[log.user_offsets[user] : log.user_offsets[user + 1]]
-        rng = stream(seed, "traces/candidates", int(event))
+        rng = stream(seed, "traces/candidates", int(event), round_number)
         left = np.setdiff1d(np.arange(dataset.num_items), own)
         others = rng.choice(left, min(num_candidates - 1, len(left)), replace=False)
         row = rng.permutation(np.append(others, log.item_index[event]))

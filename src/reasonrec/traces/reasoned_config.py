@@ -157,6 +157,12 @@ class ReasonedTracesConfig(Config):
 
     num_questions: PositiveInt = 1000
     """Training events that become questions, drawn without replacement."""
+    events: Literal["any", "last"] = "any"
+    """Which training events: any, or the last one of each user. The no-think stage leaves out
+    last events, so a model that starts from it does not know their answers by heart."""
+    max_rounds: PositiveInt = 1
+    """Times that an event may be asked about where ``num_questions`` is above the number of
+    events, each time with chains, and for likes other candidates, drawn anew."""
     evidence: EvidenceConfig = EvidenceConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
     keep: KeepConfig = KeepConfig()

@@ -304,3 +304,21 @@ def test_show_prints_a_page_and_writes_a_file(written, tmp_path, capsys):
     assert "40 of 40 traces written" in capsys.readouterr().out
     cli.main(["traces", "show", str(out), "--json"])
     assert json.loads(capsys.readouterr().out)["num_questions"] == 40
+
+
+def test_last_events_are_asked_about_again_with_other_candidates():
+    dataset = rated_shop(6, length=7, titles=[f"Tale {n}" for n in range(14)])
+    log = dataset.train
+    config = ReasonedTracesConfig.model_validate(
+        {"num_questions": 14, "events": "last", "max_rounds": 5, "evidence": {"num_candidates": 4}}
+    )
+    titles = dataset.catalogue.titles
+    asked = training_questions(dataset, titles, config, task="likes", seed=2)
+    # six users: six questions, six again, and two more make 14
+    assert [len({q.key for q in asked[a:b]}) for a, b in ((0, 6), (6, 12), (12, 14))] == [6, 6, 2]
+    last = {int(stop) - 1 for stop in log.user_offsets[1:]}
+    assert {question.key for question in asked} == last
+    first, again = ({q.key: set(q.answers) for q in asked[a : a + 6]} for a in (0, 6))
+    assert first != again
+    once = config.model_copy(update={"max_rounds": 1})
+    assert training_questions(dataset, titles, once, task="likes", seed=2) == asked[:6]
