@@ -55,7 +55,7 @@ from reasonrec.training.examples import (
 )
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
-from reasonrec.training.rl.recpo import PromptSample, Recpo
+from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
@@ -315,12 +315,15 @@ def _stage_parts(
     if stage == "recpo":
         recpo = config.recpo.recpo
         eligible = held_out if len(held_out) else events_with_history(log)
+        batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
+        asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
         sample = PromptSample(
-            eligible, num_prompts=config.recpo.num_prompts,
-            batch_size=config.recpo.optimiser.batch_size,
+            eligible, num_prompts=max(batch_size, asked), batch_size=batch_size,
             num_inner_epochs=recpo.num_inner_epochs, seed=seed,
         )  # fmt: skip
-        return sample, Recpo(recpo, log, parts.verbaliser(model), seed=seed), config.recpo.optimiser
+        start = StartingPoint(model) if recpo.kl_weight else None
+        learner = Recpo(recpo, log, parts.verbaliser(model), seed=seed, start=start)
+        return sample, learner, config.recpo.optimiser
     chosen = config.no_think if stage == "no-think" else config.sft
     is_sft = isinstance(chosen, SftStage)
     log = log if is_sft else log.without(held_out)

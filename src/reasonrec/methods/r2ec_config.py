@@ -2,7 +2,14 @@
 
 from typing import Literal, Self, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
@@ -47,6 +54,8 @@ class RecpoStage(Config):
 
     num_prompts: PositiveInt = 1600
     """Training positions asked about, each once where the log has as many."""
+    num_epochs: PositiveFloat | None = None
+    """Times that every position is asked about, in place of ``num_prompts``."""
     recpo: RecpoConfig = RecpoConfig(advantage="leave-one-out")
     """Without division by the spread, unlike the paper: it blows up the small differences of
     groups that never find the item, and those say: look up less."""

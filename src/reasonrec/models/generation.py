@@ -60,6 +60,7 @@ def think(
     max_tokens: int,
     group_size: int = 1,
     temperature: float = 1.0,
+    top_k: int = 0,
     generator: torch.Generator | None = None,
 ) -> Generated:
     """Return ``group_size`` thoughts for every prompt.
@@ -69,6 +70,8 @@ def think(
         max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
         temperature: Divides the token logits; 0 takes the likeliest token. The stored
             log-probabilities are those of temperature 1.
+        top_k: Draw among this many likeliest tokens; 0 for all. The stored log-probabilities are
+            those among all.
         generator: Source of randomness; needed unless ``temperature`` is 0.
     """
     if temperature > 0 and generator is None:
@@ -116,7 +119,7 @@ def think(
             break
         asked = tokens[:, : step + 1].where(is_written[:, : step + 1], writer.pad_id)
         logits = model.language_logits(state, seen, asked, current)
-        drawn, logp = _draw(logits, temperature, generator)
+        drawn, logp = _draw(logits, temperature, top_k, generator)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:
             if step + 1 >= max_tokens + len(start) and not rows[r].is_truncated:
@@ -227,14 +230,19 @@ def _named(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _draw(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
+    logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Return token ids (R,) and their temperature-1 log-probabilities (R,)."""
     logp = logits.log_softmax(-1)
     if temperature == 0:
         best = logp.max(-1)
         return best.indices, best.values
-    heated = logp if temperature == 1 else (logits / temperature).log_softmax(-1)
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    elif temperature == 1:
+        logits = logp
+    heated = logits if logits is logp else (logits / temperature).log_softmax(-1)
     # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
     # multinomial draw over the vocabulary on a CPU
     cumulative = heated.exp().cumsum(-1)

@@ -95,7 +95,7 @@ class Outputs:
     token_logp: Tensor | None = None
     """(B, G, S), log p of each written token; 0 elsewhere."""
     token_entropy: Tensor | None = None
-    """(B, G, S), entropy of the language head there, in nats; 0 elsewhere. No gradient."""
+    """(B, G, S), entropy of the language head there, in nats; 0 elsewhere. Gradient if asked."""
     pre_states: Tensor | None = None
     """(B, G, D), before the thought."""
     post_states: Tensor | None = None
@@ -329,13 +329,19 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     # ---- the pass ----------------------------------------------------------------------------
 
     def forward(
-        self, batch: Batch, *, with_tokens: bool = True, with_post: bool = False
+        self,
+        batch: Batch,
+        *,
+        with_tokens: bool = True,
+        with_post: bool = False,
+        entropy_gradient: bool = False,
     ) -> Outputs:
         """Return log-probabilities, states and scores of a batch from one pass of the backbone.
 
         Args:
             with_tokens: Whether to compute the language head on written tokens.
             with_post: Whether to also score the ungated state after the thought.
+            entropy_gradient: Whether the entropy of tokens is to be trained.
         """
         outputs = Outputs()
         hidden_trunk, hidden_branch = self._hidden(batch)
@@ -369,10 +375,14 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:
-            outputs.token_logp, outputs.token_entropy = self._token_logp(batch, hidden_branch)
+            outputs.token_logp, outputs.token_entropy = self._token_logp(
+                batch, hidden_branch, entropy_gradient
+            )
         return outputs
 
-    def _token_logp(self, batch: Batch, hidden_branch: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_logp(
+        self, batch: Batch, hidden_branch: Tensor, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         assert batch.is_written is not None
         # token s is predicted from the state at s - 1; the first is never written
         wanted = batch.is_written.clone()
@@ -382,9 +392,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         num_tokens = self.backbone.get_output_embeddings().weight.shape[0]
         most = max(1, MOST_LOGITS // num_tokens)
         parts = [
-            self._logp_of_part(batch, part, at)
+            self._logp_of_part(batch, part, at, entropy_gradient)
             if len(places) <= most or not torch.is_grad_enabled()
-            else checkpoint(self._logp_of_part, batch, part, at, use_reentrant=False)
+            else checkpoint(
+                self._logp_of_part, batch, part, at, entropy_gradient, use_reentrant=False
+            )
             for part, at in zip(states.split(most), places.split(most), strict=True)
         ]
         token_logp = torch.zeros_like(hidden_branch[..., 0], dtype=torch.float32)
@@ -396,7 +408,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             entropy.masked_scatter(wanted, torch.cat([part[1] for part in parts])),
         )
 
-    def _logp_of_part(self, batch: Batch, states: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _logp_of_part(
+        self, batch: Batch, states: Tensor, places: Tensor, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         """Return log p and entropy (W,) of the tokens at ``places`` (W, 3) from states (W, D)."""
         assert batch.branch_ids is not None and batch.is_written is not None
         assert batch.branch_at is not None
@@ -410,9 +424,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         previous = batch.branch_ids[b, g, s - 1]
         logp = self.language_logits(states, seen, asked, previous).log_softmax(-1)  # (W, V)
         chosen = logp.gather(-1, batch.branch_ids[b, g, s][:, None])[:, 0]
+        if entropy_gradient:  # that of `entr` is infinite at tokens that are never written
+            return chosen, -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
         with torch.no_grad():
-            entropy = torch.special.entr(logp.exp()).sum(-1)
-        return chosen, entropy
+            return chosen, torch.special.entr(logp.exp()).sum(-1)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""

@@ -27,6 +27,8 @@ class OptimiserConfig(Config):
     weight_decay: NonNegativeFloat = 0.1
     warmup_frac: float = Field(default=0.05, ge=0, le=1)
     """Share of all steps over which the learning rate rises to its peak."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps over which it rises, in place of a share of them."""
     schedule: Schedule = "cosine"
     """How the learning rate goes on after it; names are those of transformers."""
     max_grad_norm: PositiveFloat = 1.0
@@ -66,6 +68,8 @@ class RecpoConfig(Config):
     """Rollouts per prompt, G. One alone has nothing to be compared with."""
     temperature: PositiveFloat = 1.0
     """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
+    top_k: NonNegativeInt = 0
+    """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200."""
     max_tokens: PositiveInt = 56
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     beta: float = Field(default=0.05, ge=0, le=1)
@@ -88,5 +92,10 @@ class RecpoConfig(Config):
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
     """What groups without spread in reward do: nothing, as in the paper, or train the
     recommendation of all their rollouts with weight 1 / G, since their label is known."""
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the distance of written tokens from the model that RL started from. The paper has
+    none."""
+    entropy_weight: NonNegativeFloat = 0.0
+    """Weight of a reward for uncertainty at written tokens. The paper has none."""
     next_item_weight: NonNegativeFloat = 0.5
     """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""

@@ -74,7 +74,11 @@ def fit(
         max_steps=num_steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        warmup_steps=int(config.warmup_frac * num_steps),
+        warmup_steps=(
+            int(config.warmup_frac * num_steps)
+            if config.warmup_steps is None
+            else config.warmup_steps
+        ),
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",

@@ -58,6 +58,16 @@ def token_objective(
     return per_rollout.mean()
 
 
+def kl_to_start(logp_P_G_S: Tensor, start_logp_P_G_S: Tensor, is_written_P_G_S: Tensor) -> Tensor:
+    """Return an estimate of KL(policy, start), a mean over written tokens, at least 0.
+
+    ``exp(d) - d - 1`` with d = start - policy, for tokens that the policy sampled: the estimator
+    that GRPO uses.
+    """
+    far = (start_logp_P_G_S - logp_P_G_S).masked_fill(~is_written_P_G_S, 0.0)
+    return (far.exp() - far - 1).sum() / is_written_P_G_S.sum().clamp(min=1)
+
+
 def item_weights(advantages_P_G: Tensor, item_term: ItemTerm) -> Tensor:
     """Return the weight of each rollout's recommendation term, (P, G).
 

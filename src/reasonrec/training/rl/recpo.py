@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,12 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
-from reasonrec.training.rl.loss import item_objective, item_weights, token_objective
+from reasonrec.training.rl.loss import (
+    item_objective,
+    item_weights,
+    kl_to_start,
+    token_objective,
+)
 from reasonrec.training.rl.rewards import (
     fused_reward,
     ndcg_reward,
@@ -73,15 +78,47 @@ class Rollouts:
     rewards_P_G: Tensor | None = None
     old_token_logp_P_G_S: Tensor | None = None
     old_item_logp_P_G: Tensor | None = None
+    start_token_logp_P_G_S: Tensor | None = None
+    """Of the model that RL started from; where the distance from it has a weight."""
+
+
+class StartingPoint:
+    """The model that RL starts from: keeps a copy of what will be trained, and of nothing else."""
+
+    def __init__(self, model: ReasoningRecommender) -> None:
+        self._weights = [(w, w.detach().clone()) for w in model.parameters() if w.requires_grad]
+
+    @torch.no_grad()
+    def token_logp(self, model: ReasoningRecommender, batch: Batch) -> Tensor:
+        """Return (P, G, S), what the starting model gives to written tokens; no gradient."""
+        self._swap()
+        try:
+            logp = model(replace(batch, next_item=None)).token_logp
+        finally:
+            self._swap()
+        return logp
+
+    def _swap(self) -> None:
+        """Exchange the model's weights and those of the start; a second call takes it back."""
+        for i, (weight, kept) in enumerate(self._weights):
+            self._weights[i] = weight, weight.data
+            weight.data = kept.to(weight.device)
 
 
 class Recpo:
     """Makes the loss of each optimiser step; holds the rollouts of the batch being learned from."""
 
     def __init__(
-        self, config: RecpoConfig, log: InteractionLog, verbaliser: Verbaliser, *, seed: int
+        self,
+        config: RecpoConfig,
+        log: InteractionLog,
+        verbaliser: Verbaliser,
+        *,
+        seed: int,
+        start: StartingPoint | None = None,
     ) -> None:
         self.config = config
+        self.start = start
         self.log = log
         self.verbaliser = verbaliser
         self.seed = seed
@@ -96,8 +133,9 @@ class Recpo:
         is_new = self._events is None or not torch.equal(inputs["event"], self._events)
         if is_new:
             self._events = inputs["event"]
+            own = getattr(model, "module", model)  # the model itself where DDP wraps it
             self._rollouts = roll_out(
-                getattr(model, "module", model),  # the model itself where DDP wraps it
+                own,
                 self.log,
                 self.verbaliser,
                 inputs["event"].cpu().numpy(),
@@ -105,9 +143,13 @@ class Recpo:
                 generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
             )
             parts["rl/rollout_seconds"] = time.perf_counter() - started
+            if self.start is not None:
+                batch = self._rollouts.batch
+                self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
         rollouts = self._rollouts
         assert rollouts is not None
-        loss, logged = recpo_loss(model(rollouts.batch), rollouts, self.config)
+        outputs = model(rollouts.batch, entropy_gradient=self.config.entropy_weight > 0)
+        loss, logged = recpo_loss(outputs, rollouts, self.config)
         return loss, parts | logged
 
 
@@ -128,7 +170,7 @@ def roll_out(
     written = think(
         model, prompts, look_up_for(verbaliser, histories),
         max_tokens=config.max_tokens, group_size=config.group_size,
-        temperature=config.temperature, generator=generator,
+        temperature=config.temperature, top_k=config.top_k, generator=generator,
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
     P, G = len(event), config.group_size
@@ -221,7 +263,15 @@ def recpo_loss(
         loss = loss - config.item_weight * (item_logp * flat[:, None]).mean()
     if config.next_item_weight and outputs.next_item_logp is not None:
         loss = loss - config.next_item_weight * outputs.next_item_logp.mean()
-    return loss, _rollout_statistics(outputs, rollouts, advantages, flat, config)
+    logged = _rollout_statistics(outputs, rollouts, advantages, flat, config)
+    if rollouts.start_token_logp_P_G_S is not None:
+        distance = kl_to_start(logp, rollouts.start_token_logp_P_G_S, is_written)
+        loss = loss + config.kl_weight * distance
+        logged["rl/kl_to_start"] = distance.item()
+    if config.entropy_weight and outputs.token_entropy is not None:
+        entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1)
+        loss = loss - config.entropy_weight * entropy
+    return loss, logged
 
 
 def log_prob_of_targets(
