@@ -1,5 +1,6 @@
 """What every configuration class shares: frozen, typed, and closed to unknown keys."""
 
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Any, Self
@@ -68,6 +69,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from None
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 2
+"""A whole table that was refused is shown by its first keys."""
+
+
 def explain(error: ValidationError, config_class: type[BaseModel], origin: str) -> str:
     """Return one readable line for each problem that pydantic found."""
     lines = [f"{config_class.__name__} ({origin}) was not accepted:"]
@@ -77,7 +84,7 @@ def explain(error: ValidationError, config_class: type[BaseModel], origin: str) 
             known = ", ".join(sorted(_fields_at(config_class, problem["loc"][:-1])))
             lines.append(f"  {key}: there is no such key; known here: {known}")
         else:
-            lines.append(f"  {key}: {problem['msg']}; got {problem['input']!r}")
+            lines.append(f"  {key}: {problem['msg']}; got {_SHORT.repr(problem['input'])}")
     return "\n".join(lines)
 
 
