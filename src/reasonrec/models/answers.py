@@ -28,7 +28,7 @@ class TextBatch:
     token_ids: Tensor
     """(R, T), padded on the right."""
     position_ids: Tensor
-    """(R, T), from 0 within each text, which attends to itself alone; so does padding."""
+    """(R, T), from 0 within each text, which attends to itself alone; padding continues it."""
     weight: Tensor
     """(R, T), float32: how much each token counts in the loss; 0 for what is only read."""
 

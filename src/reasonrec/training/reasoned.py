@@ -99,7 +99,7 @@ class PackedTexts(TorchDataset):
         position = np.zeros((len(packed), width), np.int64)
         weight = np.zeros((len(packed), width), np.float32)
         for r, row in enumerate(packed):
-            begin = 0
+            begin = end = 0
             for text in row:
                 end = begin + len(text.token_ids)
                 ids[r, begin:end] = text.token_ids
@@ -107,7 +107,9 @@ class PackedTexts(TorchDataset):
                 weight[r, begin + text.num_prompt : end] = 1.0
                 weight[r, begin + text.answer_at : end] = self.answer_weight
                 begin = end
-            position[r, begin:] = np.arange(width - begin)
+            # padding continues the last text, which does not see it: rows of one text need no mask
+            last = len(row[-1].token_ids)
+            position[r, end:] = np.arange(last, last + width - end)
         return {
             "token_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(position),
