@@ -1,10 +1,9 @@
 """GRU4Rec of cornac: its network, sampled losses, optimiser and session-parallel batches.
 
-cornac holds the authors' PyTorch code behind its own interface. That interface trains for a fixed
-number of epochs and scores one history at a time, so the loop is here: the library's batches,
-forward, loss and step, with a look at validation in between, and many histories scored together. A
-user's training events are one session. Cross-entropy over the targets of a batch and negatives
-drawn by popularity to the power of ``sample_power``.
+The library's own interface trains for a fixed number of epochs and scores one history at a time,
+so the loop is here: its batches, forward, loss and step, with a look at validation in between, and
+many histories scored together. A user's training events are one session. Cross-entropy over the
+targets of a batch and negatives drawn by popularity to the power of ``sample_power``.
 
 Departs from the library: its weights always start from one fixed draw; here the seed decides.
 """

@@ -1,0 +1,187 @@
+"""Tune every peer on a real data set, measure it on the test queries, write the table.
+
+    make peers
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018 --budget 4
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers ml-100k --methods sasrec esasrec
+    python benchmarks/peers.py runs/peers --only-write
+
+A peer is a baseline of another library (docs/baselines.md). The first lines prepare, tune and
+measure the named sets, one method after the other, each in folders of its own, and go on where
+they stopped; the last writes docs/results/peers.md from what is finished. Every command that runs
+is one that anybody can type. Settings are chosen by NDCG@10 on validation; every method is
+measured with three seeds. The follow counter, untuned, stands beside them: it takes no time, and a
+model that stays below it has learned nothing that counting does not know. Nothing is typed in by
+hand.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from floor import COLUMNS, PREPARE, ROOT, SEEDS, chosen, fit_seconds, reasonrec
+
+from reasonrec.baselines.floor import CONFIGS
+from reasonrec.baselines.peers import PEERS
+from reasonrec.evaluation.protocol import MetricRow, read_rows
+from reasonrec.evaluation.table import MethodLine, short, summarise
+from reasonrec.evaluation.tuning import Trial, read_trials
+from reasonrec.machine import describe_machine
+from reasonrec.manifest import read_manifest
+
+COUNTER = "follow-counter"
+HEADINGS = (
+    "method", "library", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "valid",
+    "trials", "epochs", "fit s", "tune s",
+)  # fmt: skip
+HEAD = """# Baselines of other libraries
+
+Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare`, `tune` and
+`evaluate`; which library each method is, how it is asked and what is searched stands in
+[../baselines.md](../baselines.md). Settings were chosen by NDCG@10 on validation, which also stops
+training, and the test part was answered once. All methods are trained on `train` alone; the
+history of a test query holds the validation item, for all alike. The follow counter, at its
+defaults, stands beside them; tuned with a larger budget it is in [floor.md](floor.md). Full
+catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
+deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
+the weights that were kept, a mean over seeds. Budgets are small and the machine was shared:
+seconds are wall-clock and say an order of magnitude.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("--budget", type=int, default=8)
+    parser.add_argument("--methods", nargs="*", choices=[*PEERS], default=[*PEERS])
+    parser.add_argument("--only-write", action="store_true")
+    asked = parser.parse_args()
+    if not asked.only_write:
+        for name in asked.sets:
+            run_set(name, asked.runs / name, asked.methods, asked.budget)
+    write_page(asked.runs)
+
+
+def run_set(name: str, folder: Path, methods: list[str], budget: int) -> None:
+    """Prepare one set, and tune and measure the named methods on it."""
+    data = folder / "data"
+    reasonrec("prepare", name, "--out", data, *PREPARE[name])
+    reasonrec("evaluate", COUNTER, "--data", data, "--out", folder / COUNTER)
+    for method in methods:
+        tuned = folder / f"tune-{method}"
+        reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
+        for seed in SEEDS:
+            reasonrec(
+                "evaluate", method, "--data", data, "--out", folder / f"{method}-{seed}",
+                "--params", tuned, "--seed", seed,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is finished of one peer on one set."""
+
+    method: str
+    rows: list[MetricRow]
+    trials: list[Trial]
+    settings: dict[str, float]
+    told: list[dict]
+    """What the peer wrote of each run."""
+
+
+def write_page(runs: Path) -> None:
+    sections = []
+    for name in PREPARE:
+        found = [one for method in PEERS if (one := read_measured(runs / name, method))]
+        if found:
+            sections.append(write_set(name, runs / name, found))
+    page = ROOT / "docs" / "results" / "peers.md"
+    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+
+
+def read_measured(folder: Path, method: str) -> Measured | None:
+    """Return what a peer reached, over the seeds that are finished; None if there is none."""
+    done = [
+        folder / f"{method}-{seed}"
+        for seed in SEEDS
+        if (folder / f"{method}-{seed}" / "manifest.json").exists()
+    ]
+    if not done:
+        return None
+    return Measured(
+        method,
+        rows=[row for one in done for row in read_rows(one / "metrics.json")],
+        trials=read_trials(folder / f"tune-{method}" / "trials.jsonl"),
+        settings=chosen(folder / f"tune-{method}")[method],
+        told=[
+            json.loads((one / "methods" / method / "peer" / "peer.json").read_text("utf-8"))
+            for one in done
+        ],
+    )
+
+
+def write_set(name: str, folder: Path, found: list[Measured]) -> str:
+    """Return the section of one set."""
+    counter = read_rows(folder / COUNTER / "metrics.json")
+    summary = summarise([*counter, *(row for one in found for row in one.rows)], COLUMNS)
+    best = [max(line.cells[i].value for line in summary if line.cells[i]) for i in range(4)]
+    manifests = [read_manifest(folder / f"tune-{one.method}") for one in found]
+    commits = sorted({str(one["commit"])[:10] for one in manifests})
+    budgets = sorted({one["config"]["budget"] for one in manifests})
+    items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
+    lines = [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
+        f"{counter[0].n:,} test queries, {items['items']:,} items. Budget "
+        f"{', '.join(map(str, budgets))}; commit {', '.join(commits)}; "
+        f"{describe_machine(ROOT).cpu}, one thread beside other work.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- | --- |" + " --: |" * (len(HEADINGS) - 2),
+    ]
+    of = {one.method: one for one in found}
+    for line in summary:
+        lines.append(table_line(line, best, of.get(line.method), counter))
+    reference = next(line.cells[1].value for line in summary if line.method == COUNTER)
+    below = [
+        line.method for line in summary if line.method in of and line.cells[1].value < reference
+    ]
+    lines += [
+        "",
+        f"Below the untuned follow counter by NDCG@10: {', '.join(below) or 'none'}. Settings "
+        "that are not the defaults:",
+        "",
+    ]
+    for one in found:
+        defaults = CONFIGS[one.method]().model_dump()
+        changed = [f"{k} {v:g}" for k, v in one.settings.items() if v != defaults[k]]
+        lines.append(f"- {one.method}: {', '.join(changed) or 'the defaults'}")
+    return "\n".join(lines) + "\n"
+
+
+def table_line(
+    line: MethodLine, best: list[float], peer: Measured | None, counter: list[MetricRow]
+) -> str:
+    cells = []
+    for cell, top in zip(line.cells, best):
+        spread = "" if cell.seed_sd is None else f" ± {short(cell.seed_sd)}"
+        value = f"**{short(cell.value)}**" if cell.value == top else short(cell.value)
+        cells.append(value + spread)
+    if peer is None:
+        costs = ["-", "-", "-", f"{fit_seconds(counter, line.method):.1f}", "-"]
+        return "| " + " | ".join([line.method, "ours", str(line.num_seeds), *cells, *costs]) + " |"
+    value = max(trial.value for trial in peer.trials if trial.value is not None)
+    spent = sum(trial.fit_seconds + trial.score_seconds for trial in peer.trials)
+    epochs = sum(one["epochs"] for one in peer.told) / len(peer.told)
+    costs = [
+        short(value), str(len(peer.trials)), f"{epochs:.0f}",
+        f"{fit_seconds(peer.rows, peer.method):.0f}", f"{spent:.0f}",
+    ]  # fmt: skip
+    words = [peer.method, peer.told[0]["library"], str(line.num_seeds), *cells, *costs]
+    return "| " + " | ".join(words) + " |"
+
+
+if __name__ == "__main__":
+    main()
