@@ -70,13 +70,16 @@ def _train(
 ) -> Scorer:
     seed_everything(seed, verbose=False)
     max_epochs = settings["max_epochs"]
+    # the library pads every window to the whole length: no more of it than somebody's history has
+    longest = max(len(session) for session in prepared.sessions())
+    max_events = min(settings["max_events"], longest)
     stop = _Stop(Watch(prepared, settings["check_every"], settings["patience"]))
     model = model_class(
         n_blocks=settings["num_blocks"],
         n_heads=settings["num_heads"],
         n_factors=settings["num_factors"],
         dropout_rate=settings["dropout"],
-        session_max_len=settings["max_events"],
+        session_max_len=max_events,
         lr=settings["learning_rate"],
         batch_size=settings["batch_size"],
         # a trainer is copied before it is used; the callback must be the one that is read later
@@ -88,7 +91,7 @@ def _train(
         **chosen,
     )  # fmt: skip
     scorer = stop.scorer = _Transformer(model, prepared.num_items)
-    model.fit(_log(prepared, settings["max_events"]))
+    model.fit(_log(prepared, max_events))
     scorer.epochs = stop.watch.restore(model.torch_model)
     return scorer
 
