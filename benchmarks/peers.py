@@ -3,15 +3,16 @@
     make peers
     REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018 --budget 4
     REASONREC_DATA=... python benchmarks/peers.py runs/peers ml-100k --methods sasrec esasrec
+    REASONREC_DATA=... python benchmarks/peers.py runs/untuned office-2018 --budget 0 --seeds 0
     python benchmarks/peers.py runs/peers --only-write
 
-A peer is a baseline of another library (docs/baselines.md). The first lines prepare, tune and
-measure the named sets, one method after the other, each in folders of its own, and go on where
-they stopped; the last writes docs/results/peers.md from what is finished. Every command that runs
-is one that anybody can type. Settings are chosen by NDCG@10 on validation; every method is
-measured with three seeds. The follow counter, untuned, stands beside them: it takes no time, and a
-model that stays below it has learned nothing that counting does not know. Nothing is typed in by
-hand.
+A peer is a baseline of another library (docs/baselines.md). Each line but the last prepares, tunes
+and measures the named sets, one method after the other, each in folders of its own, and goes on
+where it stopped; a budget of 0 leaves the settings at their defaults. Every line writes
+docs/results/peers.md from what is finished in its folder. Every command that runs is one that
+anybody can type. Settings are chosen by NDCG@10 on validation. The follow counter, untuned, stands
+beside the peers: it takes no time, and a model that stays below it has learned nothing that
+counting does not know. Nothing is typed in by hand.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from floor import COLUMNS, PREPARE, ROOT, SEEDS, chosen, fit_seconds, reasonrec
+from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec
 
 from reasonrec.baselines.floor import CONFIGS
 from reasonrec.baselines.peers import PEERS
@@ -38,14 +39,14 @@ HEAD = """# Baselines of other libraries
 
 Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare`, `tune` and
 `evaluate`; which library each method is, how it is asked and what is searched stands in
-[../baselines.md](../baselines.md). Settings were chosen by NDCG@10 on validation, which also stops
-training, and the test part was answered once. All methods are trained on `train` alone; the
-history of a test query holds the validation item, for all alike. The follow counter, at its
-defaults, stands beside them; tuned with a larger budget it is in [floor.md](floor.md). Full
-catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
+[../baselines.md](../baselines.md). Where there were trials, settings were chosen by NDCG@10 on
+validation; validation also stops training; the test part was answered once. All methods are
+trained on `train` alone; the history of a test query holds the validation item, for all alike. The
+follow counter, at its defaults, stands beside the peers; tuned, it is in [floor.md](floor.md).
+Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
 deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
-the weights that were kept, a mean over seeds. Budgets are small and the machine was shared:
-seconds are wall-clock and say an order of magnitude.
+the weights that were kept, a mean over seeds. Seconds are wall-clock, beside other work, and say
+an order of magnitude.
 """
 
 
@@ -54,28 +55,31 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
     parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
     parser.add_argument("--budget", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*SEEDS])
     parser.add_argument("--methods", nargs="*", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
     if not asked.only_write:
         for name in asked.sets:
-            run_set(name, asked.runs / name, asked.methods, asked.budget)
+            run_set(name, asked.runs / name, asked.methods, asked.budget, asked.seeds)
+            write_page(asked.runs)
     write_page(asked.runs)
 
 
-def run_set(name: str, folder: Path, methods: list[str], budget: int) -> None:
+def run_set(name: str, folder: Path, methods: list[str], budget: int, seeds: list[int]) -> None:
     """Prepare one set, and tune and measure the named methods on it."""
     data = folder / "data"
     reasonrec("prepare", name, "--out", data, *PREPARE[name])
     reasonrec("evaluate", COUNTER, "--data", data, "--out", folder / COUNTER)
     for method in methods:
-        tuned = folder / f"tune-{method}"
-        reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
-        for seed in SEEDS:
-            reasonrec(
-                "evaluate", method, "--data", data, "--out", folder / f"{method}-{seed}",
-                "--params", tuned, "--seed", seed,
-            )  # fmt: skip
+        given = []
+        if budget:
+            tuned = folder / f"tune-{method}"
+            reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
+            given = ["--params", tuned]
+        for seed in seeds:
+            out = folder / f"{method}-{seed}"
+            reasonrec("evaluate", method, "--data", data, "--out", out, *given, "--seed", seed)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Measured:
     method: str
     rows: list[MetricRow]
     trials: list[Trial]
-    settings: dict[str, float]
+    """Of the search; none if the defaults were measured."""
     told: list[dict]
     """What the peer wrote of each run."""
 
@@ -102,22 +106,16 @@ def write_page(runs: Path) -> None:
 
 def read_measured(folder: Path, method: str) -> Measured | None:
     """Return what a peer reached, over the seeds that are finished; None if there is none."""
-    done = [
-        folder / f"{method}-{seed}"
-        for seed in SEEDS
-        if (folder / f"{method}-{seed}" / "manifest.json").exists()
-    ]
+    done = sorted(folder.glob(f"{method}-*/manifest.json"))
     if not done:
         return None
+    tuned = folder / f"tune-{method}"
+    peers = [one.parent / "methods" / method / "peer" / "peer.json" for one in done]
     return Measured(
         method,
-        rows=[row for one in done for row in read_rows(one / "metrics.json")],
-        trials=read_trials(folder / f"tune-{method}" / "trials.jsonl"),
-        settings=chosen(folder / f"tune-{method}")[method],
-        told=[
-            json.loads((one / "methods" / method / "peer" / "peer.json").read_text("utf-8"))
-            for one in done
-        ],
+        rows=[row for one in done for row in read_rows(one.parent / "metrics.json")],
+        trials=read_trials(tuned / "trials.jsonl") if tuned.exists() else [],
+        told=[json.loads(one.read_text(encoding="utf-8")) for one in peers],
     )
 
 
@@ -126,16 +124,17 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     counter = read_rows(folder / COUNTER / "metrics.json")
     summary = summarise([*counter, *(row for one in found for row in one.rows)], COLUMNS)
     best = [max(line.cells[i].value for line in summary if line.cells[i]) for i in range(4)]
-    manifests = [read_manifest(folder / f"tune-{one.method}") for one in found]
-    commits = sorted({str(one["commit"])[:10] for one in manifests})
-    budgets = sorted({one["config"]["budget"] for one in manifests})
+    finished = [*folder.glob("*-*/manifest.json")]
+    commits = sorted({str(read_manifest(one.parent)["commit"])[:10] for one in finished})
+    budgets = sorted({len(one.trials) for one in found})
+    untuned = "" if budgets[0] else " (0: the defaults, nothing was searched)"
     items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
     lines = [
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
-        f"{counter[0].n:,} test queries, {items['items']:,} items. Budget "
-        f"{', '.join(map(str, budgets))}; commit {', '.join(commits)}; "
+        f"{counter[0].n:,} test queries, {items['items']:,} items. Trials for "
+        f"each method: {', '.join(map(str, budgets))}{untuned}; commit {', '.join(commits)}; "
         f"{describe_machine(ROOT).cpu}, one thread beside other work.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
@@ -156,7 +155,8 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     ]
     for one in found:
         defaults = CONFIGS[one.method]().model_dump()
-        changed = [f"{k} {v:g}" for k, v in one.settings.items() if v != defaults[k]]
+        settings = one.told[0]["job"]["settings"]
+        changed = [f"{k} {v:g}" for k, v in settings.items() if v != defaults[k]]
         lines.append(f"- {one.method}: {', '.join(changed) or 'the defaults'}")
     return "\n".join(lines) + "\n"
 
@@ -172,11 +172,11 @@ def table_line(
     if peer is None:
         costs = ["-", "-", "-", f"{fit_seconds(counter, line.method):.1f}", "-"]
         return "| " + " | ".join([line.method, "ours", str(line.num_seeds), *cells, *costs]) + " |"
-    value = max(trial.value for trial in peer.trials if trial.value is not None)
+    values = [trial.value for trial in peer.trials if trial.value is not None]
     spent = sum(trial.fit_seconds + trial.score_seconds for trial in peer.trials)
     epochs = sum(one["epochs"] for one in peer.told) / len(peer.told)
     costs = [
-        short(value), str(len(peer.trials)), f"{epochs:.0f}",
+        short(max(values)) if values else "-", str(len(peer.trials)), f"{epochs:.0f}",
         f"{fit_seconds(peer.rows, peer.method):.0f}", f"{spent:.0f}",
     ]  # fmt: skip
     words = [peer.method, peer.told[0]["library"], str(line.num_seeds), *cells, *costs]

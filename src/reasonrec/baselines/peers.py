@@ -35,11 +35,11 @@ SCHEMA = {"query": pl.Int64, "scores": pl.List(pl.Float32), "seconds": pl.Float6
 class StoppedConfig(Config):
     """When training ends: by NDCG@10 on validation, over the full catalogue."""
 
-    max_epochs: PositiveInt = 60
+    max_epochs: PositiveInt = 40
     """Passes over training, at most."""
     check_every: PositiveInt = 3
     """Passes between two looks at validation."""
-    patience: PositiveInt = 3
+    patience: PositiveInt = 2
     """Looks without a better one after which training stops; the best weights are kept."""
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class SasrecConfig(StoppedConfig):
     """Share of the units that are dropped."""
     max_events: PositiveInt = 50
     """How far back the history is read; longer ones are cut into windows for training."""
-    learning_rate: PositiveFloat = 0.001
+    learning_rate: PositiveFloat = 0.002
     """Step size of Adam."""
     batch_size: PositiveInt = 64
     """Windows a step."""
