@@ -20,15 +20,21 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec
+from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS
+from reasonrec.baselines.history import taken_items
 from reasonrec.baselines.peers import PEERS
+from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.evaluation.tuning import Trial, read_trials
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
+from reasonrec.metrics import metric_values
 
 COUNTER = "follow-counter"
 HEADINGS = (
@@ -158,7 +164,50 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
         settings = one.told[0]["job"]["settings"]
         changed = [f"{k} {v:g}" for k, v in settings.items() if v != defaults[k]]
         lines.append(f"- {one.method}: {', '.join(changed) or 'the defaults'}")
+    lines += ["", *evidence_table(folder, [COUNTER, *of])]
     return "\n".join(lines) + "\n"
+
+
+def evidence_table(folder: Path, methods: list[str]) -> list[str]:
+    """Return NDCG@10 by what training knows of the way from a history to its target."""
+    dataset = Dataset.load(folder / "data")
+    taken = csr_array(taken_items(dataset.train, dataset.num_items))
+    # who took both: (N, N), and for a query its row of the target at the items of the history
+    together = (taken.T @ taken).tocsr()
+    asked = dataset.test
+    histories = asked.histories()
+    is_met = np.zeros(len(asked), bool)
+    for row, target in enumerate(asked.target):
+        beside = together.indices[together.indptr[target] : together.indptr[target + 1]]
+        is_met[row] = np.isin(histories.row(row)[histories.row(row) != target], beside).any()
+    is_seen = np.isin(asked.target, dataset.train.item_index)
+    parts = {
+        "taken together with an item of the history": is_met,
+        "seen in training, but never together": is_seen & ~is_met,
+        "never seen in training": ~is_seen,
+    }
+    lines = [
+        "NDCG@10 by what training holds of the target, full catalogue, mean over seeds:",
+        "",
+        "| target | queries | " + " | ".join(methods) + " |",
+        "| --- |" + " --: |" * (len(methods) + 1),
+    ]
+    values = {method: ndcg_of_queries(folder, method) for method in methods}
+    for word, chosen in parts.items():
+        cells = [short(values[m][chosen].mean()) if chosen.any() else "-" for m in methods]
+        lines.append("| " + " | ".join([word, f"{chosen.sum():,}", *cells]) + " |")
+    return lines
+
+
+def ndcg_of_queries(folder: Path, method: str) -> np.ndarray:
+    """Return NDCG@10 of every test query, a mean over the seeds that are finished. (Q,)."""
+    done = sorted(folder.glob(f"{method}-*/manifest.json")) or [folder / method / "manifest.json"]
+    seeds = []
+    for one in done:
+        ranks = pl.read_parquet(one.parent / "per_query.parquet")
+        ranks = ranks.filter(pl.col("protocol") == "full").sort("query")
+        seeds.append(metric_values("ndcg@10", ranks["rank"].to_numpy()))
+    return np.mean(seeds, axis=0)
 
 
 def table_line(
