@@ -11,6 +11,7 @@ Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sf
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,11 @@ from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
+from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import keep_batch
 from reasonrec.training.loop import Validate, fit
 from reasonrec.training.reasoned import PackedTexts, reasoned_loss, texts_of
+from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.grpo import Grpo
 from reasonrec.training.rl.recpo import PromptSample
 from reasonrec.training.rl.text_rewards import (
@@ -150,6 +153,7 @@ def train_stage(
     assert isinstance(model, AnsweringModel)
     model.head = model.head.model_copy(update={"dropout": config.dropout})
     first = _first_stage(start, dataset)
+    engine = build_engine(config.rl.engine if stage == "r2rec-rl" else EngineConfig())
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(model, read_traces(traces, kept=True), think=config.think),
@@ -168,14 +172,15 @@ def train_stage(
             batch_size=optimiser.batch_size, num_inner_epochs=config.rl.grpo.num_inner_epochs,
             seed=seed,
         )  # fmt: skip
-        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed)
+        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed, engine=engine)
     start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     torch.manual_seed(seed)
     ranker = _ranker(model, dataset, config, stage, seed, first)
-    fitted = fit(
-        model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
-        out=out, seed=seed, label=stage, collate=keep_batch,
-    )  # fmt: skip
+    with closing(engine):
+        fitted = fit(
+            model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
+            out=out, seed=seed, label=stage, collate=keep_batch,
+        )  # fmt: skip
     extra: dict[str, Any] = {
         "best_step": fitted.best_step,
         "best_score": fitted.best_score,
@@ -440,6 +445,8 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     kept = ["method", "task", "think", "traces", "vocab_size", "dropout", "max_tokens", "ranking"]
     if stage != "untuned":
         kept += ["blend", "num_valid_queries", {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage]]
+    del keys["rl"]["engine"]
+    keys["rl"] |= config.rl.engine.decides()
     return {key: keys[key] for key in kept}
 
 

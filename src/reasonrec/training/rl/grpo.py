@@ -19,16 +19,18 @@ from torch import Tensor
 from reasonrec.models.answers import (
     AnsweringModel,
     TextBatch,
+    Written,
     answer_log_probs,
     prompts_of,
     text_batch,
-    write,
 )
 from reasonrec.rng import stream_seed
 from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text, student_answer
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.contract import RolloutEngine
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import token_objective
 from reasonrec.training.rl.text_rewards import Reward, Rollout, pairwise_order
 
@@ -39,6 +41,8 @@ class WrittenRollouts:
 
     batch: TextBatch
     """R = P * G rows; weight 1 on what was drawn."""
+    sampler_logp: Tensor
+    """(R, T), float32, what the engine says of each drawn token; 0 elsewhere."""
     labelled: TextBatch | None
     """Own thoughts with the true answer behind them, weight 1 on the answer."""
     advantages_P_G: Tensor
@@ -56,13 +60,16 @@ class Grpo:
         rewards: Sequence[tuple[float, Reward]],
         *,
         seed: int,
+        engine: RolloutEngine | None = None,
     ) -> None:
         """Args:
+        engine: Who writes the rollouts; our own sampler unless told otherwise.
         questions: With pairs (``config.pairwise_weight`` above 0), each question with a label is
             followed by the one about the item that the same user did not touch.
         rewards: Functions and their weights; their weighted sum is the reward.
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
+        self.engine = engine or Sampler()
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -72,13 +79,17 @@ class Grpo:
         parts: dict[str, float] = {}
         if self._events is None or not torch.equal(inputs["event"], self._events):
             started = time.perf_counter()
+            own = getattr(model, "module", model)  # the model itself where DDP wraps it
+            self.engine.sync(own)
+            synced = time.perf_counter()
             self._events = inputs["event"]
             self._rollouts = self._roll_out(
-                getattr(model, "module", model),  # the model itself where DDP wraps it
+                own,
                 inputs["event"].tolist(),
                 stream_seed(self.seed, "rollout", int(inputs["key"][0])),
             )
-            parts["rl/rollout_seconds"] = time.perf_counter() - started
+            parts["rl/sync_seconds"] = synced - started
+            parts["rl/rollout_seconds"] = time.perf_counter() - synced
         rollouts = self._rollouts
         assert rollouts is not None
         loss, logged = grpo_loss(model, rollouts, self.config)
@@ -89,7 +100,9 @@ class Grpo:
     ) -> WrittenRollouts:
         size = 2 if self.config.pairwise_weight else 1
         asked = [self.questions[size * r + side] for r in rows for side in range(size)]
-        texts, replies, marks, is_written = _write(model, asked, self.config, generator_seed)
+        texts, replies, marks, written = _write(
+            model, self.engine, asked, self.config, generator_seed
+        )
         rewards = np.array(
             [sum(w * reward(text) for w, reward in self.rewards) for text in texts]
         ).reshape(len(asked), -1)
@@ -104,9 +117,10 @@ class Grpo:
         rewards_P_G = torch.tensor(rewards, dtype=torch.float32)
         advantages = advantages_within_groups(rewards_P_G, self.config.advantage)
         batch = text_batch([(text, at) for text, at, _ in replies], model.writer.pad_id)
-        for r, (_, at, _) in enumerate(replies):
-            written = is_written[r]
-            batch.weight[r, at : at + len(written)] = torch.tensor(written, dtype=torch.float32)
+        sampler_logp = torch.zeros_like(batch.weight)
+        for r, (_, at, length) in enumerate(replies):
+            batch.weight[r, at : at + length] = written.is_written[r, :length].float().cpu()
+            sampler_logp[r, at : at + length] = written.token_logp[r, :length].cpu()
         labelled = None
         if self.config.answer_weight:
             true = [
@@ -121,23 +135,27 @@ class Grpo:
             labelled = text_batch(true, model.writer.pad_id).to(model.device)
         return WrittenRollouts(
             batch.to(model.device),
+            sampler_logp.to(model.device),
             labelled,
             advantages.to(model.device),
-            _statistics(texts, rewards_P_G, advantages, [len(w) for w in is_written]),
+            _statistics(texts, rewards_P_G, advantages, written.lengths.tolist()),
         )
 
 
 def _write(
-    model: AnsweringModel, asked: Sequence[Question], config: GrpoConfig, generator_seed: int
-) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], list[list[bool]]]:
-    """Return rollouts, their tokens with the prompt's length, answer places, what was drawn."""
-    generator = torch.Generator(model.device)
-    generator.manual_seed(generator_seed)
+    model: AnsweringModel,
+    engine: RolloutEngine,
+    asked: Sequence[Question],
+    config: GrpoConfig,
+    generator_seed: int,
+) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], Written]:
+    """Return rollouts, their tokens with the lengths of prompt and reply, answer places, and what
+    the engine wrote."""
     prompts = prompts_of(model, asked)
-    written = write(
-        model, prompts, max_tokens=config.max_tokens, group_size=config.group_size,
-        temperature=config.temperature, generator=generator,
-        max_answer_tokens=config.max_answer_tokens,
+    written = engine.write(
+        prompts, max_tokens=config.max_tokens, group_size=config.group_size,
+        temperature=config.temperature, max_answer_tokens=config.max_answer_tokens,
+        seed=generator_seed,
     )  # fmt: skip
     texts: list[tuple[list[int], int, int]] = []
     marks: list[int] = []
@@ -165,8 +183,7 @@ def _write(
                 probabilities=np.exp(log_probs[r].astype(np.float64)),
             )
         )
-    drawn = [written.is_written[r, : text[2]].tolist() for r, text in enumerate(texts)]
-    return rollouts, texts, marks, drawn
+    return rollouts, texts, marks, written
 
 
 def grpo_loss(
@@ -189,6 +206,8 @@ def grpo_loss(
     )  # fmt: skip
     logged = dict(rollouts.statistics)
     logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1))
+    apart = (old_logp - rollouts.sampler_logp).abs()[is_written]
+    logged["rl/sampler_mismatch"] = float(apart.max()) if apart.numel() else 0.0
     if rollouts.labelled is not None:
         true, _ = model(rollouts.labelled)
         answers = -true.sum(1).mean()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.models.generation import Generated, think
+from reasonrec.models.generation import Part
 from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
@@ -19,6 +19,8 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.contract import RolloutEngine, Thoughts
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import (
     item_objective,
     item_weights,
@@ -116,8 +118,13 @@ class Recpo:
         *,
         seed: int,
         start: StartingPoint | None = None,
+        engine: RolloutEngine | None = None,
     ) -> None:
+        """Args:
+        engine: Who writes the rollouts; our own sampler unless told otherwise.
+        """
         self.config = config
+        self.engine = engine or Sampler()
         self.start = start
         self.log = log
         self.verbaliser = verbaliser
@@ -134,6 +141,8 @@ class Recpo:
         if is_new:
             self._events = inputs["event"]
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
+            self.engine.sync(own)
+            synced = time.perf_counter()
             self._rollouts = roll_out(
                 own,
                 self.log,
@@ -141,8 +150,10 @@ class Recpo:
                 inputs["event"].cpu().numpy(),
                 self.config,
                 generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+                engine=self.engine,
             )
-            parts["rl/rollout_seconds"] = time.perf_counter() - started
+            parts["rl/sync_seconds"] = synced - started
+            parts["rl/rollout_seconds"] = time.perf_counter() - synced
             if self.start is not None:
                 batch = self._rollouts.batch
                 self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
@@ -161,16 +172,21 @@ def roll_out(
     config: RecpoConfig,
     *,
     generator_seed: int,
+    engine: RolloutEngine | None = None,
+    part: Part | None = None,
 ) -> Rollouts:
-    """Return G thoughts for the history before each log position, token in, token out."""
+    """Return G thoughts for the history before each log position, token in, token out.
+
+    Args:
+        engine: Who writes them, synced with the model; None: our sampler.
+        part: Which rollouts of a larger batch these are, where processes share it.
+    """
     histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
-    generator = torch.Generator(model.device)
-    generator.manual_seed(generator_seed)
-    written = think(
-        model, prompts, look_up_for(verbaliser, histories),
+    written = (engine or Sampler(model)).think(
+        prompts, look_up_for(verbaliser, histories),
         max_tokens=config.max_tokens, group_size=config.group_size,
-        temperature=config.temperature, top_k=config.top_k, generator=generator,
+        temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
     P, G = len(event), config.group_size
@@ -187,7 +203,7 @@ def rollout_batch(
     model: ReasoningRecommender,
     log: InteractionLog,
     event: np.ndarray,
-    written: Generated,
+    written: Thoughts,
     P: int,
     G: int,
 ) -> Batch:
