@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
@@ -88,7 +89,8 @@ def train_stage(
         CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
             another run.
     """
-    out = make_folder(out)
+    ranks.join()
+    out = ranks.first_alone(lambda: make_folder(out))
     stages = list(config.stages)
     earlier = stages[: stages.index(stage)] if stage in stages else []
     if (start is None) != (not earlier) or stage not in stages:
@@ -124,7 +126,9 @@ def train_stage(
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    ranks.first_alone(
+        lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    )
     writes = config.recpo.engine if stage == "recpo" else EngineConfig()
     with closing(build_engine(writes)) as engine:
         data, loss, optimiser = _stage_parts(stage, model, parts, engine)
@@ -133,26 +137,30 @@ def train_stage(
             model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
             out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
         )  # fmt: skip
-    factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
-    model.save_pretrained(out / "model")
-    files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
-    write_manifest(
-        out,
-        stage="train",
-        inputs=inputs,
-        config=asked,
-        outputs=files,
-        seconds=fitted.seconds,
-        seed=seed,
-        extra={
-            "method": METHOD_OF_STAGE[stage],
-            "trained_on": "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
-            "best_step": fitted.best_step,
-            "best_score": fitted.best_score,
-            "share_factor": factor,
-        },
-    )
+
+    def finish() -> None:
+        factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
+        model.save_pretrained(out / "model")
+        files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
+        write_manifest(
+            out,
+            stage="train",
+            inputs=inputs,
+            config=asked,
+            outputs=files,
+            seconds=fitted.seconds,
+            seed=seed,
+            extra={
+                "method": METHOD_OF_STAGE[stage],
+                "trained_on": "train",
+                "data_folder": os.path.relpath(dataset.folder, out),
+                "best_step": fitted.best_step,
+                "best_score": fitted.best_score,
+                "share_factor": factor,
+            },
+        )
+
+    ranks.first_alone(finish)
     return out
 
 

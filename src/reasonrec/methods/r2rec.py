@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
@@ -96,20 +97,25 @@ def train(
         CheckpointError: ``start`` was trained on other data, or ``out`` holds another run.
         TraceError: There is no trace to learn from.
     """
-    base, out = base or R2ecConfig(), make_folder(out)
+    ranks.join()
+    base, out = base or R2ecConfig(), ranks.first_alone(lambda: make_folder(out))
     _check_trainable(dataset, config)
     announce("traces")
     titles = catalogue_titles(dataset.catalogue)
-    write_reasoned_traces(
-        dataset, titles, out / "traces", config.traces,
-        lambda: build_teacher(config.traces, out / "traces", seed=seed),
-        task=config.task, seed=seed,
-    )  # fmt: skip
+
+    def write_traces() -> None:
+        write_reasoned_traces(
+            dataset, titles, out / "traces", config.traces,
+            lambda: build_teacher(config.traces, out / "traces", seed=seed),
+            task=config.task, seed=seed,
+        )  # fmt: skip
+
+    ranks.first_alone(write_traces)
     if start is None and base.backbone == "tiny":
         announce("no-think")
         start = r2ec.train_stage("no-think", dataset, base, out=out / "no-think", seed=seed)
     announce("untuned")
-    folders = [_write_untuned(dataset, config, base, out, start, seed)]
+    folders = [ranks.first_alone(lambda: _write_untuned(dataset, config, base, out, start, seed))]
     for stage in METHODS[1:]:
         announce(stage)
         folders.append(
@@ -138,7 +144,8 @@ def train_stage(
         start: ``untuned`` or ``r2rec-sft``: RL alone starts from ``untuned`` too.
         traces: Of `reasonrec traces rated` or ``likes``; RL reads none of them.
     """
-    out = make_folder(out)
+    ranks.join()
+    out = ranks.first_alone(lambda: make_folder(out))
     before = checked_manifest(start, dataset)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
     asked = _keys_of(stage, config)
@@ -173,7 +180,9 @@ def train_stage(
             seed=seed,
         )  # fmt: skip
         loss = Grpo(config.rl.grpo, questions, rewards, seed=seed, engine=engine)
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    ranks.first_alone(
+        lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    )
     torch.manual_seed(seed)
     ranker = _ranker(model, dataset, config, stage, seed, first)
     with closing(engine):
@@ -181,13 +190,17 @@ def train_stage(
             model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
             out=out, seed=seed, label=stage, collate=keep_batch,
         )  # fmt: skip
-    extra: dict[str, Any] = {
-        "best_step": fitted.best_step,
-        "best_score": fitted.best_score,
-        "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
-        "order_effect": _measured_order(ranker, dataset, config),
-    }
-    _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+
+    def finish() -> None:
+        extra: dict[str, Any] = {
+            "best_step": fitted.best_step,
+            "best_score": fitted.best_score,
+            "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
+            "order_effect": _measured_order(ranker, dataset, config),
+        }
+        _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+
+    ranks.first_alone(finish)
     return out
 
 

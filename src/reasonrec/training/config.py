@@ -35,7 +35,7 @@ class OptimiserConfig(Config):
     """How the learning rate goes on after it; names are those of transformers."""
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = 64
-    """Rows per step and process: windows, or prompts in reinforcement learning."""
+    """Rows per step, over all processes together: windows, or prompts in reinforcement learning."""
     num_validations: PositiveInt = 10
     """How often in a run the model is validated and a checkpoint is written."""
     refresh_items_every: PositiveInt = 100

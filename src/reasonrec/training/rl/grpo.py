@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec import ranks
 from reasonrec.models.answers import (
     AnsweringModel,
     TextBatch,
@@ -49,6 +50,23 @@ class WrittenRollouts:
     statistics: dict[str, float]
     old_logp: Tensor | None = None
 
+    def of_prompts(self, begin: float, end: float) -> "WrittenRollouts":
+        """Return the rollouts of some prompts, named by their share of all."""
+
+        def cut(batch: TextBatch) -> TextBatch:
+            rows = len(batch.token_ids)
+            kept = slice(round(begin * rows), round(end * rows))
+            return TextBatch(*(tensor[kept] for tensor in vars(batch).values()))
+
+        R, P = len(self.batch.token_ids), len(self.advantages_P_G)
+        return WrittenRollouts(
+            cut(self.batch),
+            self.sampler_logp[round(begin * R) : round(end * R)],
+            None if self.labelled is None else cut(self.labelled),
+            self.advantages_P_G[round(begin * P) : round(end * P)],
+            self.statistics,
+        )
+
 
 class Grpo:
     """Makes the loss of each optimiser step; holds the rollouts of the batch being learned from."""
@@ -77,17 +95,23 @@ class Grpo:
         """Return the loss of one step and what there is to log about it."""
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
-        if self._events is None or not torch.equal(inputs["event"], self._events):
+        # where processes share a batch, each writes the whole of it, so that all draw as one would,
+        # and learns from its own part
+        events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
+        if self._events is None or not torch.equal(events, self._events):
             started = time.perf_counter()
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
             self.engine.sync(own)
             synced = time.perf_counter()
-            self._events = inputs["event"]
+            self._events = events
+            first = int(keys[0])
             self._rollouts = self._roll_out(
-                own,
-                inputs["event"].tolist(),
-                stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+                own, events.tolist(), stream_seed(self.seed, "rollout", first)
             )
+            if len(events) > len(inputs["event"]):
+                begin = int(inputs["key"][0]) - first
+                end = begin + len(inputs["event"])
+                self._rollouts = self._rollouts.of_prompts(begin / len(events), end / len(events))
             parts["rl/sync_seconds"] = synced - started
             parts["rl/rollout_seconds"] = time.perf_counter() - synced
         rollouts = self._rollouts
@@ -204,13 +228,22 @@ def grpo_loss(
         is_written.reshape(shape), clip_low=config.clip_low, clip_high=config.clip_high,
         mean_over=config.token_mean,
     )  # fmt: skip
+    # each mean is over what this process holds; its share makes it one over the whole batch
+    of_tokens, of_rollouts, of_labels = ranks.shares(
+        int(is_written.sum()),
+        rollouts.advantages_P_G.numel(),
+        0 if rollouts.labelled is None else len(rollouts.labelled.token_ids),
+    )
+    loss = loss * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     logged = dict(rollouts.statistics)
-    logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1))
+    logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1)) * of_tokens
     apart = (old_logp - rollouts.sampler_logp).abs()[is_written]
-    logged["rl/sampler_mismatch"] = float(apart.max()) if apart.numel() else 0.0
+    logged["rl/sampler_mismatch"] = max(
+        ranks.gathered_objects(float(apart.max()) if apart.numel() else 0.0)
+    )
     if rollouts.labelled is not None:
         true, _ = model(rollouts.labelled)
-        answers = -true.sum(1).mean()
+        answers = -true.sum(1).mean() * of_labels
         loss = loss + config.answer_weight * answers
         logged["rl/answer_loss"] = float(answers.detach())
     return loss, logged
