@@ -14,6 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+    """Of two processes that ask with all their threads at once."""
+
+
 class ToyVllm:
     """Serves one causal LM on a free port; weights change only where it is told to read others."""
 
@@ -44,8 +50,7 @@ class ToyVllm:
             def log_message(self, format: str, *args: Any) -> None:
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> "ToyVllm":

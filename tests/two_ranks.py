@@ -13,8 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from safetensors.torch import save_file
-from tests.toy_models import TOY_SHAPE, ring_rows, toy_model, toy_verbaliser
+from tests.toy_models import TOY_SHAPE, ring_rows, save_backbone, toy_model, toy_verbaliser
 from tests.toy_traces import hand_question
+from tests.toy_vllm import ToyVllm
 from tests.toys import toy_dataset
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -23,7 +24,9 @@ from reasonrec.errors import ConfigError
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.models.answers import AnsweringModel
-from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
+from reasonrec.models.backbone import build_model
+from reasonrec.models.config import HeadConfig
+from reasonrec.training.config import EngineConfig, OptimiserConfig, RecpoConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
     events_with_history,
@@ -33,6 +36,7 @@ from reasonrec.training.examples import (
 from reasonrec.training.loop import fit
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.grpo import Grpo
 from reasonrec.training.rl.recpo import PromptSample, Recpo
 
@@ -44,10 +48,23 @@ SIZE = 8
 STILL = OptimiserConfig(  # weights hardly move, so that every step's gradient can be compared
     batch_size=SIZE, learning_rate=1e-12, weight_decay=0.0, max_grad_norm=1e9, num_validations=1
 )
-CASES = ("no-think", "sft", "recpo", "recpo-text", "grpo")
+CASES = ("no-think", "sft", "recpo", "recpo-text", "recpo-server", "grpo")
 
 
-def parts_of(case, model):
+def model_of(case, folder):
+    """Return the model of a case, alike on all ranks."""
+    if case == "recpo-server":
+        return build_model(
+            DATASET.catalogue, backbone=str(folder), tiny=TOY_SHAPE, seed=0,
+            head=HeadConfig(dropout=0.0, max_history=8),
+        )  # fmt: skip
+    model = toy_model(item_rows="text" if case == "recpo-text" else "id")
+    if case == "grpo":
+        return AnsweringModel(model.backbone, model.tokenizer, model.titles, model.head)
+    return model
+
+
+def parts_of(case, model, url):
     verbaliser = toy_verbaliser(model, DATASET, num_lookups=1)
     if case in ("no-think", "sft"):
         windows = schedule_windows(
@@ -71,7 +88,9 @@ def parts_of(case, model):
         loss = Grpo(asked, questions, [(1.0, lambda one: float(len(one.thought)))], seed=0)
         eligible = events
     else:
-        loss = Recpo(config, DATASET.train, verbaliser, seed=0)
+        kind = "vllm-server" if case == "recpo-server" else "sampler"
+        engine = build_engine(EngineConfig(kind=kind, url=url))
+        loss = Recpo(config, DATASET.train, verbaliser, seed=0, engine=engine)
         eligible = events_with_history(DATASET.train)
     sample = PromptSample(
         eligible, num_prompts=2 * SIZE, batch_size=SIZE, num_inner_epochs=2, seed=0
@@ -97,20 +116,22 @@ def run(out: Path) -> None:
             file.write(f"{ranks.rank()}\n")
         return {"valid/ndcg": 0.5}
 
+    backbone = ranks.first_alone(lambda: save_backbone(out / "backbone", "qwen3"))
+    server = ToyVllm(backbone) if ranks.is_first() else None
+    url = ranks.first_alone(lambda: server.__enter__().url)
     hook = register_optimizer_step_pre_hook(note)
     for case in CASES:
         found.clear()
         steps.clear()
-        model = toy_model(item_rows="text" if case == "recpo-text" else "id")
-        if case == "grpo":
-            model = AnsweringModel(model.backbone, model.tokenizer, model.titles, model.head)
-        data, loss = parts_of(case, model)
+        model = model_of(case, backbone)
+        data, loss = parts_of(case, model, url)
         folder = out / case
         folder.mkdir(parents=True, exist_ok=True)
         fit(model, data, loss, validate, STILL, out=folder, seed=0, label=case, collate=keep_batch)
         if ranks.is_first():
             save_file(found, folder / "gradients.safetensors")
     hook.remove()
+    ranks.first_alone(lambda: server.__exit__())
     if ranks.num_ranks() == 1:
         return
     optimiser = {"batch_size": 4, "num_validations": 2}

@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from reasonrec import ranks
 from reasonrec.errors import ConfigError
 from reasonrec.models.answers import AnsweringModel, Written, padded
 from reasonrec.models.generation import LookUp, Part
@@ -85,11 +86,7 @@ class ContinuationEngine:
     ) -> None:
         self.completer = completer
         self.handover: Handover = handover
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="rollouts-", dir=folder))
-        # a server is another user's process as often as not, and has to read it
-        self._folder.chmod(0o755)
+        self._folder = ranks.first_alone(lambda: _make_folder(folder))
         self._count = 0
         self._model: ReasoningRecommender | None = None
 
@@ -108,10 +105,10 @@ class ContinuationEngine:
         folder = self._folder / f"{self.handover}-{self._count}"
         self._count += 1
         save = save_merged if self.handover == "merged" else save_adapter
-        self.completer.load(save(model, folder), self.handover)
-        for old in self._folder.glob("*-*"):
-            if old != folder:
-                shutil.rmtree(old)
+        ranks.wait()  # nobody still writes with the weights of before
+        ranks.first_alone(lambda: save(model, folder))
+        self.completer.load(folder, self.handover)
+        ranks.first_alone(lambda: _keep_only(folder))
         self._model = model
 
     def think(
@@ -236,7 +233,7 @@ class ContinuationEngine:
     def close(self) -> None:
         """Let the engine go, and remove what was handed over."""
         self.completer.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        ranks.first_alone(lambda: shutil.rmtree(self._folder, ignore_errors=True))
 
     def _continue(
         self,
@@ -274,6 +271,20 @@ class ContinuationEngine:
         if self._model is None:
             raise ValueError("an engine writes with weights that it was handed; call sync first")
         return self._model
+
+
+def _make_folder(within: Path | None) -> Path:
+    if within is not None:
+        within.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="rollouts-", dir=within))
+    folder.chmod(0o755)  # a server is another user's process as often as not, and has to read it
+    return folder
+
+
+def _keep_only(folder: Path) -> None:
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
 
 
 @dataclass

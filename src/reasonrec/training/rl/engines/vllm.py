@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from reasonrec import ranks
 from reasonrec.errors import ConfigError, ReasonrecError
 from reasonrec.training.rl.engines.continuation import (
     Continuation,
@@ -65,8 +66,11 @@ class VllmServer:
 
     def load(self, folder: Path, handover: Handover) -> None:
         """Let the server read the weights in ``folder``, which it must see under the same path."""
-        if self._base is None:
-            self._base = self._get("/v1/models")["data"][0]["id"]
+        self._base, self._adapter = ranks.first_alone(lambda: self._tell(folder, handover))
+
+    def _tell(self, folder: Path, handover: Handover) -> tuple[str, str | None]:
+        """Return the names of the server's model and of the adapter that it has read."""
+        base: str = self._base or self._get("/v1/models")["data"][0]["id"]
         if handover == "merged":
             self._post(
                 "/collective_rpc",
@@ -74,7 +78,7 @@ class VllmServer:
                 hint="start the server with VLLM_SERVER_DEV_MODE=1, which opens this path",
             )
             self._post("/reset_prefix_cache", {})
-            return
+            return base, None
         # under a new name each time: what the server has cached is kept by name
         name = f"rollouts-{folder.parent.name}-{folder.name}"
         self._post(
@@ -84,7 +88,7 @@ class VllmServer:
         )
         if self._adapter is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": self._adapter})
-        self._adapter = name
+        return base, name
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Continuation]:
         """Return what the server writes behind each sequence; many are asked at a time."""
