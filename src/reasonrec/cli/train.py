@@ -29,6 +29,8 @@ def train(
     r2ec trains all stages: OUT/no-think, OUT/think-sft, OUT/think-recpo by default. A run that
     was interrupted continues from its last checkpoint and ends with the same numbers.
 
+    Started by torchrun, several processes train one model together, and one of them writes.
+
     r2rec writes traces along interaction chains into OUT/traces, and trains on them into
     OUT/r2rec-sft and OUT/r2rec-rl; OUT/untuned is the model that it starts from.
 
@@ -49,6 +51,7 @@ def train(
     """
     from rich.console import Console
 
+    from reasonrec import ranks
     from reasonrec.data.dataset import Dataset
     from reasonrec.manifest import read_manifest
     from reasonrec.methods import r2ec, r2rec
@@ -57,7 +60,8 @@ def train(
     if what == "r2ec" and start is not None:
         raise ConfigError(f"r2ec trains all stages and takes no --start; got {start}")
     dataset = Dataset.load(data)
-    console = Console(stderr=True, highlight=False)
+    ranks.join()
+    console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
     if what == "r2ec":
         folders = r2ec.train(
             dataset, config, out=out, seed=seed, announce=lambda name: console.print(f"· {name}")
@@ -69,7 +73,7 @@ def train(
         )  # fmt: skip
     else:
         folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
-    for folder in folders:
+    for folder in folders if ranks.is_first() else []:
         manifest = read_manifest(folder)
         score = manifest["best_score"]
         best = "" if score is None else f"valid NDCG {score:.4f} at step {manifest['best_step']}, "

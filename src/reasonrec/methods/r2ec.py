@@ -10,6 +10,7 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
@@ -45,7 +47,7 @@ from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import calibrate_share
-from reasonrec.training.config import OptimiserConfig, SftLossConfig
+from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
     events_with_history,
@@ -55,6 +57,8 @@ from reasonrec.training.examples import (
 )
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.engines.choice import build_engine
+from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 METHOD_OF_STAGE: dict[Stage, str] = {
@@ -85,7 +89,8 @@ def train_stage(
         CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
             another run.
     """
-    out = make_folder(out)
+    ranks.join()
+    out = ranks.first_alone(lambda: make_folder(out))
     stages = list(config.stages)
     earlier = stages[: stages.index(stage)] if stage in stages else []
     if (start is None) != (not earlier) or stage not in stages:
@@ -121,33 +126,41 @@ def train_stage(
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
-    data, loss, optimiser = _stage_parts(stage, model, parts)
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
-    torch.manual_seed(seed)
-    fitted = fit(
-        model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
-        out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
-    )  # fmt: skip
-    factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
-    model.save_pretrained(out / "model")
-    files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
-    write_manifest(
-        out,
-        stage="train",
-        inputs=inputs,
-        config=asked,
-        outputs=files,
-        seconds=fitted.seconds,
-        seed=seed,
-        extra={
-            "method": METHOD_OF_STAGE[stage],
-            "trained_on": "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
-            "best_step": fitted.best_step,
-            "best_score": fitted.best_score,
-            "share_factor": factor,
-        },
+    ranks.first_alone(
+        lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
+    writes = config.recpo.engine if stage == "recpo" else EngineConfig()
+    with closing(build_engine(writes)) as engine:
+        data, loss, optimiser = _stage_parts(stage, model, parts, engine)
+        torch.manual_seed(seed)
+        fitted = fit(
+            model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
+            out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
+        )  # fmt: skip
+
+    def finish() -> None:
+        factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
+        model.save_pretrained(out / "model")
+        files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
+        write_manifest(
+            out,
+            stage="train",
+            inputs=inputs,
+            config=asked,
+            outputs=files,
+            seconds=fitted.seconds,
+            seed=seed,
+            extra={
+                "method": METHOD_OF_STAGE[stage],
+                "trained_on": "train",
+                "data_folder": os.path.relpath(dataset.folder, out),
+                "best_step": fitted.best_step,
+                "best_score": fitted.best_score,
+                "share_factor": factor,
+            },
+        )
+
+    ranks.first_alone(finish)
     return out
 
 
@@ -305,7 +318,7 @@ def max_tokens(config: R2ecConfig) -> int:
 
 
 def _stage_parts(
-    stage: Stage, model: ReasoningRecommender, parts: _Parts
+    stage: Stage, model: ReasoningRecommender, parts: _Parts, engine: RolloutEngine
 ) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
@@ -322,7 +335,9 @@ def _stage_parts(
             num_inner_epochs=recpo.num_inner_epochs, seed=seed,
         )  # fmt: skip
         start = StartingPoint(model) if recpo.kl_weight else None
-        learner = Recpo(recpo, log, parts.verbaliser(model), seed=seed, start=start)
+        learner = Recpo(
+            recpo, log, parts.verbaliser(model), seed=seed, start=start, engine=engine
+        )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     chosen = config.no_think if stage == "no-think" else config.sft
     is_sft = isinstance(chosen, SftStage)
@@ -363,6 +378,9 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     if stage != "no-think":
         kept += ["thought", "inference", "calibrate"]
     asked = {key: keys[key] for key in kept}
+    if stage == "recpo":
+        del asked["recpo"]["engine"]
+        asked["recpo"] |= config.recpo.engine.decides()
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
 
 

@@ -82,10 +82,15 @@ class AnsweringModel(ReasoningRecommender):
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., V); padding, begin and think tokens are never written."""
-        never = [self.tokenizer.bos_token_id, *self.never_written.tolist()]
-        never = sorted({t for t in never if t is not None} - {self.end_token})
         logits = self._plain_logits(states).float()
-        return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
+        never = torch.tensor(self.never_drawn, device=logits.device)
+        return logits.index_fill(-1, never, -torch.inf)
+
+    @property
+    def never_drawn(self) -> list[int]:
+        """The tokens that are never written: padding, begin and think tokens, but not the end."""
+        begin: Any = self.tokenizer.bos_token_id
+        return sorted({begin, *self.never_written.tolist()} - {None, self.end_token})
 
     @property
     def end_token(self) -> int:

@@ -19,6 +19,8 @@ from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
 """(prompt rows, item indices asked about) -> the evidence for each."""
+Part = tuple[int, int]
+"""The first thought of a part, and the number of thoughts in the whole batch."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ def think(
     temperature: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Generated:
     """Return ``group_size`` thoughts for every prompt.
 
@@ -73,6 +76,8 @@ def think(
         top_k: Draw among this many likeliest tokens; 0 for all. The stored log-probabilities are
             those among all.
         generator: Source of randomness; needed unless ``temperature`` is 0.
+        part: Which thoughts of a larger batch these are; each then draws the numbers that it would
+            draw in the whole. None: they are the whole.
     """
     if temperature > 0 and generator is None:
         raise ValueError("sampling with a temperature above 0 needs a generator")
@@ -119,7 +124,7 @@ def think(
             break
         asked = tokens[:, : step + 1].where(is_written[:, : step + 1], writer.pad_id)
         logits = model.language_logits(state, seen, asked, current)
-        drawn, logp = _draw(logits, temperature, top_k, generator)
+        drawn, logp = _draw(logits, temperature, top_k, generator, part)
         queued = torch.full((R,), -1, dtype=torch.long)
         for r in active:
             if step + 1 >= max_tokens + len(start) and not rows[r].is_truncated:
@@ -230,7 +235,11 @@ def _named(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _draw(
-    logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    generator: torch.Generator | None,
+    part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return token ids (R,) and their temperature-1 log-probabilities (R,)."""
     logp = logits.log_softmax(-1)
@@ -246,7 +255,9 @@ def _draw(
     # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
     # multinomial draw over the vocabulary on a CPU
     cumulative = heated.exp().cumsum(-1)
-    uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device)
+    first, whole = part or (0, len(logits))
+    uniform = torch.rand((whole, 1), generator=generator, device=logits.device)
+    uniform = uniform[first : first + len(logits)]
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     return drawn[:, 0], logp.gather(-1, drawn)[:, 0]

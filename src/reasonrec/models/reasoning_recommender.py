@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
+from reasonrec import ranks
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.config import HeadConfig, WeightsConfig
@@ -333,6 +334,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         batch: Batch,
         *,
         with_tokens: bool = True,
+        with_scores: bool = True,
         with_post: bool = False,
         entropy_gradient: bool = False,
     ) -> Outputs:
@@ -340,6 +342,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
         Args:
             with_tokens: Whether to compute the language head on written tokens.
+            with_scores: Whether to score the states after thoughts.
             with_post: Whether to also score the ungated state after the thought.
             entropy_gradient: Whether the entropy of tokens is to be trained.
         """
@@ -371,8 +374,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if batch.named_item is not None:
             assert batch.named_weight is not None
             found = Evidence(batch.named_item, batch.named_weight)
-        outputs.think_logits = self.score_thoughts(pre, post, found, rows)
-        if with_post:
+        if with_scores:
+            outputs.think_logits = self.score_thoughts(pre, post, found, rows)
+        if with_scores and with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:
             outputs.token_logp, outputs.token_entropy = self._token_logp(
@@ -550,7 +554,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
         if not labels:
             return None
-        targets = torch.cat(labels).unique()
+        # those of all ranks: each scores its rows against the targets of the whole batch
+        targets = ranks.gathered(torch.cat(labels)).unique()
         targets = targets[targets >= 0]
         rows = self.encode_items(targets)
         self.item_table.store(targets, rows.detach())

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.models.generation import Generated, think
+from reasonrec.models.generation import Part
 from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
@@ -19,6 +20,8 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.contract import RolloutEngine, Thoughts
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import (
     item_objective,
     item_weights,
@@ -72,6 +75,8 @@ class Rollouts:
 
     batch: Batch
     target_P: Tensor
+    targets: Tensor
+    """Of the whole batch: those of all processes that share it."""
     masked_P_N: Tensor
     sampler_logp_P_G_S: Tensor
     is_truncated_P_G: Tensor
@@ -116,8 +121,13 @@ class Recpo:
         *,
         seed: int,
         start: StartingPoint | None = None,
+        engine: RolloutEngine | None = None,
     ) -> None:
+        """Args:
+        engine: Who writes the rollouts; our own sampler unless told otherwise.
+        """
         self.config = config
+        self.engine = engine or Sampler()
         self.start = start
         self.log = log
         self.verbaliser = verbaliser
@@ -130,19 +140,26 @@ class Recpo:
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
         started = time.perf_counter()
-        is_new = self._events is None or not torch.equal(inputs["event"], self._events)
-        if is_new:
-            self._events = inputs["event"]
+        # where processes share a batch, they decide by the whole of it, and draw as one would
+        events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
+        if self._events is None or not torch.equal(events, self._events):
+            self._events = events
+            first, G = int(keys[0]), self.config.group_size
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
+            self.engine.sync(own)
+            synced = time.perf_counter()
             self._rollouts = roll_out(
                 own,
                 self.log,
                 self.verbaliser,
                 inputs["event"].cpu().numpy(),
                 self.config,
-                generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+                generator_seed=stream_seed(self.seed, "rollout", first),
+                engine=self.engine,
+                part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
             )
-            parts["rl/rollout_seconds"] = time.perf_counter() - started
+            parts["rl/sync_seconds"] = synced - started
+            parts["rl/rollout_seconds"] = time.perf_counter() - synced
             if self.start is not None:
                 batch = self._rollouts.batch
                 self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
@@ -161,22 +178,28 @@ def roll_out(
     config: RecpoConfig,
     *,
     generator_seed: int,
+    engine: RolloutEngine | None = None,
+    part: Part | None = None,
 ) -> Rollouts:
-    """Return G thoughts for the history before each log position, token in, token out."""
+    """Return G thoughts for the history before each log position, token in, token out.
+
+    Args:
+        engine: Who writes them, synced with the model; None: our sampler.
+        part: Which rollouts of a larger batch these are, where processes share it.
+    """
     histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
-    generator = torch.Generator(model.device)
-    generator.manual_seed(generator_seed)
-    written = think(
-        model, prompts, look_up_for(verbaliser, histories),
+    written = (engine or Sampler(model)).think(
+        prompts, look_up_for(verbaliser, histories),
         max_tokens=config.max_tokens, group_size=config.group_size,
-        temperature=config.temperature, top_k=config.top_k, generator=generator,
+        temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
     P, G = len(event), config.group_size
     return Rollouts(
         batch=rollout_batch(model, log, event, written, P, G),
         target_P=target,
+        targets=ranks.gathered(target),
         masked_P_N=masked_items(histories, target, model.num_items),
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
@@ -187,7 +210,7 @@ def rollout_batch(
     model: ReasoningRecommender,
     log: InteractionLog,
     event: np.ndarray,
-    written: Generated,
+    written: Thoughts,
     P: int,
     G: int,
 ) -> Batch:
@@ -236,13 +259,21 @@ def recpo_loss(
     scores, logp = outputs.think_logits, outputs.token_logp
     batch, target = rollouts.batch, rollouts.target_P
     assert scores is not None and logp is not None and batch.is_written is not None
-    item_logp = log_prob_of_targets(scores, target, rollouts.masked_P_N, over=config.item_softmax)
+    item_logp = log_prob_of_targets(
+        scores, target, rollouts.masked_P_N, over=config.item_softmax, targets=rollouts.targets
+    )
     is_written = batch.is_written
+    # each mean below is over what this process holds; its share makes it one over the whole batch
+    of_tokens, of_rollouts, of_next_items = ranks.shares(
+        int(is_written.sum()),
+        target.numel() * config.group_size,
+        0 if outputs.next_item_logp is None else outputs.next_item_logp.numel(),
+    )
     if rollouts.rewards_P_G is None:
         with torch.no_grad():
-            ranks = ranks_of_targets(scores, target, rollouts.masked_P_N)
+            places = ranks_of_targets(scores, target, rollouts.masked_P_N)
             rollouts.rewards_P_G = fused_reward(
-                ndcg_reward(ranks, config.reward_at),
+                ndcg_reward(places, config.reward_at),
                 softmax_reward(scores, target, rollouts.masked_P_N),
                 beta=config.beta,
             )
@@ -255,21 +286,24 @@ def recpo_loss(
     flat = is_flat(rewards)
     tokens = token_objective(
         logp, old_logp, advantages, is_written, **clip, mean_over=config.token_mean
-    )
+    ) * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     weights = item_weights(advantages, config.item_term)
-    items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip)
+    items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip) * of_rollouts
     loss = -(tokens + config.item_weight * items)
     if config.flat_groups == "cross-entropy" and flat.any():
-        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean()
+        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean() * of_rollouts
     if config.next_item_weight and outputs.next_item_logp is not None:
-        loss = loss - config.next_item_weight * outputs.next_item_logp.mean()
+        known = outputs.next_item_logp.mean() * of_next_items
+        loss = loss - config.next_item_weight * known
     logged = _rollout_statistics(outputs, rollouts, advantages, flat, config)
+    for name in ("rl/entropy", "rl/frac_clipped"):
+        logged[name] *= of_tokens
     if rollouts.start_token_logp_P_G_S is not None:
-        distance = kl_to_start(logp, rollouts.start_token_logp_P_G_S, is_written)
+        distance = kl_to_start(logp, rollouts.start_token_logp_P_G_S, is_written) * of_tokens
         loss = loss + config.kl_weight * distance
         logged["rl/kl_to_start"] = distance.item()
     if config.entropy_weight and outputs.token_entropy is not None:
-        entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1)
+        entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1) * of_tokens
         loss = loss - config.entropy_weight * entropy
     return loss, logged
 
@@ -280,17 +314,21 @@ def log_prob_of_targets(
     masked_P_N: Tensor,
     *,
     over: Literal["batch", "catalogue"],
+    targets: Tensor | None = None,
 ) -> Tensor:
     """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
 
     An item of the user's history is never a negative; a target that several prompts share is one
     item, so it is never its own negative.
+
+    Args:
+        targets: Those of the whole batch, where these prompts are a part of it.
     """
     if over == "catalogue":
         compared = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
     else:
         in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
-        in_batch[target_P] = True
+        in_batch[target_P if targets is None else targets] = True
         compared = scores_P_G_N.masked_fill((masked_P_N | ~in_batch)[:, None, :], -torch.inf)
     index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
     return compared.log_softmax(-1).gather(-1, index)[..., 0]
@@ -318,5 +356,7 @@ def _rollout_statistics(
         "rl/frac_truncated": rollouts.is_truncated_P_G.float().mean().item(),
         "rl/entropy": (outputs.token_entropy.sum() / num_written).item(),
         "rl/frac_clipped": (outside.sum() / num_written).item(),
-        "rl/sampler_mismatch": mismatch.max().item() if mismatch.numel() else 0.0,
+        "rl/sampler_mismatch": max(
+            ranks.gathered_objects(mismatch.max().item() if mismatch.numel() else 0.0)
+        ),
     }
