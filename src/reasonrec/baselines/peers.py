@@ -35,12 +35,13 @@ SCHEMA = {"query": pl.Int64, "scores": pl.List(pl.Float32), "seconds": pl.Float6
 class StoppedConfig(Config):
     """When training ends: by NDCG@10 on validation, over the full catalogue."""
 
-    max_epochs: PositiveInt = 40
+    max_epochs: PositiveInt = 200
     """Passes over training, at most."""
     check_every: PositiveInt = 3
     """Passes between two looks at validation."""
-    patience: PositiveInt = 2
-    """Looks without a better one after which training stops; the best weights are kept."""
+    patience: PositiveInt = 4
+    """Looks without a better one after which training stops; the best weights are kept. On small
+    sets an epoch is few steps, and the first looks may all be on a plateau."""
 
     @model_validator(mode="after")
     def check_looks_once(self) -> Self:
@@ -148,7 +149,7 @@ class CaserConfig(StoppedConfig):
     """Weight of the library's penalty on embeddings and filters."""
     learning_rate: PositiveFloat = 0.003
     """Step size of Adam."""
-    batch_size: PositiveInt = 512
+    batch_size: PositiveInt = 128
     """Places a step."""
 
 

@@ -144,6 +144,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
         "dropout": (0.2, 0.4, 0.6),
         "regularisation": (0.0, 1e-5, 1e-4, 1e-3),
         "learning_rate": (0.001, 0.003, 0.01),
+        "batch_size": (128, 512),
     },
 }
 """The values that are tried for each setting of each baseline."""
