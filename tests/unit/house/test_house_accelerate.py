@@ -1,12 +1,15 @@
 """The files that `accelerate launch` is given are read by accelerate itself."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
 
-FOLDER = Path(__file__).parents[3] / "configs/accelerate"
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "configs/accelerate"
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,24 @@ def test_accelerate_reads_the_file_and_knows_every_key(name, kind):
     options = {action.dest for action in launch_command_parser()._actions}
     for key in config.deepspeed_config or {}:
         assert key in options or key.removeprefix("deepspeed_") in options, key
+
+
+def test_torchrun_and_accelerate_understand_the_commands_of_the_page():
+    lines = (ROOT / "docs/scaling.md").read_text(encoding="utf-8").splitlines()
+    parsers = {
+        "torchrun ": torchrun_parser(), "accelerate launch ": launch_command_parser()
+    }  # fmt: skip
+    understood = 0
+    for line in lines:
+        for program, parser in parsers.items():
+            if line.startswith(program):
+                # an option of ours that theirs could be short for would be an error
+                parsed = parser.parse_args(shlex.split(line.removeprefix(program)))
+                assert parsed.training_script == "reasonrec"
+                assert parsed.training_script_args[0] == "train"
+                assert "--data" in parsed.training_script_args
+                understood += 1
+    assert understood == 5
 
 
 def test_every_file_says_the_command_that_uses_it():
