@@ -12,21 +12,22 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
-from reasonrec.data.dataset import Dataset
-from reasonrec.graph.build import InteractionGraph
-from reasonrec.models.backbone import build_model
-from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
-from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.config import EngineConfig, RecpoConfig
-from reasonrec.training.examples import events_with_history
-from reasonrec.training.rl.engines.choice import build_engine
-from reasonrec.training.rl.recpo import Recpo
-
 
 def main() -> None:
+    # here, since the processes that vLLM starts read this file too, and need none of it
+    import torch
+
+    from reasonrec.data.dataset import Dataset
+    from reasonrec.graph.build import InteractionGraph
+    from reasonrec.models.backbone import build_model
+    from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
+    from reasonrec.traces.config import ThoughtConfig
+    from reasonrec.traces.verbaliser import Verbaliser
+    from reasonrec.training.config import EngineConfig, RecpoConfig
+    from reasonrec.training.examples import events_with_history
+    from reasonrec.training.rl.engines.choice import build_engine
+    from reasonrec.training.rl.recpo import Recpo
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--backbone", required=True)

@@ -17,11 +17,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reasonrec.errors import ConfigError
+
 T = TypeVar("T")
 
 
 def join() -> None:
-    """Meet the other processes of this run, if it was started as several; a second call is free."""
+    """Meet the other processes of this run, if it was started as several; a second call is free.
+
+    Raises:
+        ConfigError: They were started to hold a part of the weights each.
+    """
+    # rollouts, item rows, validation and files read weights outside of the model's forward, where
+    # a process that holds a part of them would wait for the others forever
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or stage == "3":
+        raise ConfigError(
+            "every process must hold whole weights; FSDP and DeepSpeed ZeRO-3 share them out. Use "
+            "configs/accelerate/ddp.yaml, or deepspeed-zero2.yaml, which shares out gradients and "
+            "optimiser states"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     backend = "gloo"

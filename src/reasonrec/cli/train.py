@@ -29,7 +29,8 @@ def train(
     r2ec trains all stages: OUT/no-think, OUT/think-sft, OUT/think-recpo by default. A run that
     was interrupted continues from its last checkpoint and ends with the same numbers.
 
-    Started by torchrun, several processes train one model together, and one of them writes.
+    Started by torchrun, several processes train one model together, and one of them writes:
+    torchrun --nproc-per-node 2 -m -- reasonrec train ... (docs/scaling.md).
 
     r2rec writes traces along interaction chains into OUT/traces, and trains on them into
     OUT/r2rec-sft and OUT/r2rec-rl; OUT/untuned is the model that it starts from.

@@ -78,7 +78,9 @@ class EngineConfig(Config):
 
     def decides(self) -> dict[str, Any]:
         """Return what a manifest says of the engine: what can move a number, nothing by default."""
-        return {} if self.kind == "sampler" else {"engine": [self.kind, self.handover]}
+        if self.kind == "sampler":
+            return {}
+        return {"engine": {"kind": self.kind, "handover": self.handover}}
 
 
 class SftLossConfig(Config):

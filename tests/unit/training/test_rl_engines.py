@@ -19,8 +19,10 @@ from tests.toys import toy_dataset
 from transformers import AutoModelForCausalLM
 
 from reasonrec.errors import ConfigError, ReasonrecError
+from reasonrec.methods import r2rec
 from reasonrec.methods.r2ec import train
 from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.answers import AnsweringModel
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, WeightsConfig
@@ -257,7 +259,28 @@ def test_a_stage_is_trained_from_rollouts_of_the_server(folder, server, tmp_path
     assert len(logged) == 2
     assert max(logged) < 1e-4
     manifest = json.loads((done / "manifest.json").read_text())
-    assert manifest["config"]["recpo"]["engine"] == ["vllm-server", "merged"]
+    said = {"kind": "vllm-server", "handover": "merged"}  # where it ran decides no number
+    assert manifest["config"]["recpo"]["engine"] == said
+
+
+def test_answers_are_trained_from_rollouts_of_the_server(folder, server, tmp_path):
+    optimiser = {"batch_size": 4, "num_validations": 1}
+    config = R2recConfig.model_validate(
+        {
+            "traces": {"num_questions": 6}, "max_tokens": 6, "num_valid_queries": 2,
+            "sft": {"num_epochs": 1, "optimiser": optimiser},
+            "rl": {
+                "num_prompts": 4, "optimiser": optimiser,
+                "grpo": {"max_tokens": 5, "max_answer_tokens": 3, "group_size": 2},
+                "engine": {"kind": "vllm-server", "url": server.url},
+            },
+        }
+    )  # fmt: skip
+    base = R2ecConfig.model_validate({"backbone": str(folder), "head": {"max_history": 8}})
+    done = r2rec.train(DATASET, config, base=base, out=tmp_path, seed=0)[-1]
+    rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["rl/sampler_mismatch"] < 1e-4
+    assert r2rec.load_recommender(done, DATASET).name == "r2rec-rl"
 
 
 def test_what_cannot_be_done_is_said(folder, server, monkeypatch):

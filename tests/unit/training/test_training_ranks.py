@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from tests import two_ranks
 
+from reasonrec import ranks
 from reasonrec.cli import main
+from reasonrec.errors import ConfigError
 from reasonrec.manifest import check_outputs
 from reasonrec.training.loop import RankBatches
 
@@ -92,3 +94,12 @@ def test_other_commands_are_refused_under_torchrun(monkeypatch, capsys):
         main(["doctor"])
     assert exit_.value.code == 2
     assert "of all commands only train runs as several processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")]
+)
+def test_weights_that_are_shared_out_are_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="every process must hold whole weights"):
+        ranks.join()

@@ -50,20 +50,21 @@ class WrittenRollouts:
     statistics: dict[str, float]
     old_logp: Tensor | None = None
 
-    def of_prompts(self, begin: float, end: float) -> "WrittenRollouts":
-        """Return the rollouts of some prompts, named by their share of all."""
+    def of_part(self, begin: int, end: int, num_events: int) -> "WrittenRollouts":
+        """Return the rollouts about some of the events, which have equally many each."""
 
-        def cut(batch: TextBatch) -> TextBatch:
-            rows = len(batch.token_ids)
-            kept = slice(round(begin * rows), round(end * rows))
-            return TextBatch(*(tensor[kept] for tensor in vars(batch).values()))
+        def cut(tensor: Tensor) -> Tensor:
+            per_event = len(tensor) // num_events
+            return tensor[begin * per_event : end * per_event]
 
-        R, P = len(self.batch.token_ids), len(self.advantages_P_G)
+        def cut_batch(batch: TextBatch) -> TextBatch:
+            return TextBatch(*(cut(tensor) for tensor in vars(batch).values()))
+
         return WrittenRollouts(
-            cut(self.batch),
-            self.sampler_logp[round(begin * R) : round(end * R)],
-            None if self.labelled is None else cut(self.labelled),
-            self.advantages_P_G[round(begin * P) : round(end * P)],
+            cut_batch(self.batch),
+            cut(self.sampler_logp),
+            None if self.labelled is None else cut_batch(self.labelled),
+            cut(self.advantages_P_G),
             self.statistics,
         )
 
@@ -111,7 +112,7 @@ class Grpo:
             if len(events) > len(inputs["event"]):
                 begin = int(inputs["key"][0]) - first
                 end = begin + len(inputs["event"])
-                self._rollouts = self._rollouts.of_prompts(begin / len(events), end / len(events))
+                self._rollouts = self._rollouts.of_part(begin, end, len(events))
             parts["rl/sync_seconds"] = synced - started
             parts["rl/rollout_seconds"] = time.perf_counter() - synced
         rollouts = self._rollouts

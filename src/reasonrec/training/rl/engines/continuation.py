@@ -67,8 +67,12 @@ class Continuation:
 class Completer(Protocol):
     """Continues sequences with the weights of the last `load`."""
 
-    def load(self, folder: Path, handover: Handover) -> None:
-        """Take over the weights, or the adapters, that lie in ``folder``; it is removed later."""
+    def load(self, folder: Path, handover: Handover, dtype: str) -> None:
+        """Take over the weights, or the adapters, that lie in ``folder``; it is removed later.
+
+        Args:
+            dtype: What the backbone computes in while it is trained.
+        """
         ...
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> list[Continuation]:
@@ -107,7 +111,7 @@ class ContinuationEngine:
         save = save_merged if self.handover == "merged" else save_adapter
         ranks.wait()  # nobody still writes with the weights of before
         ranks.first_alone(lambda: save(model, folder))
-        self.completer.load(folder, self.handover)
+        self.completer.load(folder, self.handover, model.weights.dtype)
         ranks.first_alone(lambda: _keep_only(folder))
         self._model = model
 

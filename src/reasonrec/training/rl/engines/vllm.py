@@ -64,8 +64,11 @@ class VllmServer:
         self._base: str | None = None
         self._adapter: str | None = None
 
-    def load(self, folder: Path, handover: Handover) -> None:
-        """Let the server read the weights in ``folder``, which it must see under the same path."""
+    def load(self, folder: Path, handover: Handover, dtype: str) -> None:
+        """Let the server read the weights in ``folder``, which it must see under the same path.
+
+        What it computes in was said when it was started.
+        """
         self._base, self._adapter = ranks.first_alone(lambda: self._tell(folder, handover))
 
     def _tell(self, folder: Path, handover: Handover) -> tuple[str, str | None]:
@@ -166,12 +169,12 @@ class VllmColocated:
         self._adapter: Any = None
         self._count = 0
 
-    def load(self, folder: Path, handover: Handover) -> None:
+    def load(self, folder: Path, handover: Handover, dtype: str) -> None:
         """Start with the weights in ``folder``, or take them over."""
         if handover == "adapter":
-            self._load_adapter(folder)
+            self._load_adapter(folder, dtype)
         elif self._engine is None:
-            self._start(folder)
+            self._start(str(folder), dtype)
         else:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             self._engine.reset_prefix_cache()
@@ -210,7 +213,7 @@ class VllmColocated:
             self._engine.llm_engine.engine_core.shutdown()
             self._engine = None
 
-    def _start(self, folder: Path, **more: Any) -> None:
+    def _start(self, base: str, dtype: str, **more: Any) -> None:
         # a process of its own: vLLM sets global seeds and has process groups of its own
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -222,16 +225,17 @@ class VllmColocated:
                 f"importing it gave: {error}. docs/scaling.md says what was tried; "
                 "'vllm-server' can run from an environment of its own"
             ) from None
+        # the type is said, since vLLM halves float32 of its own accord
         self._engine = vllm.LLM(
-            model=str(folder), generation_config="vllm", enable_prefix_caching=True,
+            model=base, dtype=dtype, generation_config="vllm", enable_prefix_caching=True,
             **self._settings, **more,
         )  # fmt: skip
 
-    def _load_adapter(self, folder: Path) -> None:
+    def _load_adapter(self, folder: Path, dtype: str) -> None:
         if self._engine is None:
             about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            base = Path(about["base_model_name_or_path"])
-            self._start(base, enable_lora=True, max_lora_rank=max(8, about["r"]))
+            base: str = about["base_model_name_or_path"]
+            self._start(base, dtype, enable_lora=True, max_lora_rank=max(8, about["r"]))
         self._count += 1
         # a new number each time: what is cached is kept by number
         request = import_module("vllm.lora.request").LoRARequest
