@@ -36,6 +36,19 @@ def start_from_text(
         share: Of the variance that comes from the text; the rest is noise. In [0, 1].
     """
     rng = stream(seed, "title-embeddings")
+    weighted = weighted_words(texts)
+    shape = (weighted.shape[1], embeddings.shape[1])
+    directions = rng.standard_normal(shape, dtype=np.float32)
+    mean = weighted @ directions
+    norm = np.sqrt((weighted * weighted).sum(1))[:, None]
+    from_text = np.where(norm > 0, mean / np.maximum(norm, 1e-9), 0.0)  # entries of variance 1
+    noise = rng.standard_normal(from_text.shape, dtype=np.float32)
+    mixed = std * (np.sqrt(share) * from_text + np.sqrt(1 - share) * noise)
+    embeddings[torch.from_numpy(title_token_ids)] = torch.from_numpy(mixed.astype(np.float32))
+
+
+def weighted_words(texts: Sequence[str]) -> sparse.csr_array:
+    """Return which words each text holds (N, W), rare words weighing more (log N / texts)."""
     words: dict[str, int] = {}
     rows, columns = [], []
     for row, text in enumerate(texts):
@@ -46,11 +59,4 @@ def start_from_text(
         (np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), max(1, len(words)))
     )
     rarity = np.log(len(texts) / np.maximum(1, counts.sum(0)))
-    weighted = (counts * rarity).tocsr()
-    directions = rng.standard_normal((max(1, len(words)), embeddings.shape[1]), dtype=np.float32)
-    mean = weighted @ directions
-    norm = np.sqrt((weighted * weighted).sum(1))[:, None]
-    from_text = np.where(norm > 0, mean / np.maximum(norm, 1e-9), 0.0)  # entries of variance 1
-    noise = rng.standard_normal(from_text.shape, dtype=np.float32)
-    mixed = std * (np.sqrt(share) * from_text + np.sqrt(1 - share) * noise)
-    embeddings[torch.from_numpy(title_token_ids)] = torch.from_numpy(mixed.astype(np.float32))
+    return (counts * rarity).tocsr()
