@@ -166,9 +166,10 @@ def load_recommender(folder: Path, dataset: Dataset) -> Recommender:
             f"{folder} must be a folder of `reasonrec train {'|'.join(get_args(Baseline))}`; it "
             f"holds {manifest['method']}"
         )
+    own = {} if what == "untuned" else {what.replace("-", "_"): manifest["config"].get("own")}
     try:
-        config = BaselinesConfig.model_validate({what.replace("-", "_"): manifest["config"]["own"]})
-    except (KeyError, ValidationError) as error:
+        config = BaselinesConfig.model_validate(own)
+    except ValidationError as error:
         raise CheckpointError(
             f"{folder} was trained with settings that this version does not know ({error}); "
             "train again"
