@@ -59,7 +59,6 @@ def train(
     from reasonrec.data.dataset import Dataset
     from reasonrec.manifest import read_manifest
     from reasonrec.methods import r2ec, r2rec
-    from reasonrec.methods.baselines.train import METHOD_OF
     from reasonrec.methods.baselines.train import train as train_baseline
 
     config = settings or R2ecConfig()
@@ -76,11 +75,11 @@ def train(
             dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,
             announce=lambda name: console.print(f"· {name}"),
         )  # fmt: skip
-    elif what in METHOD_OF:
+    elif what == "no-think" or what == "sft" or what == "recpo":
+        folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
+    else:
         own = baselines or BaselinesConfig()
         folders = [train_baseline(what, dataset, own, base=config, out=out, seed=seed)]
-    else:
-        folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
     for folder in folders:
         manifest = read_manifest(folder)
         score = manifest["best_score"]

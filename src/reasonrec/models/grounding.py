@@ -47,9 +47,9 @@ class TitleWritingModel(HeadlessModel):
         """The tokens between history and answer."""
         return [*self.writer.opening, *self.writer.encode(ANSWER)]
 
-    def title_tokens(self, item_index: int) -> list[int]:
-        """Return an item's title in ordinary words."""
-        return self.writer.encode(f" {self.titles[item_index]}")
+    def title_tokens(self, item_index: int, most: int) -> list[int]:
+        """Return an item's title in ordinary words, cut to ``most`` tokens."""
+        return self.writer.encode(f" {self.titles[item_index]}")[:most]
 
 
 @torch.no_grad()
@@ -113,14 +113,15 @@ class GroundingRecommender:
     mean: bool = False
     """Whether a text's state is the mean over its tokens rather than the last one."""
     max_tokens: int = 24
-    """Most tokens of a title that is written."""
+    """Tokens to which titles are cut, written ones and those of items; the end is one more."""
     name: str = "bigrec"
     batch_size: int = 128
 
     @cached_property
     def title_states(self) -> np.ndarray:
         """(N, D), the state of every item's title."""
-        titles = [self.model.title_tokens(item) for item in range(self.model.num_items)]
+        items = range(self.model.num_items)
+        titles = [self.model.title_tokens(item, self.max_tokens) for item in items]
         return text_states(self.model.eval(), titles, mean=self.mean).cpu().numpy()
 
     def score(self, histories: Histories) -> Scored:
@@ -140,7 +141,7 @@ class GroundingRecommender:
                 [*ids[:length].tolist(), *model.writer.opening]
                 for ids, length in zip(prompts.token_ids, prompts.lengths)
             ]
-            drawn = write(model, asked, max_tokens=0, max_answer_tokens=self.max_tokens)
+            drawn = write(model, asked, max_tokens=0, max_answer_tokens=self.max_tokens + 1)
             for ids, length, at in zip(
                 drawn.token_ids.tolist(), drawn.lengths.tolist(), drawn.answer_at.tolist()
             ):

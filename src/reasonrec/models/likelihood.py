@@ -12,7 +12,7 @@ that only one item has need not be read on. A beam keeps the likeliest beginning
 and gives -inf to the items that it lost.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from reasonrec.models.reasoning_recommender import MOST_LOGITS, read_states
 from reasonrec.models.trie import TokenTrie
 from reasonrec.records import Histories, Scored
 
-MOST_ATTENDED = 2**24
-"""Entries of the attention mask of one call, 64 MiB; decides how many prompts share a pass."""
+MOST_ATTENDED = 2**22
+"""Entries of the attention mask of one call, 16 MiB; decides how many prompts share a pass."""
+MOST_TOGETHER = 128
+"""Beginnings that are read together: each sees its own alone, and the rest is masked in vain."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,17 @@ class LikelihoodRecommender:
     def score(self, histories: Histories) -> Scored:
         self.model.eval()
         scores = np.empty((len(histories), self.trie.num_items), np.float32)
-        width = min(self.beam or self.trie.max_width, self.trie.max_width)
-        for start in range(0, len(histories), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(histories)))
+        size = self.batch_size
+        if len(self.trie.levels) > 1:
+            shown = np.minimum(histories.lengths, self.model.writer.max_history).max(initial=0)
+            longest = int(shown) * len(self.trie.levels) + 2 * MOST_TOGETHER
+            size = max(1, min(size, MOST_ATTENDED // (longest * (self.beam or MOST_TOGETHER))))
+        for start in range(0, len(histories), size):
+            rows = np.arange(start, min(start + size, len(histories)))
             prompts = self.model.writer.prompts(histories.take(rows))
-            longest = prompts.token_ids.shape[1] + len(self.trie.levels) * width
-            size = max(1, MOST_ATTENDED // max(1, width * longest))
-            for part in np.array_split(np.arange(len(rows)), -(-len(rows) // size)):
-                scores[rows[part]] = (
-                    score_items(
-                        self.model,
-                        torch.from_numpy(prompts.token_ids[part]),
-                        torch.from_numpy(prompts.lengths[part]),
-                        self.trie,
-                        beam=self.beam,
-                    )
-                    .cpu()
-                    .numpy()
-                )
+            ids, lengths = torch.from_numpy(prompts.token_ids), torch.from_numpy(prompts.lengths)
+            found = score_items(self.model, ids, lengths, self.trie, beam=self.beam)
+            scores[rows] = found.cpu().numpy()
         return Scored(scores)
 
 
@@ -87,46 +82,88 @@ def score_items(
         lost; what it found has the exact value.
     """
     reader = _TrieReader(model, token_ids, lengths)
-    device, B = model.device, len(lengths)
-    scores = torch.full((B, trie.num_items), -torch.inf, device=device)
-    states, logp = reader.prompt_states, torch.zeros(B, 1, device=device)
-    first, count = torch.zeros(B, 1, dtype=torch.long, device=device), None
-    for depth, level in enumerate(trie.levels):
-        token, item, num_items, first_child, num_children = (
-            torch.from_numpy(column).to(device)
-            for column in (
-                level.token, level.item, level.num_items, level.first_child, level.num_children,
-            )
-        )  # fmt: skip
-        if count is None:
-            count = torch.full((B, 1), len(token), device=device)
-        step = torch.arange(int(count.max()), device=device)
-        exists = step < count[..., None]  # (B, W, C)
-        node = (first[..., None] + step).clamp(max=len(token) - 1).where(exists, 0)
-        logits = _logits_of(model, states.flatten(0, 1), token[node].flatten(0, 1))
-        conditional = logits.reshape(node.shape).masked_fill(~exists, -torch.inf).log_softmax(-1)
-        found = (logp[..., None] + conditional).flatten(1)  # (B, W C)
-        node, exists = node.flatten(1), exists.flatten(1)
-        parent = torch.arange(node.shape[1], device=device).expand(B, -1) // len(step)
-        if beam:
-            best = found.topk(min(beam, found.shape[1]), dim=1)
-            found = best.values
-            node, exists, parent = (x.gather(1, best.indices) for x in (node, exists, parent))
-            exists &= found > -torch.inf
-        row, column = ((num_items[node] == 1) & exists).nonzero(as_tuple=True)
-        scores[row, item[node[row, column]]] = found[row, column]
-        goes_on = (num_items[node] > 1) & exists
-        if not goes_on.any():
-            break
-        if beam:  # which ones go on differs by row: the others are kept as if they had no chance
-            logp = found.masked_fill(~goes_on, -torch.inf)
-            node = node.where(goes_on, int((num_items > 1).nonzero()[0, 0]))
-        else:  # the same for all rows
-            kept = goes_on[0].nonzero()[:, 0]
-            node, parent, logp = node[:, kept], parent[:, kept], found[:, kept]
-        states = reader.read(token[node], parent if depth else torch.zeros_like(parent))
-        first, count = first_child[node], num_children[node]
+    scores = torch.full((len(lengths), trie.num_items), -torch.inf, device=model.device)
+    root = _Begun(torch.zeros(len(lengths), 1, device=model.device))
+    firsts = _go_on(model, trie, 0, root, reader.prompt_states, scores, beam)
+    if firsts is None:
+        return scores
+    for group in [None] if beam else trie.groups(MOST_TOGETHER):
+        begun = firsts
+        if group is not None:
+            kept = torch.isin(firsts.node[0], torch.from_numpy(group).to(model.device))
+            begun = _Begun(firsts.logp[:, kept], firsts.node[:, kept], firsts.parent[:, kept])
+        reader.forget()
+        for depth in range(1, len(trie.levels)):
+            token = torch.from_numpy(trie.levels[depth - 1].token).to(model.device)[begun.node]
+            states = reader.read(token, begun.parent)
+            begun = _go_on(model, trie, depth, begun, states, scores, beam)
+            if begun is None:
+                break
     return scores
+
+
+@dataclass
+class _Begun:
+    """W beginnings of one length behind each of B prompts that several items share."""
+
+    logp: Tensor
+    """(B, W)."""
+    node: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(B, W), their places in the trie's level. Of no meaning for the empty beginning."""
+    parent: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(B, W), which of the beginnings one token shorter each continues."""
+
+
+def _go_on(
+    model: AnsweringModel,
+    trie: TokenTrie,
+    depth: int,
+    begun: _Begun,
+    states: Tensor,
+    scores: Tensor,
+    beam: int,
+) -> _Begun | None:
+    """Return the beginnings that are one token longer; write down items that are alone there.
+
+    Args:
+        depth: Length of ``begun``, whose ``states`` are (B, W, D).
+        scores: (B, N), changed in place.
+    """
+    device, level = scores.device, trie.levels[depth]
+    item, num_items = (torch.from_numpy(x).to(device) for x in (level.item, level.num_items))
+    token = torch.from_numpy(level.token).to(device)
+    if depth:
+        above = trie.levels[depth - 1]
+        first = torch.from_numpy(above.first_child).to(device)[begun.node]
+        count = torch.from_numpy(above.num_children).to(device)[begun.node]
+    else:
+        first = torch.zeros_like(begun.logp, dtype=torch.long)
+        count = torch.full_like(first, len(token))
+    step = torch.arange(int(count.max()), device=device)
+    exists = step < count[..., None]  # (B, W, C)
+    node = (first[..., None] + step).where(exists, 0)
+    logits = _logits_of(model, states.flatten(0, 1), token[node].flatten(0, 1))
+    conditional = logits.reshape(node.shape).masked_fill(~exists, -torch.inf).log_softmax(-1)
+    logp = (begun.logp[..., None] + conditional).flatten(1)  # (B, W C)
+    node, exists = node.flatten(1), exists.flatten(1)
+    parent = torch.arange(node.shape[1], device=device).expand(len(node), -1) // len(step)
+    if beam:
+        best = logp.topk(min(beam, logp.shape[1]), dim=1)
+        logp = best.values
+        node, exists, parent = (x.gather(1, best.indices) for x in (node, exists, parent))
+        exists &= logp > -torch.inf
+    row, column = ((num_items[node] == 1) & exists).nonzero(as_tuple=True)
+    scores[row, item[node[row, column]]] = logp[row, column]
+    goes_on = (num_items[node] > 1) & exists
+    if not goes_on.any():
+        return None
+    if beam:  # which ones go on differs by row: the others stay, as if they had no chance
+        any_shared = int((num_items > 1).nonzero()[0, 0])
+        return _Begun(
+            logp.masked_fill(~goes_on, -torch.inf), node.where(goes_on, any_shared), parent
+        )
+    kept = goes_on[0]  # the same for all rows
+    return _Begun(logp[:, kept], node[:, kept], parent[:, kept])
 
 
 def _logits_of(model: AnsweringModel, states: Tensor, tokens: Tensor) -> Tensor:
@@ -145,8 +182,8 @@ class _TrieReader:
     def __init__(self, model: AnsweringModel, token_ids: Tensor, lengths: Tensor) -> None:
         self.model = model
         self.token_ids, self.lengths = token_ids.to(model.device), lengths.to(model.device)
-        B, T = token_ids.shape
-        self.is_prompt = torch.arange(T, device=model.device) < self.lengths[:, None]
+        place = torch.arange(token_ids.shape[1], device=model.device)
+        self.is_prompt = place < self.lengths[:, None]
         out = model.run_backbone(
             model.embed(self.token_ids), attention_mask=self.is_prompt.long(), use_cache=True
         )
@@ -154,8 +191,17 @@ class _TrieReader:
         last = (self.lengths - 1)[:, None]
         self.prompt_states = read_states(out.last_hidden_state, last)
         """(B, 1, D), at the end of each prompt."""
-        self.path = torch.zeros(B, 1, 0, dtype=torch.long, device=model.device)
-        self.sees = torch.zeros(B, 1, 0, dtype=torch.bool, device=model.device)
+        self.num_read = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Go back to the ends of the prompts."""
+        B, device = len(self.lengths), self.lengths.device
+        if self.num_read:
+            self.cache.crop(-self.num_read)
+        self.num_read = 0
+        self.path = torch.zeros(B, 1, 0, dtype=torch.long, device=device)
+        self.sees = torch.zeros(B, 1, 0, dtype=torch.bool, device=device)
 
     def read(self, token: Tensor, parent: Tensor) -> Tensor:
         """Return the states (B, W, D) of beginnings that end in ``token`` (B, W).
@@ -164,12 +210,16 @@ class _TrieReader:
             parent: (B, W), which of the beginnings of the last call each continues.
         """
         depth = self.path.shape[-1]
+        if depth == 0:
+            parent = torch.zeros_like(token)  # the prompt
         rows = torch.arange(len(token), device=token.device)[:, None]
-        is_parent = torch.zeros(*token.shape, self.path.shape[1], device=token.device).bool()
-        is_parent.scatter_(2, parent[..., None], depth > 0)  # the prompt itself is no beginning
-        before = self.sees[rows, parent]
-        self.sees = torch.cat([before, is_parent], 2) if depth else before
         self.path = torch.cat([self.path[rows, parent], token[..., None]], 2)  # (B, W, depth + 1)
+        if depth:
+            is_parent = torch.zeros(*token.shape, self.sees.shape[1], device=token.device).bool()
+            is_parent.scatter_(2, parent[..., None], True)
+            self.sees = torch.cat([self.sees[rows, parent], is_parent], 2)
+        else:
+            self.sees = self.sees[rows, parent]
         longest = int(self.lengths.max()) + self.sees.shape[2] + token.shape[1]
         return self._together(token, depth) if self.model._branches(longest) else self._apart()
 
@@ -181,6 +231,7 @@ class _TrieReader:
         embeddings = self.model.embed(token)
         bias = torch.zeros(may_attend.shape, dtype=embeddings.dtype, device=token.device)
         bias.masked_fill_(~may_attend, torch.finfo(bias.dtype).min)
+        self.num_read += W
         return self.model.run_backbone(
             embeddings,
             attention_mask=bias[:, None],

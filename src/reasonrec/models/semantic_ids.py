@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import svds
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from reasonrec.baselines.follow_counter import count_follows
 from reasonrec.data.dataset import InteractionLog
@@ -115,19 +114,21 @@ def id_texts(codes: np.ndarray) -> list[str]:
 
 def add_id_tokens(tokenizer: PreTrainedTokenizerBase, codes: np.ndarray) -> None:
     """Give every code of every level a token of its own, in place."""
-    tokens = []
+    tokens: list[str | AddedToken] = []
     for level, column in enumerate(codes.T):
         before = " [" if level == 0 else "|"
         after = "]" if level == codes.shape[1] - 1 else ""
         tokens += [
-            f"{before}{_LETTERS[level]}{code}{after}" for code in range(int(column.max()) + 1)
+            AddedToken(f"{before}{_LETTERS[level]}{code}{after}", normalized=False)
+            for code in range(int(column.max()) + 1)
         ]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer.add_tokens(tokens)
 
 
 def text_vectors(texts: Sequence[str], *, width: int, seed: int) -> np.ndarray:
     """Return a unit vector (N, D) of each text: TF-IDF of its words, cut to its main axes."""
-    return main_axes(weighted_words(texts), width=width, seed=seed)
+    weighted, num_words = weighted_words(texts)
+    return main_axes(weighted, (len(texts), num_words), width=width, seed=seed)
 
 
 def log_vectors(log: InteractionLog, num_items: int, *, width: int, seed: int) -> np.ndarray:
@@ -141,16 +142,19 @@ def log_vectors(log: InteractionLog, num_items: int, *, width: int, seed: int) -
     totals = np.asarray(both.sum(1)).ravel()
     expected = totals[both.coords[0]] * totals[both.coords[1]] / max(totals.sum(), 1e-9)
     information = np.log(np.maximum(both.data / np.maximum(expected, 1e-9), 1.0))
-    table = sparse.csr_array((information, both.coords), shape=both.shape)
-    return main_axes(table, width=width, seed=seed)
+    shape = (num_items, num_items)
+    table = sparse.csr_array((information, both.coords), shape=shape)
+    return main_axes(table, shape, width=width, seed=seed)
 
 
-def main_axes(table: sparse.csr_array, *, width: int, seed: int) -> np.ndarray:
+def main_axes(
+    table: sparse.csr_array, shape: tuple[int, int], *, width: int, seed: int
+) -> np.ndarray:
     """Return the rows of a table (N, M) on its main axes, scaled to length 1. (N, D)."""
-    width = min(width, min(table.shape) - 1)
+    width = min(width, min(shape) - 1)
     if width < 1 or table.nnz == 0:
-        return np.zeros((table.shape[0], 1))
-    start = stream(seed, "main-axes").random(min(table.shape))
+        return np.zeros((shape[0], 1))
+    start = stream(seed, "main-axes").random(min(shape))
     left, values, _ = svds(table.astype(np.float64), k=width, v0=start)
     rows = left * values
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

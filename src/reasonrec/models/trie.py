@@ -20,6 +20,8 @@ class TrieLevel:
     """(n,), int64, place of its first child in the next level."""
     num_children: np.ndarray
     """(n,), int64; 0 at the end of an item."""
+    num_shared: np.ndarray
+    """(n,), int64, how many beginnings at and below it are those of several items."""
 
 
 class TokenTrie:
@@ -65,18 +67,37 @@ class TokenTrie:
             only[num_items > 1] = -1
             _set_children(levels, unique[:, 0], num_above)
             none = np.zeros(len(unique), np.int64)
-            levels.append(TrieLevel(unique[:, 1], num_items, only, none.copy(), none.copy()))
+            shared = (num_items > 1).astype(np.int64)
+            levels.append(
+                TrieLevel(unique[:, 1], num_items, only, none.copy(), none.copy(), shared)
+            )
             num_above = len(unique)
         if (levels[-1].num_items > 1).any():
             last = int(np.flatnonzero(levels[-1].num_items > 1)[0])
             twice = item[node == last].tolist()
             raise ValueError(f"no two items may have the same tokens; items {twice[:5]} do")
+        for above, below in zip(levels[-2::-1], levels[:0:-1]):
+            sums = np.concatenate([[0], below.num_shared.cumsum()])
+            above.num_shared[:] += sums[above.first_child + above.num_children]
+            above.num_shared[:] -= sums[above.first_child]
         self.levels = tuple(levels)
 
-    @property
-    def max_width(self) -> int:
-        """Most beginnings of one length that several items share."""
-        return max(int((level.num_items > 1).sum()) for level in self.levels)
+    def groups(self, most: int) -> list[np.ndarray]:
+        """Return the first tokens that several items share, in groups to be read one by one.
+
+        Args:
+            most: Shared beginnings that a group holds, unless one first token alone has more.
+        """
+        first = self.levels[0]
+        groups: list[list[int]] = []
+        room = 0
+        for node in np.flatnonzero(first.num_items > 1).tolist():
+            if first.num_shared[node] > room:
+                groups.append([])
+                room = most
+            groups[-1].append(node)
+            room -= int(first.num_shared[node])
+        return [np.array(group) for group in groups]
 
 
 def _set_children(levels: list[TrieLevel], parent: np.ndarray, num_above: int) -> None:

@@ -74,6 +74,7 @@ class WrittenTitles(TorchDataset):
     Args:
         num_branches: Positions of each window that are asked about in one epoch, drawn; all where
             it has no more.
+        max_tokens: Tokens to which titles are cut.
     """
 
     def __init__(
@@ -83,12 +84,13 @@ class WrittenTitles(TorchDataset):
         model: TitleWritingModel,
         *,
         num_branches: int,
+        max_tokens: int,
         seed: int,
     ) -> None:
         self.log, self.windows, self.writer = log, windows, model.writer
         self.num_branches, self.seed = num_branches, seed
         self.opening, self.end = model.opening, model.end_token
-        self.titles = [model.title_tokens(item) for item in range(model.num_items)]
+        self.titles = [model.title_tokens(item, max_tokens) for item in range(model.num_items)]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -104,7 +106,8 @@ class WrittenTitles(TorchDataset):
         begins_user = self.log.user_offsets[self.log.user_index[start]] == start
         tokens: list[list[int]] = []
         at: list[int] = []
-        G = self.num_branches
+        most = int((last - start).max()) + 1  # of a batch of short windows none has G positions
+        G = min(self.num_branches, most)
         for row, window in enumerate(index.tolist()):
             asked = np.arange(0 if begins_user[row] else 1, last[row] - start[row] + 1)
             if len(asked) > G:

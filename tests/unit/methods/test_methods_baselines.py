@@ -172,7 +172,7 @@ def test_bigrec_writes_titles_in_words_and_never_with_their_own_tokens(opened):
     assert (bigrec.score(histories).scores.max(1) == 0).all()  # word for word: at distance 0
     title_token = bigrec.model.writer.item_tokens(7)
     assert len(title_token) == 1
-    assert len(bigrec.model.title_tokens(7)) > 1
+    assert len(bigrec.model.title_tokens(7, 12)) > 1
 
 
 def test_tiger_gives_every_item_an_id_of_its_own_that_the_prompt_shows(opened):

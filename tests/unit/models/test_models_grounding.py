@@ -65,7 +65,7 @@ def test_texts_at_one_distance_from_everything_tie():
 
 @pytest.mark.parametrize("mean", [False, True])
 def test_a_text_has_the_state_that_it_has_alone(model, mean):
-    texts = [model.title_tokens(2), model.title_tokens(5)[:1], []]
+    texts = [model.title_tokens(2, 9), model.title_tokens(5, 1), []]
     states = text_states(model, texts, mean=mean)
     for row, text in enumerate(texts):
         ids = torch.tensor([[model.tokenizer.bos_token_id, *text]])
@@ -76,7 +76,7 @@ def test_a_text_has_the_state_that_it_has_alone(model, mean):
 
 
 def test_a_title_written_word_for_word_is_nearest_to_itself(model):
-    titles = [model.title_tokens(item) for item in range(N)]
+    titles = [model.title_tokens(item, 9) for item in range(N)]
     states = text_states(model, titles, mean=False).numpy()
     scores = grounded_scores(states, states, np.zeros(N), power=0.0)
     assert scores.argmax(1).tolist() == list(range(N))
@@ -99,7 +99,9 @@ def test_the_token_of_a_title_is_never_written(model):
 def test_what_is_trained_is_what_is_asked(model, num_branches):
     dataset = toy_dataset([*ring_rows(3, N, 14), [4]], model.titles)
     windows = schedule_windows(dataset.train, max_history=6, num_epochs=1, batch_size=4, seed=0)
-    data = WrittenTitles(dataset.train, windows, model, num_branches=num_branches, seed=0)
+    data = WrittenTitles(
+        dataset.train, windows, model, num_branches=num_branches, max_tokens=3, seed=0
+    )
     batch = Batch(**data.__getitems__(list(range(len(windows)))))
     assert batch.branch_ids is not None and batch.branch_lengths is not None
     assert batch.branch_at is not None and batch.is_written is not None
@@ -115,14 +117,14 @@ def test_what_is_trained_is_what_is_asked(model, num_branches):
             )
             prompt = model.writer.prompts(history)
             places[int(prompt.lengths[0]) - 1] = event
-        for g in range(num_branches):
+        for g in range(batch.branch_ids.shape[1]):
             length = int(batch.branch_lengths[w, g])
             if not length:
                 continue
             at = int(batch.branch_at[w, g])
             event = places[at]
             asked.add(event)
-            title = model.title_tokens(int(dataset.train.item_index[event]))
+            title = model.title_tokens(int(dataset.train.item_index[event]), 3)
             ids = batch.branch_ids[w, g, :length].tolist()
             assert ids == [*model.opening, *title, model.end_token]
             assert batch.is_written[w, g].sum() == len(title) + 1

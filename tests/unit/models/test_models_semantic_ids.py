@@ -96,7 +96,7 @@ def test_items_with_the_same_words_have_the_same_vector():
 
 def test_words_weigh_by_how_rare_they_are():
     # "boat" is in two of four texts: log 2; "red" in one: log 4; a repeat counts once
-    weighted = weighted_words(["red boat", "boat boat", "", "tree"])
+    weighted, _ = weighted_words(["red boat", "boat boat", "", "tree"])
     expected = [[np.log(4), np.log(2), 0], [0, np.log(2), 0], [0, 0, 0], [0, 0, np.log(4)]]
     columns = sorted(weighted.toarray().T.tolist())
     np.testing.assert_allclose(columns, sorted(np.transpose(expected).tolist()))
@@ -115,8 +115,8 @@ def test_items_of_one_taste_lie_near_each_other_and_unseen_ones_nowhere():
 
 def test_main_axes_keep_what_the_table_holds():
     rng = np.random.default_rng(0)
-    table = weighted_words([" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(9)])
+    table, num_words = weighted_words([" ".join(rng.choice(list("abcdefgh"), 4)) for _ in range(9)])
     dense = table.toarray().astype(np.float64)
-    rows = main_axes(table, width=7, seed=0)  # all but the last of eight axes
+    rows = main_axes(table, (9, num_words), width=7, seed=0)  # all but the last of eight axes
     unit = dense / np.linalg.norm(dense, axis=1, keepdims=True)
     np.testing.assert_allclose(rows @ rows.T, unit @ unit.T, atol=0.15)

@@ -62,7 +62,17 @@ def test_the_trie_holds_the_items_and_nothing_else():
     assert second.item.tolist() == [0, -1]
     assert (second.first_child.tolist(), second.num_children.tolist()) == ([0, 0], [0, 2])
     assert (third.token.tolist(), third.item.tolist()) == ([1, 2], [1, 3])
-    assert trie.max_width == 1
+    # shared by several items: 5, and 5 8 below it
+    assert (first.num_shared.tolist(), second.num_shared.tolist()) == ([2, 0], [0, 1])
+
+
+def test_first_tokens_are_read_in_groups_of_a_size():
+    # below 1 two beginnings are shared (1 and 1 5), below 2 and 4 one each; 3 has one item
+    trie = TokenTrie([[1, 5, 6], [1, 5, 7], [2, 5], [2, 6], [3], [4, 5], [4, 6]])
+    assert trie.levels[0].num_shared.tolist() == [2, 1, 0, 1]
+    assert [group.tolist() for group in trie.groups(3)] == [[0, 1], [3]]
+    assert [group.tolist() for group in trie.groups(1)] == [[0], [1], [3]]
+    assert TokenTrie([[1], [2]]).groups(9) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -118,7 +128,9 @@ def test_the_likelihood_of_four_items_worked_by_hand():
 
 
 @pytest.mark.parametrize("words", ["titles", "ids"])
-def test_exact_scores_are_those_of_every_item_read_out_alone(words):
+@pytest.mark.parametrize("most_together", [1, 128])
+def test_exact_scores_are_those_of_every_item_read_out_alone(words, most_together, monkeypatch):
+    monkeypatch.setattr("reasonrec.models.likelihood.MOST_TOGETHER", most_together)
     model = toy_reader()
     if words == "titles":  # one token each
         sequences = [model.writer.item_tokens(item) for item in range(N)]

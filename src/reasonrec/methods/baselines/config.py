@@ -50,7 +50,8 @@ class BigrecConfig(Config):
     vocab_size: NonNegativeInt = 1024
     """Sub-word tokens that a tiny backbone learns from the titles; 0 keeps its own."""
     max_tokens: PositiveInt = 24
-    """Most tokens of a title that is written."""
+    """Tokens to which titles are cut, in training, when writing and when comparing: the titles of a
+    shop run on for a hundred."""
     state: Literal["last", "mean"] = "last"
     """Which state stands for a text: that of its last token, as published, or the mean."""
     popularity: bool = False

@@ -14,7 +14,7 @@ How each departs from its paper stands in ``docs/baselines.md``.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,11 +119,12 @@ def train(
         )  # fmt: skip
         data: TorchDataset = (
             WrittenTitles(
-                dataset.train, windows, model, num_branches=config.bigrec.num_branches, seed=seed
+                dataset.train, windows, model, num_branches=config.bigrec.num_branches,
+                max_tokens=config.bigrec.max_tokens, seed=seed,
             )
             if isinstance(model, TitleWritingModel)
             else ContinuedHistories(dataset.train, windows, model)
-        )
+        )  # fmt: skip
         loss: Any = title_loss if isinstance(model, TitleWritingModel) else continuation_loss
         torch.manual_seed(seed)
         fitted = fit(
@@ -160,12 +161,13 @@ def load_recommender(folder: Path, dataset: Dataset) -> Recommender:
     """
     folder = Path(folder)
     manifest = checked_manifest(folder, dataset)
-    what = next((name for name, method in METHOD_OF.items() if method == manifest["method"]), None)
-    if what is None:
+    found = [name for name, method in METHOD_OF.items() if method == manifest["method"]]
+    if not found:
         raise CheckpointError(
-            f"{folder} must be a folder of `reasonrec train {'|'.join(get_args(Baseline))}`; it "
-            f"holds {manifest['method']}"
+            f"{folder} must be a folder of `reasonrec train {'|'.join(METHOD_OF)}`; it holds "
+            f"{manifest['method']}"
         )
+    what = found[0]
     own = {} if what == "untuned" else {what.replace("-", "_"): manifest["config"].get("own")}
     try:
         config = BaselinesConfig.model_validate(own)

@@ -36,9 +36,8 @@ def start_from_text(
         share: Of the variance that comes from the text; the rest is noise. In [0, 1].
     """
     rng = stream(seed, "title-embeddings")
-    weighted = weighted_words(texts)
-    shape = (weighted.shape[1], embeddings.shape[1])
-    directions = rng.standard_normal(shape, dtype=np.float32)
+    weighted, num_words = weighted_words(texts)
+    directions = rng.standard_normal((num_words, embeddings.shape[1]), dtype=np.float32)
     mean = weighted @ directions
     norm = np.sqrt((weighted * weighted).sum(1))[:, None]
     from_text = np.where(norm > 0, mean / np.maximum(norm, 1e-9), 0.0)  # entries of variance 1
@@ -47,16 +46,17 @@ def start_from_text(
     embeddings[torch.from_numpy(title_token_ids)] = torch.from_numpy(mixed.astype(np.float32))
 
 
-def weighted_words(texts: Sequence[str]) -> sparse.csr_array:
-    """Return which words each text holds (N, W), rare words weighing more (log N / texts)."""
+def weighted_words(texts: Sequence[str]) -> tuple[sparse.csr_array, int]:
+    """Return which words each text holds (N, W), rare ones weighing more (log N / texts), and W."""
     words: dict[str, int] = {}
     rows, columns = [], []
     for row, text in enumerate(texts):
         found = {words.setdefault(word, len(words)) for word in _WORD.findall(text.lower())}
         rows += [row] * len(found)
         columns += sorted(found)
+    num_words = max(1, len(words))
     counts = sparse.csr_array(
-        (np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), max(1, len(words)))
+        (np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), num_words)
     )
     rarity = np.log(len(texts) / np.maximum(1, counts.sum(0)))
-    return (counts * rarity).tocsr()
+    return (counts * rarity).tocsr(), num_words
