@@ -31,23 +31,23 @@ from reasonrec.records import Histories
 from reasonrec.traces.config import PromptConfig
 from reasonrec.training.config import OptimiserConfig
 
-N = 20
+N = 24
 GENRES = ("Tide", "Ember", "Moss", "Quartz")
 BASE = R2ecConfig(
     tiny=TOY_SHAPE.model_copy(update={"width": 32, "feed_forward_width": 64}),
-    head=HeadConfig(max_history=8),
+    head=HeadConfig(max_history=6),
 )
 OPTIMISER = OptimiserConfig(
     learning_rate=1e-2, batch_size=8, num_validations=4, schedule="constant_with_warmup"
 )
 CONFIG = BaselinesConfig(
-    direct_sft=DirectSftConfig(num_epochs=20, dropout=0.0, optimiser=OPTIMISER),
+    direct_sft=DirectSftConfig(num_epochs=8, dropout=0.0, optimiser=OPTIMISER),
     bigrec=BigrecConfig(
-        num_epochs=30, num_branches=4, dropout=0.0, vocab_size=330, max_tokens=12,
+        num_epochs=15, num_branches=4, dropout=0.0, vocab_size=330, max_tokens=12,
         popularity=True, optimiser=OPTIMISER,
     ),
     tiger=TigerConfig(
-        num_epochs=60, dropout=0.0, num_levels=2, codebook_size=4, vector_width=6,
+        num_epochs=28, dropout=0.0, ids_from="text", num_levels=2, codebook_size=4, vector_width=6,
         optimiser=OPTIMISER,
     ),
 )  # fmt: skip
@@ -56,10 +56,10 @@ TRAINED = ("direct-sft", "bigrec", "tiger")
 
 def shop():
     """Everybody walks along the catalogue: what comes next is certain, and nothing is popular."""
-    titles = [f"{GENRES[n // 5]} {'abcde'[n % 5]}" for n in range(N)]
-    toy = toy_dataset(ring_rows(40, N, 8), titles)
+    titles = [f"{GENRES[n // 6]} {'abcdef'[n % 6]}" for n in range(N)]
+    toy = toy_dataset(ring_rows(40, N, 12), titles)
     table = toy.catalogue.table.with_columns(
-        categories=pl.Series([[GENRES[n // 5]] for n in range(N)])
+        categories=pl.Series([[GENRES[n // 6]] for n in range(N)])
     )
     return dataclasses.replace(toy, catalogue=Catalogue(table))
 
@@ -160,7 +160,7 @@ def test_manifests_say_what_was_learned_and_how(folders):
         "untuned": "nothing", "direct-sft": "train", "bigrec": "train", "tiger": "train",
     }  # fmt: skip
     assert manifests["bigrec"]["popularity_power"] == 0.0  # nothing is popular here: the smallest
-    assert 0 < manifests["tiger"]["frac_shared_codes"] < 1
+    assert manifests["tiger"]["frac_shared_codes"] == 1.0  # words say the genre: 24 items, 4 codes
     assert all(manifests[what]["best_score"] > 0.9 for what in TRAINED)
 
 
@@ -168,7 +168,7 @@ def test_bigrec_writes_titles_in_words_and_never_with_their_own_tokens(opened):
     bigrec = opened["bigrec"]
     histories = Histories.from_lists([list(range(7)), list(range(6, 13))])
     _, texts = bigrec.write(histories)
-    assert texts == ["Ember c", "Moss d"]  # items 7 and 13
+    assert texts == ["Ember b", "Moss b"]  # items 7 and 13
     assert (bigrec.score(histories).scores.max(1) == 0).all()  # word for word: at distance 0
     title_token = bigrec.model.writer.item_tokens(7)
     assert len(title_token) == 1
@@ -206,7 +206,7 @@ def test_vectors_hold_what_was_asked_for_and_nothing_of_the_future():
         for source in ("text", "log", "text+log")
     }  # fmt: skip
     np.testing.assert_array_equal(wide["text+log"], np.hstack([wide["text"], wide["log"]]))
-    planted = [*ring_rows(39, N, 6), [0, 1, 2, 3, 9, 0]]  # what the last two of a row are
+    planted = [*ring_rows(39, N, 10), [*range(8), 9, 0]]  # what the last two of a row are
     other = dataclasses.replace(dataset, test=toy_dataset(planted, dataset.catalogue.titles).test)
     again = item_vectors(other, TigerConfig(ids_from="log", vector_width=5), None, seed=0)
     np.testing.assert_array_equal(again, wide["log"])
@@ -224,7 +224,7 @@ def test_any_causal_model_serves_as_backbone(what, tmp_path):
     folder = train(what, shop(), config, base=base, out=tmp_path / "out", seed=0)
     scores = load_recommender(folder, shop()).score(Histories.from_lists([[1, 2], []])).scores
     assert np.isfinite(scores).all()
-    assert len(set(scores[0].round(6).tolist())) > N // 2
+    assert len(set(scores[0].tolist())) > N // 2
 
 
 @pytest.mark.parametrize(
