@@ -31,19 +31,15 @@ SETTINGS: dict[str, dict[str, list[list[str]]]] = {
         "untuned": [[]],
         "direct-sft": [[], ["--direct-sft.dropout", "0.6"]],
         "bigrec": [
-            [*QUICK, "--bigrec.optimiser.num-validations", "8"],
-            [*QUICK, "--bigrec.optimiser.num-validations", "8", "--bigrec.state", "mean"],
+            [*QUICK, "--bigrec.optimiser.num-validations", "8", "--bigrec.popularity"],
         ],
-        "tiger": [
-            [*QUICK, "--tiger.optimiser.num-validations", "8"],
-            [*QUICK, "--tiger.optimiser.num-validations", "8", "--tiger.dropout", "0.4"],
-        ],
+        "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
     },
     "ml-100k": {
         "untuned": [[]],
-        "direct-sft": [[]],
-        "bigrec": [[*QUICK, "--bigrec.num-epochs", "8"]],
-        "tiger": [[*QUICK, "--tiger.num-epochs", "8"]],
+        "direct-sft": [["--direct-sft.num-epochs", "12"]],
+        "bigrec": [[*QUICK, "--bigrec.num-epochs", "4", "--bigrec.optimiser.num-validations", "4"]],
+        "tiger": [[*QUICK, "--tiger.num-epochs", "4", "--tiger.optimiser.num-validations", "4"]],
     },
 }
 """What is tried on each set; the rest is at its default."""
