@@ -25,22 +25,40 @@ class TitleWritingModel(HeadlessModel):
     def forward(self, batch: Batch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return log p (B, G, S) of every written token of the branches, 0 elsewhere, float32."""
         _, hidden = self._hidden(batch)
-        assert hidden is not None
-        hidden = F.dropout(hidden, self.head.dropout, self.training)
-        return self._token_logp(batch, hidden, False)[0]
+        assert hidden is not None and batch.is_written is not None and batch.branch_ids is not None
+        wanted = batch.is_written
+        # token s is predicted from the state at s - 1; the opening, which stands first, is given
+        states = F.dropout(hidden[wanted.roll(-1, dims=-1)], self.head.dropout, self.training)
+        loss = F.cross_entropy(
+            self.token_logits(states), batch.branch_ids[wanted], reduction="none"
+        )
+        return torch.zeros_like(hidden[..., 0], dtype=torch.float32).masked_scatter(wanted, -loss)
 
     def token_logits(self, states: Tensor) -> Tensor:
-        """Return float32 logits (..., V); a title's own token is never written."""
-        logits = super().token_logits(states)
-        if self.is_title.numel():
-            logits = logits.masked_fill(self.is_title, -torch.inf)
-        return logits
+        """Return float32 logits of words; a title's own token is never written.
 
-    def language_logits(
-        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
-    ) -> Tensor:
-        """Return the logits (R, V) of answers, which know none of the rules of thoughts."""
-        return self.token_logits(states)
+        (..., V), or where titles have tokens of their own, which are the last ones, (..., V - N).
+        """
+        if self.num_words is None:
+            return super().token_logits(states)
+        # the head of a tiny backbone is a product with its embeddings; titles are most of them
+        words = self.backbone.get_output_embeddings().weight[: self.num_words]
+        return (states @ words.T).float().masked_fill(self.is_shut, -torch.inf)
+
+    @cached_property
+    def num_words(self) -> int | None:
+        """Tokens of words, the special ones among them; None where titles are words too."""
+        titles = self.writer.title_token_ids
+        return None if titles is None else int(titles.min())
+
+    @cached_property
+    def is_shut(self) -> Tensor:
+        """(V - N,), True for words that are never written."""
+        assert self.num_words is not None
+        shut = {self.tokenizer.bos_token_id, *self.never_written.tolist()} - {self.end_token}
+        return torch.isin(
+            torch.arange(self.num_words), torch.tensor(sorted(t for t in shut if t is not None))
+        ).to(self.device)
 
     @cached_property
     def opening(self) -> list[int]:

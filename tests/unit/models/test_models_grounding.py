@@ -6,7 +6,7 @@ import torch
 from tests.toy_models import TOY_SHAPE, ring_rows, toy_catalogue
 from tests.toys import toy_dataset
 
-from reasonrec.models.answers import with_words_of
+from reasonrec.models.answers import AnsweringModel, with_words_of
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.grounding import (
@@ -84,10 +84,15 @@ def test_a_title_written_word_for_word_is_nearest_to_itself(model):
 
 
 def test_the_token_of_a_title_is_never_written(model):
+    states = torch.randn(5, TOY_SHAPE.width) * 9
+    logits = model.token_logits(states)
     tokens = [model.writer.item_tokens(item)[0] for item in range(N)]
-    logits = model.token_logits(torch.randn(5, TOY_SHAPE.width) * 9)
-    assert torch.isneginf(logits[:, tokens]).all()
+    assert logits.shape == (5, min(tokens)) == (5, len(model.tokenizer) - N)
+    # the words have the logits that the backbone's own head gives
+    slow = AnsweringModel.token_logits(model, states)[:, : min(tokens)]
+    torch.testing.assert_close(logits, slow)
     assert torch.isfinite(logits[:, model.end_token]).all()
+    assert torch.isneginf(logits[:, model.tokenizer.bos_token_id]).all()
     recommender = GroundingRecommender(model, np.zeros(N), max_tokens=5)
     histories = toy_dataset(ring_rows(4, N, 6), model.titles).test.histories()
     states, texts = recommender.write(histories)
