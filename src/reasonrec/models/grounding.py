@@ -7,6 +7,7 @@ alone by the same model, and items are ranked by the distance between the states
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +56,10 @@ class TitleWritingModel(HeadlessModel):
     def is_shut(self) -> Tensor:
         """(V - N,), True for words that are never written."""
         assert self.num_words is not None
-        shut = {self.tokenizer.bos_token_id, *self.never_written.tolist()} - {self.end_token}
-        return torch.isin(
-            torch.arange(self.num_words), torch.tensor(sorted(t for t in shut if t is not None))
-        ).to(self.device)
+        bos: Any = self.tokenizer.bos_token_id
+        shut = {bos, *self.never_written.tolist()} - {self.end_token}  # a tiny backbone has one
+        words = torch.arange(self.num_words)
+        return torch.isin(words, torch.tensor(sorted(shut))).to(self.device)
 
     @cached_property
     def opening(self) -> list[int]:

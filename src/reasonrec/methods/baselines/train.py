@@ -161,7 +161,7 @@ def load_recommender(folder: Path, dataset: Dataset) -> Recommender:
     """
     folder = Path(folder)
     manifest = checked_manifest(folder, dataset)
-    found = [name for name, method in METHOD_OF.items() if method == manifest["method"]]
+    found: list[Baseline] = [n for n, method in METHOD_OF.items() if method == manifest["method"]]
     if not found:
         raise CheckpointError(
             f"{folder} must be a folder of `reasonrec train {'|'.join(METHOD_OF)}`; it holds "
