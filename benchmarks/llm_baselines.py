@@ -31,7 +31,7 @@ SHORT = ["--bigrec.optimiser.num-validations", "4", "--bigrec.num-epochs"]
 SETTINGS: dict[str, dict[str, list[list[str]]]] = {
     "office-2018": {
         "untuned": [[]],
-        "direct-sft": [[], ["--direct-sft.dropout", "0.6"]],
+        "direct-sft": [[]],
         "bigrec": [[*QUICK, *SHORT, "8", "--bigrec.popularity"]],
         "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
     },
