@@ -38,8 +38,8 @@ SETTINGS: dict[str, dict[str, list[list[str]]]] = {
     "ml-100k": {
         "untuned": [[]],
         "direct-sft": [["--direct-sft.num-epochs", "12"]],
-        "bigrec": [[*QUICK, *SHORT, "4", "--bigrec.popularity"]],
-        "tiger": [[*QUICK, "--tiger.num-epochs", "4", "--tiger.optimiser.num-validations", "4"]],
+        "bigrec": [[*QUICK, *SHORT, "8", "--bigrec.popularity"]],
+        "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
     },
 }
 """What is tried on each set; the rest is at its default."""
@@ -181,6 +181,9 @@ def write_set(name: str, folder: Path) -> str:
         lines.append(
             "| " + " | ".join([line.method, str(line.num_seeds), *cells, latency, spent]) + " |"
         )
+    missing = [name for name in trained if not list(folder.glob(f"test-{name}-*/manifest.json"))]
+    if missing:
+        lines += ["", f"Not run, for time: {', '.join(missing)}."]
     lines += ["", "Settings tried with seed 0, and NDCG without cut-off on validation:", ""]
     for method, settings in trained.items():
         for _, words, manifests in settings:
