@@ -101,7 +101,7 @@ def train_stage(
         )
     inputs = {"data": dataset.fingerprint}
     if start is not None:
-        before = _checked_manifest(start, dataset)
+        before = checked_manifest(start, dataset)
         wanted = METHOD_OF_STAGE[earlier[-1]]
         if before["method"] != wanted:
             raise CheckpointError(
@@ -195,7 +195,7 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
     Raises:
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
-    manifest = _checked_manifest(folder, dataset)
+    manifest = checked_manifest(folder, dataset)
     model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
     name: str = manifest["method"]
     if name == "no-think":
@@ -277,12 +277,7 @@ class _Parts:
         return Verbaliser(model.writer, graph, self.dataset.catalogue, self.config.thought)
 
     def queries(self) -> Queries:
-        """Return the validation queries that choose: all, or a seeded sample."""
-        queries, most = self.dataset.valid, self.config.num_valid_queries
-        if len(queries) <= most:
-            return queries
-        drawn = stream(0, "validation").choice(len(queries), most, replace=False)
-        return queries.take(np.sort(drawn))
+        return validation_queries(self.dataset, self.config.num_valid_queries)
 
     def calibrate(self, model: ReasoningRecommender) -> float:
         """Scale the share of looked-up evidence by what ranks validation best."""
@@ -300,13 +295,14 @@ class _Parts:
         verbaliser = self.verbaliser(model) if thinks else None
 
         def measure(model: ReasoningRecommender) -> dict[str, float]:
-            silent = _accuracy(NoThinkRecommender(model), queries, histories)
+            silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
             thinking = ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
+            spoken = validation_accuracy(thinking, queries, histories)
             return {
-                **{f"valid/{k}": v for k, v in _accuracy(thinking, queries, histories).items()},
-                **{f"valid/silent/{k}": v for k, v in silent.items()},
+                **{f"valid/{name}": value for name, value in spoken.items()},
+                **{f"valid/silent/{name}": value for name, value in silent.items()},
             }
 
         return measure
@@ -356,8 +352,26 @@ def _stage_parts(
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
 
 
-def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) -> dict[str, float]:
-    scores = recommender.score(histories).scores
+def validation_queries(dataset: Dataset, most: int) -> Queries:
+    """Return the validation queries that choose: all, or a seeded sample of ``most``."""
+    queries = dataset.valid
+    if len(queries) <= most:
+        return queries
+    drawn = stream(0, "validation").choice(len(queries), most, replace=False)
+    return queries.take(np.sort(drawn))
+
+
+def validation_accuracy(
+    recommender: Recommender, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return what a run is validated by, for a recommender as it is now."""
+    return ranking_accuracy(recommender.score(histories).scores, queries, histories)
+
+
+def ranking_accuracy(
+    scores: np.ndarray, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return metrics of scores (Q, N), and the log-loss of their softmax."""
     rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
     logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
     return {
@@ -384,7 +398,8 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
 
 
-def _checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Return the manifest of a model folder over this data."""
     manifest = read_manifest(folder)
     if manifest["stage"] != "train" or "method" not in manifest:
         raise CheckpointError(f"{folder} must be a folder written by `reasonrec train`")
