@@ -434,14 +434,16 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if batch.branch_ids is None:
             return self._plain_rows(batch.trunk_ids, batch.trunk_lengths), None
         longest = batch.trunk_ids.shape[1] + batch.branch_ids.shape[-1]
-        return self._hidden_shared(batch) if self._branches(longest) else self._hidden_apart(batch)
+        if self.takes_own_masks(longest):
+            return self._hidden_shared(batch)
+        return self._hidden_apart(batch)
 
-    def _branches(self, longest: int) -> bool:
-        """Return whether one pass may hold a trunk and branches of ``longest`` tokens together.
+    def takes_own_masks(self, longest: int) -> bool:
+        """Return whether positions and an attention mask of ours mean what they say.
 
-        It may where the backbone takes positions and an attention mask of ours as they are. Tried
-        once, on a few tokens. Layers that look back over a window would not see its end in a mask
-        of ours, so a longer sequence gets a row of its own.
+        Then one pass may hold a trunk and branches of ``longest`` tokens together. Tried once, on
+        a few tokens. Layers that look back over a window would not see its end in a mask of ours,
+        so a longer sequence gets a row of its own.
         """
         if self._can_branch is None:
             self._can_branch = self._try_branches()
