@@ -90,7 +90,7 @@ def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature,
     written = _generate(model, _answers, **given)
     thoughts, marks, logps = _one_by_one(model, _answers, **given)
     if temperature == 1.0:
-        assert len({len(tokens) for tokens in thoughts}) > 3
+        assert len({len(tokens) for tokens in thoughts}) > 2
         assert max(map(len, written.evidence)) > 1
     for r in range(12):
         length = int(written.lengths[r])
