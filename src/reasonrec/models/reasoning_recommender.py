@@ -50,8 +50,8 @@ learned: about log 2, the recency of the verbaliser. Greedy thoughts of the tiny
 in the order of small differences between titles."""
 
 MOST_LOGITS = 2**27
-"""Token logits that are held at a time, in entries: half a GiB. Where there are more, they are
-computed in parts, and once more in the backward pass."""
+"""Token logits, or scores of next items, that are held at a time, in entries: half a GiB. Where
+there are more, they are computed in parts, and once more in the backward pass."""
 
 
 @dataclass
@@ -266,17 +266,28 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         logits = self._plain_logits(states).float()
         if self.is_title.numel():
             logits = logits * TINY_SHARPNESS
-            shown = self.is_title[seen]
-            logits = logits + self._recency(seen, shown, logits.shape[-1])
-            open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
-            was_asked = torch.zeros_like(open_titles).scatter(-1, asked, self.is_title[asked])
-            open_titles &= ~was_asked
-            asks = (previous == self.writer.encode(AFTER)[-1]) & open_titles.any(-1)
-            closed = torch.where(asks[:, None], ~open_titles, self.is_title)
-            must_ask = ~self.is_title[asked].any(-1) & shown.any(-1)
-            closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
-            logits = logits.masked_fill(closed, -torch.inf)
+            closed = logits.masked_fill(self.is_title, -torch.inf)
+            answer = self.writer.encode(ANSWER)[0]
+            has_titles = self.is_title[seen].any(-1)
+            must_ask = ~self.is_title[asked].any(-1) & has_titles
+            closed[:, answer] = closed[:, answer].masked_fill(must_ask, -torch.inf)
+            # few rows are about to name a title, and only they need a mask over all tokens
+            may_ask = (previous == self.writer.encode(AFTER)[-1]) & has_titles
+            row = may_ask.nonzero()[:, 0]
+            if len(row):
+                titles, is_open = self._title_logits(logits[row], seen[row], asked[row])
+                closed = closed.index_copy(0, row[is_open], titles[is_open])
+            logits = closed
         return logits.index_fill(-1, self.never_written, -torch.inf)
+
+    def _title_logits(self, logits: Tensor, seen: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (R, V) of rows that may ask about titles of their prompts alone, and
+        whether any is left that was not asked about (R,)."""
+        shown, was_asked = self.is_title[seen], self.is_title[asked]
+        open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
+        open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked, was_asked)
+        logits = logits + self._recency(seen, shown, logits.shape[-1])
+        return logits.masked_fill(~open_titles, -torch.inf), open_titles.any(-1)
 
     def _plain_logits(self, states: Tensor) -> Tensor:
         """Return the backbone's own logits (R, V) of states (R, D), capped or scaled as it does."""
@@ -350,12 +361,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
-            logits = self.score_states(F.dropout(states, drop, self.training), rows)
-            outputs.next_item_logp = -F.cross_entropy(
-                logits,
-                batch.next_item[wanted],
-                reduction="none",
-                label_smoothing=self.head.label_smoothing if self.training else 0.0,
+            outputs.next_item_logp = self._next_item_logp(
+                F.dropout(states, drop, self.training), batch.next_item[wanted], rows
             )
         if hidden_branch is None:
             return outputs
@@ -379,6 +386,22 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
                 batch, hidden_branch, entropy_gradient
             )
         return outputs
+
+    def _next_item_logp(self, states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
+        """Return log p (M,) of items (M,) from states (M, D), smoothed while training."""
+        smoothing = self.head.label_smoothing if self.training else 0.0
+
+        def of_part(states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
+            scores = self.score_states(states, rows)
+            return -F.cross_entropy(scores, item, reduction="none", label_smoothing=smoothing)
+
+        most = max(1, MOST_LOGITS // self.num_items)
+        if len(item) <= most:
+            return of_part(states, item, rows)
+        parts = zip(states.split(most), item.split(most), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([of_part(*part, rows) for part in parts])
+        return torch.cat([checkpoint(of_part, *part, rows, use_reentrant=False) for part in parts])
 
     def _token_logp(
         self, batch: Batch, hidden_branch: Tensor, entropy_gradient: bool
