@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-
 MOST_SCORES = 2**24
 """Item scores that are compared at a time, in entries: 64 MiB. Where there are more, a few prompts
 are looked at after the other, so that no masked copy of all scores exists."""
