@@ -386,7 +386,9 @@ def _draw(
     heated = logits if logits is logp else (logits / temperature).log_softmax(-1)
     # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
     # multinomial draw over the vocabulary on a CPU
-    cumulative = heated.exp().cumsum(-1)
+    # `exp` is slow at -inf: those are set to 0 by themselves
+    share = heated.clamp(min=-80.0).exp().masked_fill_(heated < -80.0, 0.0)
+    cumulative = share.cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     return drawn[:, 0], logp.gather(-1, drawn)[:, 0]

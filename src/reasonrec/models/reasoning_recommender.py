@@ -264,30 +264,23 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             previous: (R,), the token before.
         """
         logits = self._plain_logits(states).float()
-        if self.is_title.numel():
-            logits = logits * TINY_SHARPNESS
-            closed = logits.masked_fill(self.is_title, -torch.inf)
-            answer = self.writer.encode(ANSWER)[0]
-            has_titles = self.is_title[seen].any(-1)
-            must_ask = ~self.is_title[asked].any(-1) & has_titles
-            closed[:, answer] = closed[:, answer].masked_fill(must_ask, -torch.inf)
-            # few rows are about to name a title, and only they need a mask over all tokens
-            may_ask = (previous == self.writer.encode(AFTER)[-1]) & has_titles
-            row = may_ask.nonzero()[:, 0]
-            if len(row):
-                titles, is_open = self._title_logits(logits[row], seen[row], asked[row])
-                closed = closed.index_copy(0, row[is_open], titles[is_open])
-            logits = closed
-        return logits.index_fill(-1, self.never_written, -torch.inf)
-
-    def _title_logits(self, logits: Tensor, seen: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (R, V) of rows that may ask about titles of their prompts alone, and
-        whether any is left that was not asked about (R,)."""
+        if not self.is_title.numel():
+            return logits.index_fill(-1, self.never_written, -torch.inf)
+        logits = logits * TINY_SHARPNESS
         shown, was_asked = self.is_title[seen], self.is_title[asked]
-        open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
-        open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked, was_asked)
-        logits = logits + self._recency(seen, shown, logits.shape[-1])
-        return logits.masked_fill(~open_titles, -torch.inf), open_titles.any(-1)
+        closed = self.is_title.index_fill(0, self.never_written, True).repeat(len(logits), 1)
+        must_ask = ~was_asked.any(-1) & shown.any(-1)
+        closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
+        # few rows are about to name a title, and only they need to know which
+        row = (previous == self.writer.encode(AFTER)[-1]).nonzero()[:, 0]
+        open_titles = torch.zeros_like(closed[row]).scatter(-1, seen[row], shown[row])
+        open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked[row], was_asked[row])
+        asks = open_titles.any(-1)
+        row = row[asks]
+        if len(row):
+            closed[row] = ~open_titles[asks]
+            logits.index_add_(0, row, self._recency(seen[row], shown[row], logits.shape[-1]))
+        return logits.masked_fill_(closed, -torch.inf)
 
     def _plain_logits(self, states: Tensor) -> Tensor:
         """Return the backbone's own logits (R, V) of states (R, D), capped or scaled as it does."""
@@ -447,10 +440,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         previous = batch.branch_ids[b, g, s - 1]
         logp = self.language_logits(states, seen, asked, previous).log_softmax(-1)  # (W, V)
         chosen = logp.gather(-1, batch.branch_ids[b, g, s][:, None])[:, 0]
-        if entropy_gradient:  # that of `entr` is infinite at tokens that are never written
-            return chosen, -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
-        with torch.no_grad():
-            return chosen, torch.special.entr(logp.exp()).sum(-1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
+            kept = logp.clamp(min=-80.0)
+            return chosen, -(kept.exp() * kept).sum(-1)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
