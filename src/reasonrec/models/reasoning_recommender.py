@@ -131,6 +131,18 @@ class _Given(nn.Module):
         return _GivenOutput(last_hidden_state=self.states)  # pyright: ignore[reportArgumentType]
 
 
+class _SomeTokens(nn.Module):
+    """Stands for an output embedding and knows some tokens only."""
+
+    def __init__(self, output: nn.Linear, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight = output.weight.index_select(0, tokens)
+        self.bias = None if output.bias is None else output.bias[tokens]
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.weight, self.bias)
+
+
 def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
     """Return the state at ``last_token``: of the prompt, or of the answer marker.
 
@@ -263,31 +275,52 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             asked: (R, K), tokens that the thought has written so far; padded likewise.
             previous: (R,), the token before.
         """
-        logits = self._plain_logits(states).float()
         if not self.is_title.numel():
-            return logits.index_fill(-1, self.never_written, -torch.inf)
-        logits = logits * TINY_SHARPNESS
+            return self._plain_logits(states).float().index_fill(-1, self.never_written, -torch.inf)
+        logits = torch.full((len(states), len(self.is_title)), -torch.inf, device=states.device)
+        for row, token, found in self._choices(states, seen, asked, previous):
+            logits[row[:, None], token] = found
+        return logits
+
+    def _choices(
+        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows (K,), tokens (C,) and logits (K, C): titles for the rows that are to name one,
+        words for all others. What is not yielded is never written."""
         shown, was_asked = self.is_title[seen], self.is_title[asked]
-        closed = self.is_title.index_fill(0, self.never_written, True).repeat(len(logits), 1)
-        must_ask = ~was_asked.any(-1) & shown.any(-1)
-        closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
-        # few rows are about to name a title, and only they need to know which
         row = (previous == self.writer.encode(AFTER)[-1]).nonzero()[:, 0]
-        open_titles = torch.zeros_like(closed[row]).scatter(-1, seen[row], shown[row])
+        open_titles = self.is_title.new_zeros((len(row), len(self.is_title)))
+        open_titles = open_titles.scatter(-1, seen[row], shown[row])
         open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked[row], was_asked[row])
         asks = open_titles.any(-1)
-        row = row[asks]
+        row, open_titles = row[asks], open_titles[asks]
         if len(row):
-            closed[row] = ~open_titles[asks]
-            logits.index_add_(0, row, self._recency(seen[row], shown[row], logits.shape[-1]))
-        return logits.masked_fill_(closed, -torch.inf)
+            token = self.is_title.nonzero()[:, 0]
+            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            recency = self._recency(seen[row], shown[row], len(self.is_title))
+            logits = logits + recency.index_select(-1, token)
+            is_closed = ~open_titles.index_select(-1, token)
+            yield row, token, logits.masked_fill(is_closed, -torch.inf)
+        names_none = torch.ones_like(previous, dtype=torch.bool).index_fill(0, row, False)
+        row, token = names_none.nonzero()[:, 0], (~self.is_title).nonzero()[:, 0]
+        if len(row):
+            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
+            must_ask = ~was_asked[row].any(-1) & shown[row].any(-1)
+            is_closed |= must_ask[:, None] & (token == self.writer.encode(ANSWER)[0])
+            yield row, token, logits.masked_fill_(is_closed, -torch.inf)
 
-    def _plain_logits(self, states: Tensor) -> Tensor:
-        """Return the backbone's own logits (R, V) of states (R, D), capped or scaled as it does."""
+    def _plain_logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the backbone's own logits of states (R, D), capped or scaled as it does: of all
+        tokens (R, V), or of some (R, C)."""
         # its forward runs on a copy whose layers are replaced by what they would have returned
         head = copy.copy(self.backbone)
-        given = _Given(states[None])
-        head.__dict__["_modules"] = {**self.backbone._modules, head.base_model_prefix: given}
+        modules = {**self.backbone._modules, head.base_model_prefix: _Given(states[None])}
+        if tokens is not None:
+            output = self.backbone.get_output_embeddings()
+            name = next(name for name, module in modules.items() if module is output)
+            modules[name] = _SomeTokens(output, tokens)
+        head.__dict__["_modules"] = modules
         return head(inputs_embeds=states[None], use_cache=False).logits[0]
 
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
@@ -438,12 +471,20 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         position = torch.arange(batch.trunk_ids.shape[1], device=s.device)
         seen = batch.trunk_ids[b].where(position <= batch.branch_at[b, g][:, None], pad)  # (W, T)
         previous = batch.branch_ids[b, g, s - 1]
-        logp = self.language_logits(states, seen, asked, previous).log_softmax(-1)  # (W, V)
-        chosen = logp.gather(-1, batch.branch_ids[b, g, s][:, None])[:, 0]
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
-            kept = logp.clamp(min=-80.0)
-            return chosen, -(kept.exp() * kept).sum(-1)
+        wanted = batch.branch_ids[b, g, s]
+        if not self.is_title.numel():
+            logits = self.language_logits(states, seen, asked, previous)
+            return _logp_and_entropy(logits, wanted, entropy_gradient)
+        chosen = torch.full(s.shape, -torch.inf, device=s.device)
+        entropy = torch.zeros_like(chosen)
+        for row, token, logits in self._choices(states, seen, asked, previous):
+            # neither needs a row over the whole vocabulary, of which most is closed to it
+            place = torch.searchsorted(token, wanted[row]).clamp(max=len(token) - 1)
+            found, spread = _logp_and_entropy(logits, place, entropy_gradient)
+            is_choice = token[place] == wanted[row]
+            chosen = chosen.index_copy(0, row, found.masked_fill(~is_choice, -torch.inf))
+            entropy = entropy.index_copy(0, row, spread)
+        return chosen, entropy
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
@@ -653,6 +694,18 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             raise CheckpointError(
                 f"{folder} does not fit this model: missing {missing}, unexpected {unexpected}"
             )
+
+
+def _logp_and_entropy(
+    logits: Tensor, wanted: Tensor, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,)."""
+    logp = logits.log_softmax(-1)
+    chosen = logp.gather(-1, wanted[:, None])[:, 0]
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
+        kept = logp.clamp(min=-80.0)
+        return chosen, -(kept.exp() * kept).sum(-1)
 
 
 def branch_attention(
