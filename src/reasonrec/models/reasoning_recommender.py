@@ -318,7 +318,9 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         modules = {**self.backbone._modules, head.base_model_prefix: _Given(states[None])}
         if tokens is not None:
             output = self.backbone.get_output_embeddings()
-            name = next(name for name, module in modules.items() if module is output)
+            name = next((name for name, module in modules.items() if module is output), None)
+            if name is None:  # somewhere deeper: make all
+                return self._plain_logits(states).index_select(-1, tokens)
             modules[name] = _SomeTokens(output, tokens)
         head.__dict__["_modules"] = modules
         return head(inputs_embeds=states[None], use_cache=False).logits[0]
