@@ -44,7 +44,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from reasonrec.data.dataset import Catalogue, InteractionLog
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.machine import describe_machine, measure_speeds
+from reasonrec.machine import Speeds, describe_machine, measure_speeds
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
@@ -340,7 +340,8 @@ def measure(name: Name, side: Side, setting: Setting, repeats: int) -> dict[str,
     work = Work(name, setting)
     step = STEPS[side](work)
     rss_before = psutil.Process().memory_info().rss
-    step(Clock())
+    flops = FlopCounterMode(display=False)
+    step(Clock(flops))  # warms up, too
     best: dict[str, Phase] = {}
     counts: dict[str, float] = {}
     for _ in range(repeats):
@@ -349,8 +350,6 @@ def measure(name: Name, side: Side, setting: Setting, repeats: int) -> dict[str,
         if not best or _cpu_of(clock.phases) < _cpu_of(best):
             best = clock.phases
     rss_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    flops = FlopCounterMode(display=False)
-    step(Clock(flops))
     profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     step(Clock(profiled))
     wall, cpu = _wall_of(best), _cpu_of(best)
@@ -415,7 +414,8 @@ def main(
         in_this_process: Measure here: peaks of resident memory are then those of all before.
     """
     shapes = QUICK if quick else FULL
-    rows = []
+    speeds = None if in_this_process else measure_speeds(ROOT, trial_s=0.25)
+    rows: list[dict[str, Any]] = []
     for name in settings or list(shapes):
         for side in sides or list(STEPS):
             if name == "tiny" and side != "ours":
@@ -426,21 +426,24 @@ def main(
             else:
                 rows.append(_in_its_own_process(name, side, repeats, quick))
             row = rows[-1]
+            _write(out, rows, speeds)
             print(
                 f"{name:11} {side:9} cpu {row['cpu_s']:7.3f} s  wall {row['wall_s']:7.3f} s  "
                 f"{row['drawn_tokens_per_cpu_s']:7.0f} drawn tokens per CPU-second",
                 flush=True,
             )
+
+
+def _write(out: Path, rows: list[dict[str, Any]], speeds: Speeds | None) -> None:
     machine = describe_machine(ROOT)
-    speeds = measure_speeds(ROOT, trial_s=0.02 if quick else 0.5)
     record = {
         "commit": _commit(),
         "machine": {"cpu": machine.cpu, "num_cores": machine.num_cores, "load": os.getloadavg()[0]},
         "torch": torch.__version__,
         "dtype": "float32",
         "threads": 1,
-        "matmul_gflops_one_thread": speeds.matmul_gflops_one_thread,
-        "memory_gib_per_s": speeds.memory_gib_per_s,
+        "matmul_gflops_one_thread": speeds and speeds.matmul_gflops_one_thread,
+        "memory_gib_per_s": speeds and speeds.memory_gib_per_s,
         "rows": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
