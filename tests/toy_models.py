@@ -55,7 +55,7 @@ def toy_verbaliser(model: ReasoningRecommender, dataset: Dataset, **thought: Any
     """Return a verbaliser over the training graph of a toy data set."""
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     catalogue = toy_catalogue(dataset.num_items)
-    return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**thought))
+    return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**{"num_people": 0} | thought))
 
 
 def ring_rows(num_users: int, num_items: int, length: int) -> list[list[int]]:

@@ -1,9 +1,13 @@
 """Frozen nouns that cross stages. Axes: B rows, N catalogue, M events, Q queries, U users."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+LookupKind = Literal["after", "alike"]
+LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike")
+"""In this order everywhere that kinds are counted by number."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,13 @@ class Link:
 
 @dataclass(frozen=True)
 class Lookup:
-    """The evidence that the graph holds about one item of interest to one user."""
+    """What the graph answered to one question of a thought."""
 
     via_item_index: int
+    """The item that was asked about; of a person alike, the shared item that says most."""
     links: tuple[Link, ...] = field(default=())
+    kind: LookupKind = "after"
+    """after: what people took around an item. alike: what one person alike took lately."""
 
 
 @dataclass(frozen=True)

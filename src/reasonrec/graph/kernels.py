@@ -298,6 +298,111 @@ def look_up_rows(
 
 
 @njit(nogil=True, cache=True)
+def alike_rows(
+    g, user_index, history_item, history_offsets, asked_at,
+    degree_power, length_power, decay, most_shared,
+    excluded_by, likeness, counted_by, best_shared, best_via,
+    out_user, out_likeness, out_via, out_shared, out_item, out_weight,
+):  # fmt: skip
+    """Write the people and links of every row to ``out_*``; `alike.people_alike` says what."""
+    num_people, num_links = out_item.shape[1], out_item.shape[2]
+    touched = np.empty(len(likeness), np.int64)
+    num_shared = np.zeros(len(likeness), np.int32)
+    for row in range(len(user_index)):
+        user, limit = user_index[row], asked_at[row]
+        first, last = history_offsets[row], history_offsets[row + 1]
+        num_touched, num_read = 0, 0
+        for back in range(last - first):  # the newest first; a repeat counts by its newest place
+            item = history_item[last - 1 - back]
+            if excluded_by[item] == row:
+                continue
+            excluded_by[item] = row
+            if num_read == most_shared:
+                continue
+            num_read += 1
+            start = g.item_offsets[item]
+            older = num_older(g, item, limit)
+            others = older
+            for position in range(start, start + older):
+                others -= g.occurrence_user[position] == user
+            if others <= 0:
+                continue
+            weight = float(others) ** -degree_power
+            for position in range(start, start + older):
+                other = g.occurrence_user[position]
+                if other == user or counted_by[other] == item:
+                    continue
+                if counted_by[other] < 0:
+                    likeness[other] = 0.0
+                    best_shared[other] = 0.0
+                    num_shared[other] = 0
+                    touched[num_touched] = other
+                    num_touched += 1
+                counted_by[other] = item
+                likeness[other] += weight
+                num_shared[other] += 1
+                if weight > best_shared[other]:
+                    best_shared[other] = weight
+                    best_via[other] = item
+        for t in range(num_touched):
+            other = touched[t]
+            counted_by[other] = -1
+            begin = g.user_offsets[other]
+            low, high = begin, g.user_offsets[other + 1]
+            while low < high:
+                middle = (low + high) >> 1
+                if g.event_time[middle] < limit:
+                    low = middle + 1
+                else:
+                    high = middle
+            score = np.float32(likeness[other] / float(low - begin) ** length_power)
+            place = num_people
+            while place > 0 and (
+                out_user[row, place - 1] < 0
+                or score > out_likeness[row, place - 1]
+                or (score == out_likeness[row, place - 1] and other < out_user[row, place - 1])
+            ):
+                place -= 1
+            if place == num_people:
+                continue
+            found = 0
+            for event in range(low - 1, begin - 1, -1):
+                if excluded_by[g.event_item[event]] != row:
+                    found += 1
+                    break
+            if found == 0:
+                continue  # somebody with nothing new to tell
+            for k in range(num_people - 1, place, -1):
+                out_user[row, k] = out_user[row, k - 1]
+                out_likeness[row, k] = out_likeness[row, k - 1]
+                out_via[row, k] = out_via[row, k - 1]
+                out_shared[row, k] = out_shared[row, k - 1]
+            out_user[row, place] = other
+            out_likeness[row, place] = score
+            out_via[row, place] = best_via[other]
+            out_shared[row, place] = num_shared[other]
+        for k in range(num_people):
+            other = out_user[row, k]
+            if other < 0:
+                break
+            taken, age = 0, 0
+            for event in range(g.user_offsets[other + 1] - 1, g.user_offsets[other] - 1, -1):
+                if g.event_time[event] >= limit:
+                    continue
+                item = g.event_item[event]
+                is_new = excluded_by[item] != row
+                for j in range(taken):
+                    is_new = is_new and out_item[row, k, j] != item
+                if is_new:
+                    out_item[row, k, taken] = item
+                    out_weight[row, k, taken] = out_likeness[row, k] * decay**age
+                    taken += 1
+                    if taken == num_links:
+                        break
+                age += 1
+
+
+@njit(nogil=True, cache=True)
 def _count_overlap(
     g, recent, asked_at, slot_event, slot_of_user, slot_of_item, slot_overlap, slot_last,
 ):  # fmt: skip

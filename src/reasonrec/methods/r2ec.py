@@ -156,7 +156,7 @@ def train_stage(
                 "data_folder": os.path.relpath(dataset.folder, out),
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
-                "share_factor": factor,
+                "share_factors": factor,
             },
         )
 
@@ -279,8 +279,8 @@ class _Parts:
     def queries(self) -> Queries:
         return validation_queries(self.dataset, self.config.num_valid_queries)
 
-    def calibrate(self, model: ReasoningRecommender) -> float:
-        """Scale the share of looked-up evidence by what ranks validation best."""
+    def calibrate(self, model: ReasoningRecommender) -> tuple[float, ...]:
+        """Scale the shares of looked-up evidence by what ranks validation best."""
         queries = self.queries()
         thinking = ThinkingRecommender(
             model, self.verbaliser(model), max_tokens=max_tokens(self.config)

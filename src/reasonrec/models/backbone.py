@@ -21,6 +21,7 @@ from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import (
     AFTER,
+    ALIKE,
     FOUND,
     HISTORY,
     NEXT,
@@ -100,7 +101,7 @@ def catalogue_titles(catalogue: Catalogue) -> list[str]:
 def _tiny_tokenizer(
     titles: list[str], texts: list[str], tiny: TinyConfig
 ) -> PreTrainedTokenizerBase:
-    template = f"{HISTORY}{THINK} Mostly{AFTER}{FOUND}{NOTHING}{NEXT} Item:"
+    template = f"{HISTORY}{THINK} Mostly{AFTER}{ALIKE}{FOUND}{NOTHING}{NEXT} Item:"
     return train_tokenizer(titles, [*texts, *([template] * 100)], vocab_size=tiny.vocab_size)
 
 

@@ -16,11 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
-from reasonrec.records import Link, Lookup
+from reasonrec.records import LOOKUP_KINDS, Link, Lookup
 from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
 
-LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
-"""(prompt rows, item indices asked about) -> the evidence for each."""
+LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup]]
+"""(prompt rows, items asked about or `SOMEBODY`, how often somebody was asked about before) -> the
+evidence for each."""
 Part = tuple[int, int]
 """The first thought of a part, and the number of thoughts in the whole batch."""
 
@@ -48,6 +49,8 @@ class Generated:
     """(R, E), which items those are; -1 for none."""
     named_weight: Tensor
     """(R, E), float32, how strongly the graph holds with each; 0 for none."""
+    named_kind: Tensor
+    """(R, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
     is_truncated: Tensor
     """(R,), True where the marker had to be forced: the budget was used up, or the model ended its
     turn without it."""
@@ -71,7 +74,8 @@ def think(
     """Return ``group_size`` thoughts for every prompt.
 
     Args:
-        look_up: Asked whenever a thought has written `` After [Title]``; None for no look-ups.
+        look_up: Asked whenever a thought has written `` After [Title]`` or `` Alike``; None for no
+            look-ups.
         max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
         temperature: Divides the token logits; 0 takes the likeliest token. The stored
             log-probabilities are those of temperature 1.
@@ -124,7 +128,7 @@ def think(
     token_ids = pad_sequence(
         [torch.tensor(thought.tokens) for thought in thoughts], True, writer.pad_id
     )
-    named_at, named_item, named_weight = _named(thoughts, device)
+    named_at, named_item, named_weight, named_kind = _named(thoughts, device)
     return Generated(
         token_ids=token_ids.to(device),
         lengths=torch.tensor([len(thought.tokens) for thought in thoughts], device=device),
@@ -135,6 +139,7 @@ def think(
         named_at=named_at,
         named_item=named_item,
         named_weight=named_weight,
+        named_kind=named_kind,
         is_truncated=torch.tensor([thought.is_truncated for thought in thoughts], device=device),
         evidence=[thought.evidence for thought in thoughts],
     )
@@ -152,8 +157,9 @@ class _Thought:
         self.tokens: list[int] = []
         self.num_read = 0
         self.evidence: list[Lookup] = []
-        self.named: dict[int, Link] = {}
-        """Position of the end of a title -> the item, as the graph holds it."""
+        self.named: dict[int, tuple[Link, int]] = {}
+        """Position of the end of a title -> the item as the graph holds it, and the kind of
+        question."""
         self.is_truncated = self.is_ended = False
         self.extend(writer.opening)
 
@@ -173,7 +179,7 @@ class _Thought:
     def insert(self, evidence: Lookup, tokens: list[int], ends: list[int]) -> None:
         self.evidence.append(evidence)
         for link, end in zip(evidence.links, ends, strict=True):
-            self.named[len(self.tokens) + end] = link
+            self.named[len(self.tokens) + end] = link, LOOKUP_KINDS.index(evidence.kind)
         self.extend(tokens)
 
     def close(self) -> None:
@@ -192,7 +198,7 @@ def _go_on(
 ) -> None:
     """Append what was drawn for each of the rows, and the evidence that it asks for."""
     writer = model.writer
-    asking, items = [], []
+    asking, items, places = [], [], []
     for r, token in zip(rows, drawn, strict=True):
         thought = thoughts[r]
         if token in writer.end_ids:
@@ -200,7 +206,7 @@ def _go_on(
             thought.close()
             continue
         item = None
-        if look_up is not None and token in writer.closing_tokens:
+        if look_up is not None and token in writer.asking_tokens:
             item = writer.asked_by([*thought.tokens, token])
         if item is None:
             thought.extend([token])
@@ -208,9 +214,10 @@ def _go_on(
             thought.tokens.append(token)
             asking.append(r)
             items.append(item)
+            places.append(sum(one.kind == "alike" for one in thought.evidence))
     if look_up is None or not asking:
         return
-    found = look_up([r // group_size for r in asking], items)
+    found = look_up([r // group_size for r in asking], items, places)
     for r, evidence in zip(asking, found, strict=True):
         thoughts[r].insert(evidence, *writer.lookup_tokens([k.item_index for k in evidence.links]))
 
@@ -356,19 +363,22 @@ class _ReservedLayer(DynamicLayer):
         self._reserve(self._room[:, indices, :, : self._length], self._room.shape[3])
 
 
-def _named(rows: list[_Thought], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where each thought names what it looked up, the items, and their weights, padded."""
+def _named(rows: list[_Thought], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return where each thought names what it looked up, items, weights and kinds, padded."""
     # a forced end can cut the last look-up short: what was not read is not found
-    read = [[(at, link) for at, link in row.named.items() if at < len(row.tokens)] for row in rows]
+    read = [
+        [(at, *found) for at, found in row.named.items() if at < len(row.tokens)] for row in rows
+    ]
     most = max((len(found) for found in read), default=0)
     at = torch.zeros((len(rows), most), dtype=torch.long)
     item = torch.full_like(at, -1)
-    weight = torch.zeros(at.shape)
+    weight, kind = torch.zeros(at.shape), torch.zeros_like(at)
     for r, found in enumerate(read):
-        at[r, : len(found)] = torch.tensor([place for place, _ in found])
-        item[r, : len(found)] = torch.tensor([link.item_index for _, link in found])
-        weight[r, : len(found)] = torch.tensor([link.weight for _, link in found])
-    return at.to(device), item.to(device), weight.to(device)
+        at[r, : len(found)] = torch.tensor([place for place, _, _ in found])
+        item[r, : len(found)] = torch.tensor([link.item_index for _, link, _ in found])
+        weight[r, : len(found)] = torch.tensor([link.weight for _, link, _ in found])
+        kind[r, : len(found)] = torch.tensor([number for _, _, number in found])
+    return at.to(device), item.to(device), weight.to(device), kind.to(device)
 
 
 def _draw(

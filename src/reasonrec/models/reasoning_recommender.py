@@ -40,7 +40,7 @@ from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, s
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
-FORMAT = 1
+FORMAT = 2
 TINY_SHARPNESS = 4.0
 """Scales the token logits of backbones with title tokens. Their words start as near-zero vectors
 beside trained titles; without it a few hundred steps leave the sampler a long tail of nonsense."""
@@ -79,6 +79,8 @@ class Batch:
     """(B, G, E), items that each thought looked up; -1 for none."""
     named_weight: Tensor | None = None
     """(B, G, E), float32, how strongly the graph holds with each; 0 for none."""
+    named_kind: Tensor | None = None
+    """(B, G, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
     target: Tensor | None = None
     """(B, G), item that each branch should lead to; -100 for none."""
 
@@ -217,8 +219,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if self.pointer is None:
             return [self.asks_recent]
         # but not `trust.weight`: as wide as the state, it would fit the few thoughts at this rate
-        few = [weight for weight in self.pointer.parameters() if weight.numel() == 1]
-        return [self.asks_recent, *few]
+        return [self.asks_recent, *self.pointer.few_parameters()]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training can change: trained weights, and the buffers of the item table."""
@@ -407,8 +408,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         outputs.pre_states, outputs.post_states = pre, post
         found = None
         if batch.named_item is not None:
-            assert batch.named_weight is not None
-            found = Evidence(batch.named_item, batch.named_weight)
+            assert batch.named_weight is not None and batch.named_kind is not None
+            found = Evidence(batch.named_item, batch.named_weight, batch.named_kind)
         if with_scores:
             outputs.think_logits = self.score_thoughts(pre, post, found, rows)
         if with_scores and with_post:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reasonrec.models.config import Similarity
+from reasonrec.records import LOOKUP_KINDS
 
 
 def score_catalogue(
@@ -75,16 +76,19 @@ class Evidence:
     """(..., E), which item that is; -1 for none."""
     weight: Tensor
     """(..., E), how strongly the graph holds with it, as in ``Link.weight``; 0 for none."""
+    kind: Tensor
+    """(..., E), the place in ``LOOKUP_KINDS`` of the question that found it."""
 
 
 class EvidencePointer(nn.Module):
     """Gives a share of the probability to the items that a thought looked up.
 
-    ``p = (1 - share) p_state + share p_found`` with ``p_found`` proportional to
-    ``p_state ** a * weight ** b`` over the found titles, and
-    ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. The amount starts at 0,
-    so that thinking starts exactly at the ranking of not thinking. Because it is a sum, each piece
-    of evidence has an exact share in the probability of its item.
+    ``p = (1 - sum of shares) p_state + sum over kinds of share p_found`` with ``p_found``
+    proportional to ``p_state ** a * weight ** b`` over the titles that questions of a kind found,
+    and ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. Every kind has its
+    own ``amount``, ``a``, ``b``, ``c``, ``d`` and ``w``. Amounts start at 0, so that thinking
+    starts exactly at the ranking of not thinking. Because it is a sum, each piece of evidence has
+    an exact share in the probability of its item.
 
     The mixture is that of pointer-generator networks (See, Liu and Manning, 2017). It has a handful
     of weights on purpose: with a learned match between the states of titles and answer beside them,
@@ -93,13 +97,18 @@ class EvidencePointer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.amount = nn.Parameter(torch.zeros(()))
-        self.trust = nn.Linear(width, 1)
-        self.trust_in_weight = nn.Parameter(torch.zeros(()))
-        self.from_state = nn.Parameter(torch.ones(()))
-        self.from_weight = nn.Parameter(torch.ones(()))
+        num_kinds = len(LOOKUP_KINDS)
+        self.amount = nn.Parameter(torch.zeros(num_kinds))
+        self.trust = nn.Linear(width, num_kinds)
+        self.trust_in_weight = nn.Parameter(torch.zeros(num_kinds))
+        self.from_state = nn.Parameter(torch.ones(num_kinds))
+        self.from_weight = nn.Parameter(torch.ones(num_kinds))
         nn.init.zeros_(self.trust.weight)
         nn.init.zeros_(self.trust.bias)
+
+    def few_parameters(self) -> list[nn.Parameter]:
+        """Return the weights that are a handful; ``trust.weight`` is as wide as the state."""
+        return [weight for weight in self.parameters() if weight.dim() == 1]
 
     def forward(self, scores: Tensor, post: Tensor, found: Evidence) -> Tensor:
         """Return log-probabilities (..., N), float32, from scores (..., N) of the state alone.
@@ -107,33 +116,46 @@ class EvidencePointer(nn.Module):
         Args:
             post: State after the thought. (..., D).
         """
-        is_found = found.item_index >= 0
         item = found.item_index.clamp(min=0)
         logp = scores.log_softmax(-1)
         logp_found = logp.gather(-1, item)
-        share, pointed = self.shares(logp_found, post, found)
-        rest = torch.log1p(-share)
+        total, given = self.shares(logp_found, post, found)
+        rest = torch.log1p(-total)
         same = found.item_index[..., :, None] == found.item_index[..., None, :]
         slot = same.to(torch.uint8).argmax(-1)  # an item that is found twice counts at its first
-        is_first = is_found & (slot == torch.arange(slot.shape[-1], device=slot.device))
-        added = torch.zeros_like(pointed).scatter_add(-1, slot, share * pointed * is_found)
+        is_first = slot == torch.arange(slot.shape[-1], device=slot.device)
+        added = torch.zeros_like(given).scatter_add(-1, slot, given)
         gained = torch.log1p(added / (logp_found + rest).clamp(min=-60).exp()) * is_first
         # all but the few found items change by one constant: two (..., N) in all
         return (logp + rest).scatter_add_(-1, item, gained)
 
     def shares(self, logp: Tensor, post: Tensor, found: Evidence) -> tuple[Tensor, Tensor]:
-        """Return the share of all evidence (..., 1), and how it is split over titles (..., E).
+        """Return the share of all evidence (..., 1), and that of each found title (..., E).
 
         Args:
             logp: Log-probability of each found item from the state alone. (..., E).
         """
         is_found = found.item_index >= 0
-        liking = self.from_state * logp + self.from_weight * found.weight.clamp(min=1e-6).log()
-        pointed = liking.float().masked_fill(~is_found, -torch.inf)
-        any_found = is_found.any(-1, keepdim=True)
-        pointed = pointed.where(any_found, 0.0).softmax(-1)
-        total = (found.weight * is_found).sum(-1, keepdim=True).clamp(min=1e-6).log()
-        trust = torch.sigmoid(self.trust(post) + self.trust_in_weight * total)
+        log_weight = found.weight.clamp(min=1e-6).log()
+        kinds = torch.arange(len(LOOKUP_KINDS), device=found.kind.device)
+        of_kind = is_found[..., None, :] & (
+            found.kind[..., None, :] == kinds[:, None]
+        )  # (.., K, E)
+        liking = (
+            self.from_state[:, None] * logp[..., None, :]
+            + self.from_weight[:, None] * log_weight[..., None, :]
+        )
+        any_found = of_kind.any(-1, keepdim=True)
+        pointed = liking.float().masked_fill(~of_kind, -torch.inf)
+        pointed = pointed.where(any_found, 0.0).softmax(-1) * of_kind
+        weight = (found.weight[..., None, :] * of_kind).sum(-1).clamp(min=1e-6).log()  # (..., K)
+        trust = torch.sigmoid(self.trust(post) + self.trust_in_weight * weight)
         # within [0, 0.95], and learned straight through its ends, so that it can leave them again
-        amount = self.amount + (self.amount.clamp(0, 0.95) - self.amount).detach()
-        return (amount * trust * any_found).float(), pointed
+        amount = self.amount + (self.bounded_amount() - self.amount).detach()
+        share = (amount * trust * any_found[..., 0]).float()  # (..., K)
+        return share.sum(-1, keepdim=True), (share[..., None] * pointed).sum(-2)
+
+    def bounded_amount(self) -> Tensor:
+        """Return the amounts as they count: none below 0, and at most 0.95 together."""
+        amount = self.amount.clamp(min=0)
+        return amount * (0.95 / amount.sum().clamp(min=0.95))

@@ -11,6 +11,7 @@ from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
+from reasonrec.traces.prompts import SOMEBODY
 from reasonrec.traces.verbaliser import Verbaliser
 
 
@@ -26,6 +27,8 @@ class GivenThought:
     """Which items those are."""
     named_weight: tuple[float, ...] = ()
     """How strongly the graph holds with each."""
+    named_kind: tuple[int, ...] = ()
+    """The place in ``LOOKUP_KINDS`` of the question that found each."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class ThinkingRecommender:
     @torch.no_grad()
     def rank_with(self, written: Generated) -> np.ndarray:
         """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged."""
-        found = Evidence(written.named_item, written.named_weight)
+        found = Evidence(written.named_item, written.named_weight, written.named_kind)
         scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
@@ -153,6 +156,7 @@ def score_given(
             branch_at=(lengths - 1)[:, None],
             named_item=_padded([one.named_item for one in part], -1),
             named_weight=_padded([one.named_weight for one in part], 0.0),
+            named_kind=_padded([one.named_kind for one in part], 0),
         )
         with torch.no_grad():
             outputs = model(batch.to(model.device), with_tokens=False)
@@ -170,13 +174,20 @@ def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
 
 def look_up_for(verbaliser: Verbaliser, histories: Histories) -> LookUp | None:
     """Return the function that answers the look-ups of thoughts about these histories, if any."""
-    if verbaliser.config.num_lookups == 0:
+    config = verbaliser.config
+    if config.num_lookups == 0 and config.num_people == 0:
         return None
 
-    def answer(rows: list[int], items: list[int]) -> Sequence[Lookup]:
+    def answer(rows: list[int], items: list[int], places: list[int]) -> Sequence[Lookup]:
         part = histories.take(np.array(rows))
-        table = verbaliser.look_up(part, np.array(items, np.int32))
-        return [table.record(i, item) for i, item in enumerate(items)]
+        asked = np.array(items, np.int32)
+        table = verbaliser.look_up(part, asked)
+        somebody = np.flatnonzero(asked == SOMEBODY)
+        found = [table.record(i, item) for i, item in enumerate(items)]
+        people = verbaliser.people_alike(part.take(somebody))
+        for j, i in enumerate(somebody.tolist()):
+            found[i] = people.record(j, places[i]) if people else Lookup(-1, kind="alike")
+        return found
 
     return answer
 

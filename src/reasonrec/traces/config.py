@@ -27,6 +27,17 @@ class ThoughtConfig(Config):
     that what follows from a popular item does not shout down the rest."""
     max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
+    num_people: NonNegativeInt = 4
+    """People alike that the verbaliser asks about in one thought, before the items. 0 leaves them
+    out, and the graph then answers nothing about people."""
+    num_taken: PositiveInt = 3
+    """Items that a person alike is quoted with, at most: the latest that the user has not taken."""
+    likeness_degree_power: float = Field(default=0.5, ge=0, le=2)
+    """A shared item makes alike by one over its number of takers to this power."""
+    likeness_length_power: float = Field(default=0.5, ge=0, le=1)
+    """Likeness is divided by the number of a person's events to this power."""
+    taken_decay: float = Field(default=0.7, gt=0, le=1)
+    """Weight of what a person took, relative to what they took next. In (0, 1]."""
 
 
 class PromptConfig(Config):

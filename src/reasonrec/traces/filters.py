@@ -25,6 +25,7 @@ def ungrounded_titles(
     """
     allowed = {titles[item] for item in history}
     for lookup in evidence:
-        allowed.add(titles[lookup.via_item_index])
+        if lookup.via_item_index >= 0:
+            allowed.add(titles[lookup.via_item_index])
         allowed.update(titles[link.item_index] for link in lookup.links)
     return [title for title in named_titles(thought) if title not in allowed]

@@ -1,9 +1,9 @@
 """The one writer of everything that the model reads: training, reward, evaluation and serving.
 
 A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
-``<think> Mostly Drama. After [Title]: [Title] [Title];<answer>``. What follows a colon is looked up
-in the graph, not written by the model. With a chat template, the prompt is the user's turn, and a
-thought begins with what the template puts between that turn and the answer.
+``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title];<answer>``. What follows a
+colon is looked up in the graph, not written by the model. With a chat template, the prompt is the
+user's turn, and a thought begins with what the template puts between that turn and the answer.
 
 Text is assembled from pieces that are encoded one by one, so that a training prefix equals, token
 for token, the prompt that serving sends. Titles, categories and descriptions are data: `as_data`
@@ -22,17 +22,20 @@ from reasonrec.errors import ConfigError
 from reasonrec.records import Histories
 from reasonrec.traces.config import PromptConfig
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, FOUND, NOTHING, NEXT = (
+HISTORY, THINK, AFTER, ALIKE, FOUND, NOTHING, NEXT = (
     "History:",
     "<think>",
     " After",
+    " Alike",
     ":",
     " nothing new",
     ";",
 )
 ANSWER = "<answer>"
+SOMEBODY = -1
+"""Stands for a person alike where a question is asked about an item or a person."""
 _SLOT = "(here)"
 """Stands for the history while a chat template is filled in."""
 _MARKER = re.compile(r"<([^<>\s]+)>")
@@ -136,9 +139,10 @@ class PromptWriter:
         return {title: index for index, title in enumerate(self.titles)}
 
     @cached_property
-    def closing_tokens(self) -> frozenset[int]:
-        """Tokens that can close a title in brackets: the only ones after which to look."""
-        return frozenset(self._item_tokens[self._item_starts[1:] - 1].tolist())
+    def asking_tokens(self) -> frozenset[int]:
+        """Tokens that can end a question, of an item or of a person: the only ones to look at."""
+        closing = self._item_tokens[self._item_starts[1:] - 1].tolist()
+        return frozenset([*closing, self.encode(ALIKE)[-1]])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a fixed piece of text. Do not change the list: it is cached."""
@@ -228,7 +232,7 @@ class PromptWriter:
         return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
 
     def lookup_tokens(self, found: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Return what the graph answers with after `` After [Title]``.
+        """Return what the graph answers with after `` After [Title]`` or `` Alike``.
 
         Returns:
             Its tokens, and where among them the title of each found item ends.
@@ -247,14 +251,21 @@ class PromptWriter:
         return f"{FOUND}{inside}{NEXT}"
 
     def asked_by(self, tokens: Sequence[int]) -> int | None:
-        """Return the item that a thought, written so far and ending in a title, asks about."""
+        """Return what a thought, written so far and ending in an asking token, asks about."""
         if self.title_token_ids is not None:
             # a title is the last token, and the word before it has at most six
             tokens = tokens[-1 - len(AFTER) :]
-        return self.asked_item(str(self.tokenizer.decode(list(tokens))))
+        return self.asked_about(str(self.tokenizer.decode(list(tokens))))
 
-    def asked_item(self, thought: str) -> int | None:
-        """Return the item that a thought, written so far, asks the graph about, if it does."""
+    def asked_about(self, thought: str) -> int | None:
+        """Return what a thought, written so far, asks the graph about, if it does.
+
+        That is an item, or `SOMEBODY`, who is asked about where a sentence begins: a category may
+        have that name too.
+        """
+        if thought.endswith(ALIKE):
+            before = thought.removesuffix(ALIKE)
+            return SOMEBODY if before.endswith((THINK, ".", NEXT)) else None
         _, after, title = thought.rpartition(f"{AFTER} [")
         if not after or not title.endswith("]"):
             return None

@@ -27,6 +27,7 @@ _SCHEMA = {
     "target_title": pl.String,
     "thought": pl.String,
     "num_tokens": pl.Int64,
+    "people": pl.List(pl.String),
     "looked_up": pl.List(pl.String),
     "found": pl.List(pl.String),
     "kept": pl.Boolean,
@@ -40,8 +41,9 @@ def write_traces(
     """Write and return one thought for each sampled training position.
 
     Columns: ``event`` (row of the training log), ``user_id``, ``target``, ``target_title`` (never
-    shown to the verbaliser), ``thought``, ``num_tokens``, ``looked_up`` (titles), ``found``
-    (titles), ``kept`` and ``reason`` why not. Empty histories are left out.
+    shown to the verbaliser), ``thought``, ``num_tokens``, ``people`` (users alike who were asked
+    about), ``looked_up`` (titles), ``found`` (titles), ``kept`` and ``reason`` why not. Empty
+    histories are left out.
     """
     out = make_folder(out)
     inputs, settings = {"data": dataset.fingerprint}, config.model_dump(mode="json")
@@ -100,6 +102,7 @@ def _write_part(
             "target_title": [titles[t] for t in target],
             "thought": text,
             "num_tokens": [len(tokens) for tokens in thoughts.tokens],
+            "people": [[dataset.user_ids[u] for u in row if u >= 0] for row in thoughts.person],
             "looked_up": [[titles[i] for i in row if i >= 0] for row in thoughts.via_item],
             "found": [[titles[i] for i in row] for row in thoughts.named_item],
             "kept": [not names for names in outside],

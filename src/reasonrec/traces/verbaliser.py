@@ -1,21 +1,24 @@
 """The deterministic teacher: thoughts from history and graph evidence, never from the label.
 
-A thought names the user's main categories, then looks up what neighbours took after some of the
-user's recent items. Which items are looked up is drawn by recency alone: a choice that saw the
-target would teach the model to trust evidence more than it deserves at test time.
+A thought names the user's main categories, then what people alike took lately, then looks up what
+neighbours took after some of the user's recent items. Which items are looked up is drawn by recency
+alone: a choice that saw the target would teach the model to trust evidence more than it deserves at
+test time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from reasonrec.data.dataset import Catalogue
+from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import LookupTable, look_up
-from reasonrec.records import Histories
+from reasonrec.records import LOOKUP_KINDS, Histories, Link, LookupKind
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.prompts import AFTER, ANSWER, PromptWriter, as_data
+from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,12 @@ class Thoughts:
     """Which items those are."""
     named_weight: list[list[float]]
     """How strongly the graph holds with each, as in ``Link.weight``."""
+    named_kind: list[list[int]]
+    """The place in ``LOOKUP_KINDS`` of the question that found each."""
     via_item: np.ndarray
     """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
+    person: np.ndarray
+    """(R, num_people), int32. Users alike that each thought asks about; -1 for nobody."""
 
 
 class Verbaliser:
@@ -66,6 +73,22 @@ class Verbaliser:
             seed=0,
         )
 
+    def people_alike(self, histories: Histories) -> AlikeTable | None:
+        """Return the people that a thought about each history may ask about; None for nobody."""
+        if self.config.num_people == 0:
+            return None
+        return people_alike(
+            self.graph,
+            user_index=histories.user_index,
+            history=(histories.item_index, histories.offsets),
+            asked_at=histories.asked_at,
+            num_people=self.config.num_people,
+            num_links=self.config.num_taken,
+            degree_power=self.config.likeness_degree_power,
+            length_power=self.config.likeness_length_power,
+            decay=self.config.taken_decay,
+        )
+
     def write(
         self,
         histories: Histories,
@@ -87,35 +110,34 @@ class Verbaliser:
             num_visible = np.minimum(histories.lengths, self.writer.max_history)
         via_item = self._choose(histories, seed, keys, num_visible)
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
+        people = self.people_alike(histories)
+        person = np.zeros((len(histories), 0), np.int32) if people is None else people.user_index
         taste = self.taste(histories)
-        writer = self.writer
-        after, answer, think = writer.encode(AFTER), writer.encode(ANSWER), writer.opening
-        all_tokens, all_written, named_at, named_item, named_weight = [], [], [], [], []
+        after, alike = self.writer.encode(AFTER), self.writer.encode(ALIKE)
+        drafts = []
         for b in range(len(histories)):
-            tokens = [*think, *writer.encode(taste[b])]
-            written = [False] * len(think) + [True] * (len(tokens) - len(think))
-            at: list[int] = []
-            items: list[int] = []
-            weights: list[float] = []
+            draft = _Draft(self.writer)
+            draft.add(self.writer.encode(taste[b]), is_written=True)
+            if people is not None:
+                for place in np.flatnonzero(person[b] >= 0).tolist():
+                    draft.ask(alike, people.record(b, place).links, "alike")
             for j, table in enumerate(found):
                 via = int(via_item[b, j])
-                if via < 0:
-                    continue
-                asked = [*after, *writer.item_tokens(via)]
-                is_link = table.item_index[b] >= 0
-                links = table.item_index[b][is_link].tolist()
-                answered, ends = writer.lookup_tokens(links)
-                items += links
-                weights += table.weight[b][is_link].tolist()
-                at += [len(tokens) + len(asked) + end for end in ends]
-                tokens += asked + answered
-                written += [True] * len(asked) + [False] * len(answered)
-            all_tokens.append(tokens + answer)
-            all_written.append(written + [True] * len(answer))
-            named_at.append(at)
-            named_item.append(items)
-            named_weight.append(weights)
-        return Thoughts(all_tokens, all_written, named_at, named_item, named_weight, via_item)
+                if via >= 0:
+                    asked = [*after, *self.writer.item_tokens(via)]
+                    draft.ask(asked, table.record(b, via).links, "after")
+            draft.add(self.writer.encode(ANSWER), is_written=True)
+            drafts.append(draft)
+        return Thoughts(
+            tokens=[draft.tokens for draft in drafts],
+            is_written=[draft.is_written for draft in drafts],
+            named_at=[draft.named_at for draft in drafts],
+            named_item=[[link.item_index for link in draft.named] for draft in drafts],
+            named_weight=[[link.weight for link in draft.named] for draft in drafts],
+            named_kind=[draft.named_kind for draft in drafts],
+            via_item=via_item,
+            person=person,
+        )
 
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
@@ -165,6 +187,30 @@ class Verbaliser:
         chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last
         padded = np.concatenate([item, np.full((B, 1), -1, np.int32)], 1)
         return np.take_along_axis(padded, chosen, 1)
+
+
+class _Draft:
+    """One thought while it is put together."""
+
+    def __init__(self, writer: PromptWriter) -> None:
+        self._writer = writer
+        self.tokens = [*writer.opening]
+        self.is_written = [False] * len(self.tokens)
+        self.named_at: list[int] = []
+        self.named: list[Link] = []
+        self.named_kind: list[int] = []
+
+    def add(self, tokens: list[int], *, is_written: bool) -> None:
+        self.tokens += tokens
+        self.is_written += [is_written] * len(tokens)
+
+    def ask(self, question: list[int], links: Sequence[Link], kind: LookupKind) -> None:
+        self.add(question, is_written=True)
+        answer, ends = self._writer.lookup_tokens([link.item_index for link in links])
+        self.named_at += [len(self.tokens) + end for end in ends]
+        self.named += links
+        self.named_kind += [LOOKUP_KINDS.index(kind)] * len(links)
+        self.add(answer, is_written=False)
 
 
 def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import ThinkingRecommender
-from reasonrec.records import Histories
+from reasonrec.records import LOOKUP_KINDS, Histories
 
 FACTORS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -19,26 +19,28 @@ FACTORS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 @torch.no_grad()
 def calibrate_share(
     recommender: ThinkingRecommender, histories: Histories, target: np.ndarray
-) -> float:
-    """Scale the share of the model's evidence pointer, in place, and return the factor chosen.
+) -> tuple[float, ...]:
+    """Scale the shares of the model's evidence pointer, in place, and return the factors chosen.
 
-    Each of `FACTORS` is tried on the same greedy thoughts; the best NDCG without cut-off wins, the
-    smaller factor where two are equal.
+    One factor for each kind of question that is asked, one kind after the other, twice. Each of
+    `FACTORS` is tried on the same greedy thoughts; the best NDCG without cut-off wins, the smaller
+    factor where two are equal.
 
     Args:
         histories: Validation queries, B of them.
         target: (B,), what was taken next.
     """
     pointer = recommender.model.pointer
+    factors = [1.0] * len(LOOKUP_KINDS)
     if pointer is None or not len(target):
-        return 1.0
-    learned = pointer.amount.clamp(0, 0.95).clone()
-    values = []
+        return tuple(factors)
+    learned = pointer.bounded_amount().clone()
     rows = range(0, len(target), recommender.batch_size)
     parts = [np.arange(i, min(i + recommender.batch_size, len(target))) for i in rows]
     thoughts = [recommender.write(histories.take(part)) for part in parts]
-    for factor in FACTORS:
-        pointer.amount.copy_((factor * learned).clamp(max=0.95))
+
+    def worth(tried: list[float]) -> float:
+        pointer.amount.copy_(learned * torch.tensor(tried, device=learned.device))
         ranks = [
             rank_targets(
                 recommender.rank_with(thought), target[part],
@@ -46,7 +48,16 @@ def calibrate_share(
             )
             for part, thought in zip(parts, thoughts, strict=True)
         ]  # fmt: skip
-        values.append(float(ndcg(np.concatenate(ranks), recommender.model.num_items).mean()))
-    chosen = FACTORS[int(np.argmax(values))]
-    pointer.amount.copy_((chosen * learned).clamp(max=0.95))
-    return chosen
+        return float(ndcg(np.concatenate(ranks), recommender.model.num_items).mean())
+
+    asked = [
+        kind
+        for kind in range(len(LOOKUP_KINDS))
+        if any(((one.named_kind == kind) & (one.named_item >= 0)).any() for one in thoughts)
+    ]
+    for kind in asked * (2 if len(asked) > 1 else 1):
+        tried = [[*factors[:kind], factor, *factors[kind + 1 :]] for factor in FACTORS]
+        factors = tried[int(np.argmax([worth(one) for one in tried]))]
+    pointer.amount.copy_(learned * torch.tensor(factors, device=learned.device))
+    pointer.amount.copy_(pointer.bounded_amount())
+    return tuple(factors)

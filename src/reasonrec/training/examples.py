@@ -197,7 +197,9 @@ class WindowDataset(TorchDataset):
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )
-        named_item, named_weight = pad_named(thoughts.named_item, thoughts.named_weight)
+        named_item = pad_named(thoughts.named_item, -1)
+        named_weight = pad_named(thoughts.named_weight, 0.0)
+        named_kind = pad_named(thoughts.named_kind, 0)
         B, S = len(index), ids.shape[1]
         is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
         target = np.where(is_ranked, self.log.item_index[event], NONE)
@@ -208,6 +210,7 @@ class WindowDataset(TorchDataset):
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
+            "named_kind": torch.from_numpy(named_kind).reshape(B, G, -1),
             "target": torch.from_numpy(target).long().reshape(B, G),
         }
 
@@ -225,14 +228,14 @@ def pad_branches(
     return ids, lengths, written
 
 
-def pad_named(item: list[list[int]], weight: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return item indices (R, E), -1-padded, int64, and weights (R, E), 0-padded, float32."""
-    lengths = np.array([len(row) for row in item], np.int64)
+def pad_named(rows: Sequence[Sequence[float]], filling: float) -> np.ndarray:
+    """Return ragged rows as (R, E), padded on the right; float32 or int64 as ``filling`` is."""
+    lengths = np.array([len(row) for row in rows], np.int64)
     inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    items, weights = np.full(inside.shape, -1, np.int64), np.zeros(inside.shape, np.float32)
-    items[inside] = [value for row in item for value in row]
-    weights[inside] = [value for row in weight for value in row]
-    return items, weights
+    dtype = np.float32 if isinstance(filling, float) else np.int64
+    padded = np.full(inside.shape, filling, dtype)
+    padded[inside] = [value for row in rows for value in row]
+    return padded
 
 
 def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

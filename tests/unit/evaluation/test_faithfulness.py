@@ -73,12 +73,14 @@ def shop(num_users=10, length=8):
 def thinker(**head):
     """Return a thinking toy whose pointer speaks, and its data set."""
     model, dataset = toy_model(N, **head), shop()
+    with torch.no_grad():  # it likes to ask
+        model.backbone.get_input_embeddings().weight[model.writer.encode(" After")] *= 2
     if model.pointer is not None:
         with torch.no_grad():
             for weight in model.pointer.parameters():
                 weight.fill_(0.3)
     recommender = ThinkingRecommender(
-        model, verbaliser_of(model, dataset), max_tokens=30, temperature=1.0, seed=1
+        model, verbaliser_of(model, dataset), max_tokens=60, temperature=1.0, seed=1
     )
     return recommender, dataset
 
@@ -180,7 +182,7 @@ def test_a_chain_is_left_out_with_its_title_and_the_others_keep_their_places():
     thought = Thought((words(writer, (" So.", None)), piece))
     less = without_chain(thought, 1, 0, writer)
     assert texts_of(writer, less) == [" So.", " After [x]: [Tale 2]"]
-    ((at, item, weight),) = less.pieces[1].named
+    ((at, item, weight, _),) = less.pieces[1].named
     assert (item, weight) == (1, 2.0)
     assert writer.tokenizer.decode(less.pieces[1].tokens[: at + 1]) == " After [x]: [Tale 2]"
     none = without_chain(less, 1, 0, writer)
@@ -201,7 +203,7 @@ def test_shuffling_keeps_every_token_and_every_found_title():
     (only,) = mixed.pieces
     assert sorted(only.tokens) == sorted(before)
     assert list(only.tokens) != before
-    for at, item, weight in only.named:
+    for at, item, weight, _ in only.named:
         assert weight == 1.0 + item
         title = writer.item_tokens(item)
         assert list(only.tokens[at + 1 - len(title) : at + 1]) == title

@@ -16,10 +16,10 @@ from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
 
 
-def _evidence(item, weight=None):
+def _evidence(item, weight=None, kind=None):
     item = torch.tensor(item)
     weight = torch.ones(item.shape) * (item >= 0) if weight is None else torch.tensor(weight)
-    return Evidence(item, weight)
+    return Evidence(item, weight, torch.zeros_like(item) if kind is None else torch.tensor(kind))
 
 
 def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
@@ -34,7 +34,7 @@ def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
 def test_the_mixture_of_state_and_evidence_by_hand():
     pointer = EvidencePointer(2)
     with torch.no_grad():
-        pointer.amount.fill_(0.5)
+        pointer.amount[0] = 0.5
         pointer.trust.bias.fill_(math.log(3))  # sigmoid: 3 / 4
         pointer.from_weight.fill_(2.0)
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
@@ -50,19 +50,45 @@ def test_the_mixture_of_state_and_evidence_by_hand():
 def test_what_is_found_often_is_trusted_by_its_whole_weight():
     pointer = EvidencePointer(2)
     with torch.no_grad():
-        pointer.amount.fill_(0.9)
+        pointer.amount[0] = 0.9
         pointer.trust_in_weight.fill_(1.0)
     found = _evidence([3, 1, -1], [1.0, 3.0, 0.0])
-    share, pointed = pointer.shares(torch.zeros(3), torch.zeros(2), found)
-    # sigmoid(log 4) = 4 / 5, times 0.9; alike in the state, so pointed at by weight: 1 / 4, 3 / 4
+    share, given = pointer.shares(torch.zeros(3), torch.zeros(2), found)
+    # sigmoid(log 4) = 4 / 5, times 0.9; alike in the state, so given by weight: 1 / 4, 3 / 4
     torch.testing.assert_close(share, torch.tensor([0.72]))
-    torch.testing.assert_close(pointed, torch.tensor([0.25, 0.75, 0.0]))
+    torch.testing.assert_close(given, torch.tensor([0.18, 0.54, 0.0]))
+
+
+def test_what_people_alike_took_is_trusted_apart_from_what_follows_an_item():
+    pointer = EvidencePointer(2)
+    with torch.no_grad():
+        pointer.amount.copy_(torch.tensor([0.4, 0.2]))
+        pointer.from_weight[1] = 0.0
+    found = _evidence([3, 1, 3, 2], [1.0, 3.0, 9.0, 1.0], [0, 0, 1, 1])
+    share, given = pointer.shares(torch.zeros(4), torch.zeros(2), found)
+    # half of each amount: 0.2 by weight, 1 / 4 and 3 / 4, and 0.1 evenly
+    torch.testing.assert_close(share, torch.tensor([0.3]))
+    torch.testing.assert_close(given, torch.tensor([0.05, 0.15, 0.05, 0.05]))
+    scores = torch.zeros(4)
+    # 0.7 x 1 / 4, and item 3 is given something by both kinds
+    expected = torch.tensor([0.175, 0.325, 0.225, 0.275])
+    torch.testing.assert_close(pointer(scores, torch.zeros(2), found).exp(), expected)
+
+
+def test_all_evidence_together_leaves_the_state_a_twentieth():
+    pointer = EvidencePointer(2)
+    with torch.no_grad():
+        pointer.amount.copy_(torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.7125, 0.2375]))
+    with torch.no_grad():
+        pointer.amount.copy_(torch.tensor([-1.0, 0.5]))
+    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.0, 0.5]))
 
 
 def test_every_mention_of_an_item_counts_and_nothing_found_takes_no_share():
     model = toy_model(num_items=6, gated=False)
     with torch.no_grad():
-        model.pointer.amount.fill_(0.8)
+        model.pointer.amount[0] = 0.8
     post = torch.randn(2, 16)
     found = _evidence([[2, 4, 2, -1], [-1, -1, -1, -1]])
     plain = model.score_thoughts(post, post, None).softmax(-1)
@@ -85,7 +111,8 @@ def test_a_pointer_can_start_to_learn_and_come_back_from_below_nothing():
         logp = pointer(torch.zeros(4), torch.zeros(2), found)
         torch.testing.assert_close(logp, torch.zeros(4).log_softmax(-1))
         logp[1].backward()  # the true item was found: more of the evidence would raise it
-        assert pointer.amount.grad > 0
+        assert pointer.amount.grad[0] > 0
+        assert pointer.amount.grad[1] == 0  # nobody was asked about
         assert logp.isfinite().all()
 
 

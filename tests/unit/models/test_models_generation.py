@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
@@ -9,6 +10,7 @@ from reasonrec.models.generation import think
 from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
 from reasonrec.records import Histories, Link, Lookup
+from reasonrec.traces.prompts import SOMEBODY
 
 
 def _histories():
@@ -17,7 +19,7 @@ def _histories():
 
 def _always(item):
     """A graph that answers every question with one item."""
-    return lambda rows, items: [Lookup(via, (Link(item, 1.0, 1, 0),)) for via in items]
+    return lambda rows, items, _: [Lookup(via, (Link(item, 1.0, 1, 0),)) for via in items]
 
 
 def _generate(model, look_up=None, *, G=4, temperature=1.0, max_tokens=10, seed=3):
@@ -62,9 +64,9 @@ def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
             written.append(len(tokens))
             logp.append(float(logits.log_softmax(-1)[token]))
             tokens.append(token)
-            item = writer.asked_item(texts(model, tokens))
-            if look_up is not None and token in writer.closing_tokens and item is not None:
-                (found,) = look_up([r // G], [item])
+            item = writer.asked_about(texts(model, tokens))
+            if look_up is not None and token in writer.asking_tokens and item is not None:
+                (found,) = look_up([r // G], [item], [0])
                 queue, _ = writer.lookup_tokens([link.item_index for link in found.links])
         thoughts.append(tokens)
         marks.append(written)
@@ -72,7 +74,7 @@ def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
     return thoughts, marks, logps
 
 
-def _answers(rows, items):
+def _answers(rows, items, places):
     """A graph that answers with nothing, one item or two."""
     return [
         Lookup(i, tuple(Link((i + k + 1) % 12, 1.0, 1, 0) for k in range(i % 3))) for i in items
@@ -187,7 +189,7 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
         return logits
 
     model.language_logits = scripted
-    look_up = lambda rows, items: [  # noqa: E731
+    look_up = lambda rows, items, _: [  # noqa: E731
         (state.update(asked=len(script) - 1), Lookup(i, (Link(9, 2.0, 1, 0),)))[1] for i in items
     ]
     written = _generate(model, look_up, G=1, temperature=0, max_tokens=20)
@@ -198,6 +200,31 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     assert written.token_ids[0, at : at + len(inserted)].tolist() == inserted
     assert not written.is_written[0, at : at + len(inserted)].any()
     assert written.evidence[0][0].via_item_index == 3
+
+
+def test_people_alike_are_asked_about_one_after_the_other_and_told_apart_from_items():
+    model = toy_model()
+    dataset = toy_dataset(ring_rows(6, 12, 8), [f"Tale {i}" for i in range(12)])
+    verbaliser = toy_verbaliser(
+        model, dataset, num_people=2, num_taken=1, num_lookups=0, name_taste=False
+    )
+    histories = _histories()
+    people = verbaliser.people_alike(histories)
+    look_up = look_up_for(verbaliser, histories)
+    found = look_up([1, 1, 1], [SOMEBODY, 3, SOMEBODY], [0, 1, 1])
+    assert [one.kind for one in found] == ["alike", "after", "alike"]
+    assert found[0] == people.record(1, 0)
+    assert found[2] == people.record(1, 1)
+    assert found[1].via_item_index == 3
+    # nobody is known but those two
+    assert look_up([1], [SOMEBODY], [2])[0].links == ()
+    # as the verbaliser writes it, and as the sampler would insert it
+    text = texts(model, verbaliser.write(histories, seed=0, keys=np.arange(3)).tokens[1])
+    names = [f"[Tale {people.item_index[1, p, 0]}]" for p in range(2)]
+    assert text == f"<think> Alike: {names[0]}; Alike: {names[1]};<answer>"
+    assert model.writer.asked_about("<think> Alike") == SOMEBODY
+    assert model.writer.asked_about("<think> Mostly Alike") is None
+    assert model.writer.asked_about("<think> Mostly Sea. Alike: [Tale 1]; Alike") == SOMEBODY
 
 
 def test_a_thought_asks_about_titles_of_its_own_prompt_at_least_once_and_never_twice():
@@ -264,7 +291,7 @@ def test_look_ups_answer_for_the_right_user():
     dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
     verbaliser = toy_verbaliser(model, dataset, reverse_share=0.0)
     histories = Histories.from_lists([[2], [2, 3]], user_index=[-1, -1])
-    found = look_up_for(verbaliser, histories)([0, 1], [2, 2])
+    found = look_up_for(verbaliser, histories)([0, 1], [2, 2], [0, 0])
     # whoever took 2 took 3 next; the second user has it already, so 4 comes first
     assert found[0].links[0].item_index == 3
     assert found[1].links[0].item_index == 4

@@ -58,7 +58,7 @@ def test_any_titles_at_all_are_written_and_read_back(titles):
             text = writer.prompt_text(row)
             assert tokens == writer.tokenizer.encode(text, add_special_tokens=False)
             assert writer.tokenizer.decode(tokens) == text
-            assert writer.asked_item(f"<think> After [{writer.titles[row[0]]}]") == row[0]
+            assert writer.asked_about(f"<think> After [{writer.titles[row[0]]}]") == row[0]
 
 
 def test_a_title_is_one_token_for_the_tiny_tokenizer_and_several_for_a_plain_one():
@@ -114,14 +114,14 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(make):
 
 def test_only_a_closed_question_about_a_known_title_is_one():
     writer = tiny_writer(["Tale", "Tale, part 2", "After"])
-    assert writer.asked_item("<think> Mostly Drama. After [Tale, part 2]") == 1
-    assert writer.asked_item("<think> After [Tale]: [After]; After [After]") == 2
+    assert writer.asked_about("<think> Mostly Drama. After [Tale, part 2]") == 1
+    assert writer.asked_about("<think> After [Tale]: [After]; After [After]") == 2
     for text in (
         "<think> After [Tale", "<think> After [Nobody's]", "<think> [Tale]", "", "]",
         "<think> After [Tale]: [After]",  # evidence that was answered already
         "<think> After [Tale]: [After];",
     ):  # fmt: skip
-        assert writer.asked_item(text) is None
+        assert writer.asked_about(text) is None
 
 
 @WRITERS
@@ -146,8 +146,8 @@ def test_a_title_never_becomes_a_marker_or_a_question(make):
         # named as evidence, a title asks nothing, wherever the text so far is cut
         said = f"<think> After [Tale]{writer.tokenizer.decode(found)}"
         cuts = range(len("<think> After [Tale]") + 1, len(said) + 1)
-        assert all(writer.asked_item(said[:cut]) is None for cut in cuts)
-        assert writer.asked_item(f" After [{title}]") == item
+        assert all(writer.asked_about(said[:cut]) is None for cut in cuts)
+        assert writer.asked_about(f" After [{title}]") == item
 
 
 @WRITERS

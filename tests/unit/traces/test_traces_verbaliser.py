@@ -39,7 +39,7 @@ def shop(rows, titles=None, genres=None, **thought):
     )
     writer = build_writer(dataset.catalogue, TINY)
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
-    settings = ThoughtConfig(**{"num_lookups": 2} | thought)
+    settings = ThoughtConfig(**{"num_lookups": 2, "num_people": 0} | thought)
     return dataset, Verbaliser(writer, graph, dataset.catalogue, settings)
 
 
@@ -199,7 +199,7 @@ def test_titles_and_categories_that_look_like_markers_break_no_thought():
         assert not {writer.tokenizer.bos_token_id, writer.tokenizer.eos_token_id} & set(tokens)
         # the questions in the text are those that were asked, in order
         cuts = [said[: match.end()] for match in re.finditer(r"\]", said)]
-        asked = [item for item in map(writer.asked_item, cuts) if item is not None]
+        asked = [item for item in map(writer.asked_about, cuts) if item is not None]
         assert asked == [via for via in thoughts.via_item[b].tolist() if via >= 0]
         allowed = {*histories.row(b).tolist(), *thoughts.named_item[b]}
         assert ungrounded_titles(said, writer.titles, allowed, ()) == []

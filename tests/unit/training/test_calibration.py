@@ -46,21 +46,23 @@ def test_the_factor_is_the_one_with_the_best_ndcg_of_all_that_are_tried():
     values = []
     for factor in FACTORS:  # one after the other, from the start
         with torch.no_grad():
-            pointer.amount.fill_(min(0.95, 0.3 * factor))
+            pointer.amount[0] = min(0.95, 0.3 * factor)
         values.append(_ndcg(recommender, dataset))
     assert max(values) > values[0]  # neighbours walk the same ring, so evidence must help here
     with torch.no_grad():
-        pointer.amount.fill_(0.3)
+        pointer.amount[0] = 0.3
     chosen = calibrate_share(recommender, dataset.valid.histories(), dataset.valid.target)
-    assert chosen == FACTORS[int(np.argmax(values))]
-    assert abs(float(pointer.amount.detach()) - min(0.95, 0.3 * chosen)) < 1e-6
+    assert chosen == (FACTORS[int(np.argmax(values))], 1.0)  # nobody was asked about
+    assert abs(float(pointer.amount[0].detach()) - min(0.95, 0.3 * chosen[0])) < 1e-6
     assert _ndcg(recommender, dataset) == max(values)
 
 
 def test_evidence_that_was_never_trusted_stays_out():
     dataset = toy_dataset(ring_rows(6, 12, 8), [f"Tale {i}" for i in range(12)])
-    recommender = _thinking(dataset)
+    recommender = _thinking(dataset, num_steps=30)
     # the amount is 0, so all factors rank alike, and the smallest is taken
-    assert calibrate_share(recommender, dataset.valid.histories(), dataset.valid.target) == 0.0
+    chosen = calibrate_share(recommender, dataset.valid.histories(), dataset.valid.target)
+    assert chosen[0] == 0.0
     silent = _thinking(dataset, pointer=False)
-    assert calibrate_share(silent, dataset.valid.histories(), dataset.valid.target) == 1.0
+    chosen = calibrate_share(silent, dataset.valid.histories(), dataset.valid.target)
+    assert chosen == (1.0, 1.0)

@@ -169,6 +169,7 @@ def test_greedy_thoughts_are_those_of_our_sampler_token_for_token(taught, server
         if max_tokens == 70:
             assert torch.equal(theirs.named_item, ours.named_item)
             assert torch.equal(theirs.named_weight, ours.named_weight)
+            assert torch.equal(theirs.named_kind, ours.named_kind)
             assert bool((theirs.named_item >= 0).any()) == looks_up
     engine.close()
 

@@ -17,6 +17,7 @@ from reasonrec.data.dataset import Catalogue, Dataset, InteractionLog, Queries
 from reasonrec.data.prepare import prepare
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.evaluation.audits.records import Audit, judged, share
+from reasonrec.graph.alike import people_alike
 from reasonrec.graph.audit import draw_negatives, touched_keys
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import look_up
@@ -33,6 +34,7 @@ NUM_VIA = 10
 """Last items of a history that are looked up."""
 _MOST_LINKS = 20_000
 _EVERYBODY = 1 << 30
+_MOST_PEOPLE = 50
 _SHOWN = 50
 """Items that a prompt shows, as in ``HeadConfig``."""
 CANARY = "Canary {}"
@@ -118,7 +120,7 @@ def _sees_canary(dataset: Dataset, asked: Queries, *, late: bool, seed: int) -> 
 
 
 def _looked_up(graph: InteractionGraph, histories: Histories, wanted: np.ndarray) -> np.ndarray:
-    """Return which rows find their wanted item by looking up any of their last items."""
+    """Return which rows find their wanted item after one of their last items or at people alike."""
     found = np.zeros(len(histories), bool)
     for age in range(NUM_VIA):
         place = histories.offsets[1:] - 1 - age
@@ -137,7 +139,15 @@ def _looked_up(graph: InteractionGraph, histories: Histories, wanted: np.ndarray
             reverse_share=1.0,
         )
         found |= (table.item_index == wanted[:, None]).any(axis=1)
-    return found
+    people = people_alike(
+        graph,
+        user_index=histories.user_index,
+        history=(histories.item_index, histories.offsets),
+        asked_at=histories.asked_at,
+        num_people=_MOST_PEOPLE,
+        num_links=_MOST_PEOPLE,
+    )
+    return found | (people.item_index == wanted[:, None, None]).any(axis=(1, 2))
 
 
 # ---- the question's own edge ------------------------------------------------------------------

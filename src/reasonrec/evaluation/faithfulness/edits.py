@@ -14,8 +14,8 @@ import numpy as np
 
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
-from reasonrec.records import Lookup
-from reasonrec.traces.prompts import AFTER, ANSWER, NOTHING, PromptWriter
+from reasonrec.records import LOOKUP_KINDS, Lookup, LookupKind
+from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, NOTHING, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")
 
@@ -28,6 +28,8 @@ class Found(NamedTuple):
     item_index: int
     weight: float
     """As in ``Link.weight``."""
+    kind: int = 0
+    """The place in ``LOOKUP_KINDS`` of the question that found it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Piece:
     named: tuple[Found, ...] = ()
     """What the look-up found, in order."""
     via_item: int | None = None
-    """The item that was asked about; None for a sentence."""
+    """The item that was asked about; None for a sentence, and where people were asked about."""
+    kind: LookupKind | None = None
+    """What kind of look-up it is; None for a sentence."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Thought:
     def found(self) -> frozenset[int]:
         """Every item that some look-up of the thought found."""
         return frozenset(found.item_index for piece in self.pieces for found in piece.named)
+
+    @property
+    def num_lookups(self) -> int:
+        return sum(piece.kind is not None for piece in self.pieces)
 
     @property
     def via_items(self) -> tuple[int, ...]:
@@ -90,9 +98,9 @@ def take_apart(
 ) -> tuple[Piece, ...]:
     """Return the pieces of one thought, markers left out.
 
-    A look-up begins where `` After`` was written and ends with what was inserted behind it; a
-    look-up that was cut off before any answer is a sentence. Other written text is cut after every
-    token that ends a sentence outside of a title.
+    A look-up begins where `` After`` or `` Alike`` was written and ends with what was inserted
+    behind it; a look-up that was cut off before any answer is a sentence. Other written text is cut
+    after every token that ends a sentence outside of a title.
 
     Args:
         tokens: From ``<think>`` to the end of the answer marker.
@@ -114,14 +122,19 @@ def take_apart(
         stop = inserted
         while stop < end and not is_written[stop]:
             stop += 1
-        question = _last_place(tokens[start:inserted], writer.encode(AFTER)) + start
-        pieces += _sentences(tokens[start:question], writer)
         lookup = next(asked)  # nothing is inserted but answers of the graph
+        word = writer.encode(AFTER if lookup.kind == "after" else ALIKE)
+        question = _last_place(tokens[start:inserted], word) + start
+        pieces += _sentences(tokens[start:question], writer)
         weight = {link.item_index: link.weight for link in lookup.links}
+        kind = LOOKUP_KINDS.index(lookup.kind)
         found = [
-            Found(at - question, item, weight[item]) for at, item in named if question <= at < stop
+            Found(at - question, item, weight[item], kind)
+            for at, item in named
+            if question <= at < stop
         ]
-        pieces.append(Piece(tuple(tokens[question:stop]), tuple(found), lookup.via_item_index))
+        via = lookup.via_item_index if lookup.kind == "after" else None
+        pieces.append(Piece(tuple(tokens[question:stop]), tuple(found), via, lookup.kind))
         start = stop
     return tuple(pieces)
 
@@ -141,6 +154,7 @@ def assemble(thought: Thought, writer: PromptWriter) -> GivenThought:
         named_at=tuple(found.at for found in named),
         named_item=tuple(found.item_index for found in named),
         named_weight=tuple(found.weight for found in named),
+        named_kind=tuple(found.kind for found in named),
     )
 
 
@@ -157,7 +171,7 @@ def without_piece(thought: Thought, place: int) -> Thought:
 def without_chain(thought: Thought, place: int, chain: int, writer: PromptWriter) -> Thought:
     """Return the thought without one item that the look-up at ``place`` found."""
     piece = thought.pieces[place]
-    at, item, _ = piece.named[chain]
+    at, item = piece.named[chain][:2]
     width = len(writer.item_tokens(item))
     named = [
         other._replace(at=other.at - width) if other.at > at else other

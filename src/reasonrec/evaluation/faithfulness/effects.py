@@ -210,7 +210,7 @@ def _cases(
     for kept in range(1, len(own.pieces)):
         yield _Case(row, f"cut-{kept}", cut_after(own, kept))
     for place, piece in enumerate(own.pieces):
-        if piece.via_item is not None:
+        if piece.kind is not None:
             yield _Case(row, "without-look-up", without_piece(own, place))
         for chain, found in enumerate(piece.named):
             less = without_chain(own, place, chain, writer)

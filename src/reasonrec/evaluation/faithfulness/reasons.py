@@ -208,7 +208,7 @@ def _values(
     met = np.zeros(len(rows))
     for place, row in enumerate(rows):
         target, friend, volume = int(targets[row]), reasons.friend[row], reasons.volume[row]
-        asked = [one.via_item_index for one in lookups[row]]
+        asked = [one.via_item_index for one in lookups[row] if one.kind == "after"]
         links = [
             (one.via_item_index, link.neighbour_index, link.item_index)
             for one in lookups[row]

@@ -302,7 +302,7 @@ def _habits(written: _Written, targets: np.ndarray) -> Habits:
         num_thoughts=len(written.texts),
         num_distinct=len(set(written.texts)),
         mean_pieces=_mean([len(one.pieces) for one in written.thoughts]),
-        mean_lookups=_mean([len(one.via_items) for one in written.thoughts]),
+        mean_lookups=_mean([one.num_lookups for one in written.thoughts]),
         mean_found=_mean(found),
         share_truncated=_mean(written.is_truncated),
         share_target_found=_mean(

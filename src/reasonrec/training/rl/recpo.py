@@ -237,6 +237,7 @@ def rollout_batch(
         is_written=written.is_written.reshape(P, G, -1),
         named_item=written.named_item.reshape(P, G, -1),
         named_weight=written.named_weight.reshape(P, G, -1),
+        named_kind=written.named_kind.reshape(P, G, -1),
         target=torch.from_numpy(log.item_index[event]).long()[:, None].expand(P, G),
     ).to(device)
 

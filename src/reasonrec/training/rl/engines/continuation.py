@@ -24,8 +24,9 @@ from reasonrec.errors import ConfigError
 from reasonrec.models.answers import AnsweringModel, Written, padded
 from reasonrec.models.generation import LookUp, Part
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.records import LOOKUP_KINDS
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import ANSWER, Prompts
+from reasonrec.traces.prompts import ALIKE, ANSWER, Prompts
 from reasonrec.training.rl.engines.contract import Thoughts
 from reasonrec.training.rl.engines.handover import save_adapter, save_merged
 
@@ -136,7 +137,7 @@ class ContinuationEngine:
             for p in range(len(prompts.lengths))
             for _ in range(G)
         ]
-        stop = (ANSWER,) if look_up is None else (ANSWER, "]")
+        stop = (ANSWER,) if look_up is None else (ANSWER, "]", ALIKE)
 
         def read(row: _Row, token: int) -> bool:
             """Return whether the thought pauses behind the token that it has just written."""
@@ -144,8 +145,8 @@ class ContinuationEngine:
                 row.force(writer.encode(ANSWER))
             elif writer.ends_thought(row.tokens):
                 row.is_done = True
-            elif look_up is not None and token in writer.closing_tokens:
-                row.asked = writer.asked_item(str(model.tokenizer.decode(row.tokens)))
+            elif look_up is not None and token in writer.asking_tokens:
+                row.asked = writer.asked_about(str(model.tokenizer.decode(row.tokens)))
             return row.is_done or row.asked is not None
 
         sampling = Sampling(temperature, top_k, tuple(model.never_written.tolist()))
@@ -159,14 +160,17 @@ class ContinuationEngine:
             asking = [r for r in active if rows[r].asked is not None]
             if look_up is not None and asking:
                 items = [item for r in asking if (item := rows[r].asked) is not None]
-                found = look_up([r // G for r in asking], items)
+                places = [rows[r].num_people for r in asking]
+                found = look_up([r // G for r in asking], items, places)
                 for r, evidence in zip(asking, found, strict=True):
                     links = evidence.links
                     tokens, ends = writer.lookup_tokens([link.item_index for link in links])
                     begin = len(rows[r].tokens)
                     rows[r].insert(tokens[: budget - begin])
+                    rows[r].num_people += evidence.kind == "alike"
+                    kind = LOOKUP_KINDS.index(evidence.kind)
                     rows[r].named += [
-                        (link.item_index, link.weight)
+                        (link.item_index, link.weight, kind)
                         for link, end in zip(links, ends, strict=True)
                         if begin + end < budget  # what was not read is not found
                     ]
@@ -176,12 +180,12 @@ class ContinuationEngine:
                     rows[r].force(writer.encode(ANSWER))
         most = max((len(row.named) for row in rows), default=0)
         item = torch.full((len(rows), most), -1)
-        weight = torch.zeros(item.shape)
+        weight, kinds = torch.zeros(item.shape), torch.zeros_like(item)
         for r, row in enumerate(rows):
-            for e, (index, strength) in enumerate(row.named):
-                item[r, e], weight[r, e] = index, strength
+            for e, (index, strength, kind) in enumerate(row.named):
+                item[r, e], weight[r, e], kinds[r, e] = index, strength, kind
         ids, lengths, is_written, logp = _as_tensors(rows, writer.pad_id)
-        tensors = ids, lengths, is_written, logp, item, weight, _truncated(rows)
+        tensors = ids, lengths, is_written, logp, item, weight, kinds, _truncated(rows)
         return Thoughts(*(tensor.to(model.device) for tensor in tensors))
 
     def write(
@@ -299,9 +303,12 @@ class _Row:
     tokens: list[int]
     logp: list[float] = field(default_factory=list)
     is_written: list[bool] = field(default_factory=list)
-    named: list[tuple[int, float]] = field(default_factory=list)
+    named: list[tuple[int, float, int]] = field(default_factory=list)
+    """Item, weight and kind of what was found."""
+    num_people: int = 0
+    """People alike that were asked about."""
     asked: int | None = None
-    """Item that the thought waits to hear about."""
+    """What the thought waits to hear about: an item, or `SOMEBODY`."""
     is_done: bool = False
     is_truncated: bool = False
 

@@ -35,6 +35,8 @@ class Thoughts:
     """(R, E), items that were looked up; -1 for none."""
     named_weight: Tensor
     """(R, E), float32, how strongly the graph holds with each; 0 for none."""
+    named_kind: Tensor
+    """(R, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
     is_truncated: Tensor
     """(R,), True where the marker had to be forced."""
 

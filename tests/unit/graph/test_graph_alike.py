@@ -1,0 +1,154 @@
+"""People alike against a slow obvious search, and against the future and the user's own events."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.graph.test_graph_lookup import log_of
+
+from reasonrec.graph.alike import AlikeTable, people_alike
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.records import Link, Lookup
+
+# one event a row: user, item, time; sorted by user, then time
+SHOP = [
+    (0, 0, 10), (0, 1, 20), (0, 2, 30),
+    (1, 0, 11), (1, 1, 21), (1, 4, 31), (1, 5, 41),
+    (2, 1, 5), (2, 3, 15),
+    (3, 6, 40), (3, 7, 50),
+]  # fmt: skip
+
+
+def ask(graph, user: int, history: list[int], *, asked_at=None, **keys) -> AlikeTable:
+    return people_alike(
+        graph,
+        user_index=np.array([user]),
+        history=(np.array(history, np.int32), np.array([0, len(history)])),
+        asked_at=None if asked_at is None else np.array([asked_at]),
+        **{"num_people": 2, "num_links": 2, **keys},
+    )
+
+
+@pytest.fixture
+def shop() -> InteractionGraph:
+    return InteractionGraph.build(log_of(SHOP, 4), 8)
+
+
+def test_the_people_most_alike_and_what_they_took_last_by_hand(shop):
+    table = ask(shop, 0, [0, 1, 2], degree_power=1.0, length_power=0.5, decay=0.5)
+    # item 0 has one other taker, item 1 two: user 1 shares 1 + 1 / 2, over the root of 4 events;
+    # user 2 shares 1 / 2, over the root of 2. User 3 shares nothing
+    assert table.user_index.tolist() == [[1, 2]]
+    np.testing.assert_allclose(table.likeness, [[0.75, 0.5 / 2**0.5]], rtol=1e-6)
+    assert table.num_shared.tolist() == [[2, 1]]
+    assert table.via_item.tolist() == [[0, 1]]  # the rarest shared item says most
+    assert table.item_index.tolist() == [[[5, 4], [3, -1]]]  # newest first; 0 and 1 are known
+    np.testing.assert_allclose(table.weight, [[[0.75, 0.375], [0.5 / 2**0.5, 0.0]]], rtol=1e-6)
+    assert table.record(0, 0) == Lookup(0, (Link(5, 0.75, 1, 1), Link(4, 0.375, 1, 1)), "alike")
+    assert table.record(0, 2) == Lookup(-1, (), "alike")  # nobody further was asked for
+
+
+def test_the_future_is_not_known(shop):
+    table = ask(shop, 0, [0, 1], asked_at=31)
+    # at 31 user 1 has taken 0 and 1 alone, nothing that user 0 has not: nobody to quote
+    assert table.user_index.tolist() == [[2, -1]]
+    assert ask(shop, 0, [0, 1], asked_at=32).item_index[0, 0].tolist() == [4, -1]
+
+
+def test_somebody_new_is_answered_and_somebody_without_history_is_not(shop):
+    # both took item 0, and user 0 took fewer others
+    assert ask(shop, -1, [0]).user_index.tolist() == [[0, 1]]
+    assert ask(shop, 3, []).user_index.tolist() == [[-1, -1]]
+
+
+def test_what_cannot_be_is_refused(shop):
+    for keys, message in (
+        ({"num_people": 0}, "num_people must be at least 1"),
+        ({"num_links": 0}, "num_links must be at least 1"),
+        ({"decay": 0.0}, "decay must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(shop, 0, [0], **keys)
+    with pytest.raises(ValueError, match="user_index must lie in"):
+        ask(shop, 4, [0])
+
+
+def slowly(events, user, history, asked_at, num_people, num_links, powers, decay):
+    """Return (person, likeness, [(item, weight)]) as the docstring of `people_alike` says it."""
+    older = [e for e in events if e[2] < asked_at and e[0] != user]
+    takers, taken = defaultdict(set), defaultdict(list)
+    for person, item, _ in older:
+        takers[item].add(person)
+        taken[person].append(item)
+    num_events = defaultdict(int)
+    for _, item, _ in older:
+        num_events[item] += 1
+    people = []
+    for person, items in taken.items():
+        shared = [i for i in set(history) if person in takers[i]]
+        likeness = sum(num_events[i] ** -powers[0] for i in shared) / len(items) ** powers[1]
+        new = {}
+        for age, item in enumerate(reversed(items)):
+            if item not in history and item not in new:
+                new[item] = decay**age
+        if shared and new:
+            quoted = [(i, likeness * w) for i, w in list(new.items())[:num_links]]
+            people.append((person, likeness, quoted))
+    return sorted(people, key=lambda p: (-np.float32(p[1]), p[0]))[:num_people]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_slow_search_finds_the_same(data):
+    num_users, num_items = 6, 7
+    rows = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, num_users - 1), st.integers(0, num_items - 1), st.integers(0, 30)
+            ),
+            max_size=40,
+        )
+    )
+    events = sorted(rows, key=lambda e: (e[0], e[2]))
+    graph = InteractionGraph.build(log_of(events, num_users), num_items)
+    user = data.draw(st.integers(-1, num_users - 1))
+    history = data.draw(st.lists(st.integers(0, num_items - 1), max_size=6))
+    asked_at = data.draw(st.integers(0, 32))
+    powers = data.draw(st.sampled_from([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]))
+    table = ask(
+        graph, user, history, asked_at=asked_at, num_people=3, num_links=2,
+        degree_power=powers[0], length_power=powers[1], decay=0.5,
+    )  # fmt: skip
+    found = [int(p) for p in table.user_index[0] if p >= 0]
+    wanted = slowly(events, user, history, asked_at, 99, 2, powers, 0.5)
+    likeness = {person: value for person, value, _ in wanted}
+    # sums in another order differ in the last digit, so equals may change places
+    np.testing.assert_allclose(
+        table.likeness[0, : len(found)], [p[1] for p in wanted[: len(found)]], rtol=1e-5
+    )
+    assert len(found) == min(3, len(wanted))
+    quoted = {person: pairs for person, _, pairs in wanted}
+    for place, person in enumerate(found):
+        np.testing.assert_allclose(table.likeness[0, place], likeness[person], rtol=1e-5)
+        assert [i for i in table.item_index[0, place].tolist() if i >= 0] == [
+            i for i, _ in quoted[person]
+        ]
+        weights = [w for w in table.weight[0, place].tolist() if w > 0]
+        np.testing.assert_allclose(weights, [w for _, w in quoted[person]], rtol=1e-5)
+
+
+def test_rows_do_not_depend_on_each_other(shop):
+    both = people_alike(
+        shop,
+        user_index=np.array([0, -1]),
+        history=(np.array([0, 1, 2, 0], np.int32), np.array([0, 3, 4])),
+        asked_at=None,
+        num_people=2,
+        num_links=2,
+    )
+    for row, (user, history) in enumerate([(0, [0, 1, 2]), (-1, [0])]):
+        alone = ask(shop, user, history)
+        assert both.item_index[row].tolist() == alone.item_index[0].tolist()
+        assert both.weight[row].tolist() == alone.weight[0].tolist()
