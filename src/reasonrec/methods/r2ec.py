@@ -46,7 +46,7 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.calibration import calibrate_share
+from reasonrec.training.calibration import calibrate_shares
 from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
@@ -139,7 +139,7 @@ def train_stage(
         )  # fmt: skip
 
     def finish() -> None:
-        factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
+        calibrated = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
         model.save_pretrained(out / "model")
         files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
         write_manifest(
@@ -156,7 +156,7 @@ def train_stage(
                 "data_folder": os.path.relpath(dataset.folder, out),
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
-                "share_factors": factor,
+                "calibrated": calibrated,
             },
         )
 
@@ -279,13 +279,13 @@ class _Parts:
     def queries(self) -> Queries:
         return validation_queries(self.dataset, self.config.num_valid_queries)
 
-    def calibrate(self, model: ReasoningRecommender) -> tuple[float, ...]:
-        """Scale the shares of looked-up evidence by what ranks validation best."""
+    def calibrate(self, model: ReasoningRecommender) -> dict[str, list[float]]:
+        """Choose the shares of looked-up evidence by what ranks validation best."""
         queries = self.queries()
         thinking = ThinkingRecommender(
             model, self.verbaliser(model), max_tokens=max_tokens(self.config)
         )
-        return calibrate_share(thinking, queries.histories(), queries.target)
+        return calibrate_shares(thinking, queries.histories(), queries.target)
 
     def validate(
         self, model: ReasoningRecommender, *, thinks: bool

@@ -135,8 +135,8 @@ class R2ecConfig(Config):
     inference: InferenceConfig = InferenceConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     calibrate: bool = True
-    """Whether the share of looked-up evidence is scaled, after SFT and after RecPO, by the factor
-    that ranks validation best. Ours."""
+    """Whether the largest share of each kind of evidence, and how far the state splits it, are
+    chosen after SFT and after RecPO by what ranks validation best. Ours."""
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
 

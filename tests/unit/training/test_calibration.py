@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import torch
 from tests.toy_models import ring_rows, toy_model, toy_verbaliser
@@ -6,7 +9,7 @@ from tests.toys import toy_dataset
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import ThinkingRecommender
-from reasonrec.training.calibration import FACTORS, calibrate_share
+from reasonrec.training.calibration import AMOUNTS, FROM_STATE, calibrate_shares
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
@@ -38,31 +41,35 @@ def _ndcg(recommender, dataset):
     return float(ndcg(ranks, 12).mean())
 
 
-def test_the_factor_is_the_one_with_the_best_ndcg_of_all_that_are_tried():
+def test_the_setting_is_the_one_with_the_best_ndcg_of_all_that_are_tried():
     dataset = toy_dataset(ring_rows(12, 12, 8), [f"Tale {i}" for i in range(12)])
     recommender = _thinking(dataset, num_steps=40)
     assert any(row for row in recommender.score(dataset.valid.histories()).evidence)
     pointer = recommender.model.pointer
-    values = []
-    for factor in FACTORS:  # one after the other, from the start
+    values = {}
+    for amount, from_state in itertools.product((0.3, *AMOUNTS), (1.0, *FROM_STATE)):
         with torch.no_grad():
-            pointer.amount[0] = min(0.95, 0.3 * factor)
-        values.append(_ndcg(recommender, dataset))
-    assert max(values) > values[0]  # neighbours walk the same ring, so evidence must help here
+            pointer.amount[0], pointer.from_state[0] = amount, from_state
+        values[amount, from_state] = _ndcg(recommender, dataset)
+    assert max(values.values()) > values[0.0, 1.0]  # neighbours walk the same ring: it must help
     with torch.no_grad():
-        pointer.amount[0] = 0.3
-    chosen = calibrate_share(recommender, dataset.valid.histories(), dataset.valid.target)
-    assert chosen == (FACTORS[int(np.argmax(values))], 1.0)  # nobody was asked about
-    assert abs(float(pointer.amount[0].detach()) - min(0.95, 0.3 * chosen[0])) < 1e-6
-    assert _ndcg(recommender, dataset) == max(values)
+        pointer.amount[0], pointer.from_state[0] = 0.3, 1.0
+    chosen = calibrate_shares(recommender, dataset.valid.histories(), dataset.valid.target)
+    found = chosen["amount"][0], chosen["from_state"][0]
+    assert min(abs(found[0] - a) + abs(found[1] - f) for a, f in values) < 1e-6
+    assert _ndcg(recommender, dataset) == max(values.values())
+    assert chosen["amount"][1] == 0.0  # nobody was asked about
+    assert chosen["from_state"][1] == 1.0
 
 
-def test_evidence_that_was_never_trusted_stays_out():
+def test_what_was_learned_stays_where_nothing_ranks_better():
     dataset = toy_dataset(ring_rows(6, 12, 8), [f"Tale {i}" for i in range(12)])
-    recommender = _thinking(dataset, num_steps=30)
-    # the amount is 0, so all factors rank alike, and the smallest is taken
-    chosen = calibrate_share(recommender, dataset.valid.histories(), dataset.valid.target)
-    assert chosen[0] == 0.0
+    recommender = _thinking(dataset)
+    recommender = dataclasses.replace(recommender, max_tokens=1)  # too short to find anything
+    with torch.no_grad():
+        recommender.model.pointer.amount[0] = 0.3
+    chosen = calibrate_shares(recommender, dataset.valid.histories(), dataset.valid.target)
+    np.testing.assert_allclose(chosen["amount"], [0.3, 0.0])
+    assert chosen["from_state"] == [1.0, 1.0]
     silent = _thinking(dataset, pointer=False)
-    chosen = calibrate_share(silent, dataset.valid.histories(), dataset.valid.target)
-    assert chosen == (1.0, 1.0)
+    assert calibrate_shares(silent, dataset.valid.histories(), dataset.valid.target) == {}
