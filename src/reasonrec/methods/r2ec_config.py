@@ -41,7 +41,7 @@ class NoThinkStage(Config):
 class SftStage(Config):
     """Thoughts of the verbaliser, learned beside the next item."""
 
-    num_epochs: PositiveInt = 2
+    num_epochs: PositiveInt = 4
     num_branches: PositiveInt = 3
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()
