@@ -183,10 +183,15 @@ def test_likes_show_the_chains_that_close_on_candidates_and_how_many_could():
     # u0 took 0 and is asked; u1 and u2 took 0, then 1; nobody who took 0 took 2
     dataset = toy_dataset([[0, 3], [0, 1], [0, 1], [2, 3]], [f"Tale {n}" for n in range(4)])
     histories = dataclasses.replace(asked_of(dataset, [1]), asked_at=np.array([10_000], np.int64))
-    question = builder_of(dataset, num_chains=3).build(
-        histories, np.array([[2, 1]], np.int32), task="likes", keys=np.array([1]), seed=0
-    )[0]
-    assert question.support == (0, 2)
+    candidates = np.array([[2, 1]], np.int32)
+    counted, question = (
+        builder_of(dataset, num_chains=3, support=kind).build(
+            histories, candidates, task="likes", keys=np.array([1]), seed=0
+        )[0]
+        for kind in ("count", "steps")
+    )
+    assert counted.support == (0, 2)
+    assert question.support == (0, 100)  # all of the chains, in percent
     assert {c.second.title for c in question.chains} == {"Tale 1"}
     assert {c.neighbour_index for c in question.chains} == {1, 2}
     assert [c.neighbour for c in question.chains] == ["@1", "@2"]
