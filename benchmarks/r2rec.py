@@ -169,7 +169,7 @@ def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[st
 
 @dataclass(frozen=True)
 class Remembering(ReasonedRanker):
-    """Thinks once about each batch of queries, for rows that differ in the blend's weights alone."""
+    """Thinks once about each batch, for rows that differ in the weights of the blend alone."""
 
     thoughts: dict[bytes, Scored] = field(default_factory=dict)
 
