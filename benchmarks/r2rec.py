@@ -47,7 +47,7 @@ PREPARE = {
 }
 """The sets of the page, and what `reasonrec prepare` is told."""
 BASELINES = ("popularity", "recent-popularity", "item-knn-bm25", "follow-counter", "ease", "ials")
-BUDGET = 6
+BUDGET = 20
 """Settings that are tried for each baseline, by NDCG@10 on validation."""
 NUM_QUERIES = 2000
 PROTOCOL = "candidates-20"
@@ -112,7 +112,7 @@ def run_seed(folder: Path, name: str, seed: int) -> None:
     reasonrec("prepare", name, "--out", data, *PREPARE[name])
     reasonrec("tune", *BASELINES, "--data", data, "--out", folder / "tune", "--budget", BUDGET)
     dataset = Dataset.load(data)
-    settings = read_params(folder / "tune")
+    settings = read_params(folder / "tune", dataset)
     floor = [floor_contestant(word, dataset, seed=0, settings=settings[word]) for word in BASELINES]
     floor.append(floor_contestant("chain-count", dataset, seed=0))
     measured(floor, dataset, folder / "floor", seed=0)
