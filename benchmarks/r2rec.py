@@ -54,9 +54,9 @@ PROTOCOL = "candidates-20"
 COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTOCOL, "ndcg@20"))
 HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", "ms / user")
 MAIN = {
+    "r2rec": {"blend": True},
     "direct": {"think": False, "stages": ["r2rec-sft"]},
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
-    "r2rec": {"blend": True},
 }
 """Configurations that every seed of every set trains."""
 SFT = {"stages": ["r2rec-sft"]}

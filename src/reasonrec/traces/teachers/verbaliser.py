@@ -250,7 +250,7 @@ def _leaders(view: View) -> str:
         near = view.nearest[best]
         if near is not None:
             parts.append(f"{names[best]} is {view.likeness[best]} like [{near.shown}]")
-    return _sentence("; ".join(parts or ["nothing points anywhere"]))
+    return _sentence("; ".join(parts or ["nothing in the evidence points anywhere"]))
 
 
 def _rate(view: View, chains: Sequence[ChainView]) -> str:
