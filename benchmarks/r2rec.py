@@ -53,6 +53,8 @@ NUM_QUERIES = 2000
 PROTOCOL = "candidates-20"
 COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTOCOL, "ndcg@20"))
 HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", "ms / user")
+ALL = {"ranking": {"num_orders_measured": 0}}
+"""What every configuration below has: the effect of the order is left out, for time."""
 MAIN = {
     "r2rec": {"blend": True},
     "direct": {"think": False, "stages": ["r2rec-sft"]},
@@ -64,7 +66,8 @@ ABLATIONS = {
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
     "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
-    "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 220},
+    "three-chains": {"traces": {"evidence": {"num_chains": 3}}, "max_tokens": 140},
+    "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
     "chains-counted": {"traces": {"evidence": {"support": "count"}}},
     "no-support": {"traces": {"evidence": {"show_support": False}}},
     "no-likeness": {"traces": {"evidence": {"show_likeness": False}}},
@@ -154,7 +157,8 @@ def train(
 
 def configured(changes: Mapping[str, object]) -> R2recConfig:
     """Return the defaults with some keys changed, those beside them kept."""
-    return R2recConfig.model_validate(merged(R2recConfig().model_dump(), changes))
+    base = merged(R2recConfig().model_dump(), ALL)
+    return R2recConfig.model_validate(merged(base, changes))
 
 
 def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:

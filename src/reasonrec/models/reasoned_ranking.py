@@ -17,7 +17,12 @@ import numpy as np
 from scipy.special import log_softmax
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.models.answers import AnsweringModel, answer_log_probs, prompts_of, write
+from reasonrec.models.answers import (
+    AnsweringModel,
+    answer_log_probs,
+    prompts_of,
+    write,
+)
 from reasonrec.models.ranking import rank_candidates, top_k
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream
@@ -193,13 +198,15 @@ class ReasonedRanker:
         for start in range(0, len(questions), self.batch_size):
             part = questions[start : start + self.batch_size]
             prompts = prompts_of(self.model, part)
-            written = write(self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0)
+            written = write(
+                self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0,
+            )  # fmt: skip
             replies = [
                 written.token_ids[r, :length].tolist()
                 for r, length in enumerate(written.lengths.tolist())
             ]
             prefixes = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
-            log_probs += answer_log_probs(self.model, part, prefixes, written.marker_states)
+            log_probs += answer_log_probs(self.model, part, prefixes, written.marker_logp)
             for reply in replies:
                 text = str(self.model.tokenizer.decode(reply))
                 thoughts.append(text.removesuffix(ANSWER).strip())
