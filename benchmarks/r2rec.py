@@ -55,13 +55,13 @@ COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTO
 HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", "ms / user")
 ALL = {"ranking": {"num_orders_measured": 0}}
 """What every configuration below has: the effect of the order is left out, for time."""
+SFT = {"stages": ["r2rec-sft"]}
 MAIN = {
     "r2rec": {"blend": True},
     "direct": {"think": False, "stages": ["r2rec-sft"]},
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
 }
 """Configurations that every seed of every set trains."""
-SFT = {"stages": ["r2rec-sft"]}
 ABLATIONS = {
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
@@ -123,9 +123,17 @@ def run_seed(folder: Path, name: str, seed: int) -> None:
     start = no_think(dataset, out, seed)
     measured([opened(start, dataset, seed)], dataset, out / "measured" / "no-think", seed)
     for variant, changes in MAIN.items():
+        # what is trained is measured, and the page written, before the next is trained
+        train(dataset, {**changes, **SFT}, out / variant, start, seed)
+        rows = rows_of_sft(variant, dataset, out / variant, seed)
+        measured(rows, dataset, out / "measured" / f"{variant}-sft", seed)
+        write_page(folder.parent)
+        if variant != "r2rec":
+            continue
         train(dataset, changes, out / variant, start, seed)
-        contestants = contestants_of(variant, dataset, out / variant, changes, seed)
-        measured(contestants, dataset, out / "measured" / variant, seed)
+        for word, rows in rows_of_rl(dataset, out / variant, changes, seed).items():
+            measured(rows, dataset, out / "measured" / word, seed)
+            write_page(folder.parent)
 
 
 def run_ablation(folder: Path, ablation: str, seed: int) -> None:
@@ -191,17 +199,27 @@ def remembering(ranker: ReasonedRanker, thoughts: dict[bytes, Scored]) -> Rememb
     return Remembering(**own, thoughts=thoughts)
 
 
-def contestants_of(
-    variant: str, dataset: Dataset, folder: Path, changes: Mapping[str, object], seed: int
-) -> list[Contestant]:
-    """Return the rows that one configuration gives."""
+def rows_of_sft(variant: str, dataset: Dataset, folder: Path, seed: int) -> list[Contestant]:
+    """Return the rows of the first stage of a configuration."""
+    sft = folder / "r2rec-sft"
     if variant != "r2rec":
-        name = f"{variant}-sft"
-        return [opened(folder / "r2rec-sft", dataset, seed, name=name, blend=False)]
+        return [opened(sft, dataset, seed, name=f"{variant}-sft", blend=False)]
+    thoughts: dict[bytes, Scored] = {}
+    return [
+        opened(sft, dataset, seed, blend=False, thoughts=thoughts),
+        opened(sft, dataset, seed, name="r2rec-sft/blend", thoughts=thoughts),
+    ]
+
+
+def rows_of_rl(
+    dataset: Dataset, folder: Path, changes: Mapping[str, object], seed: int
+) -> dict[str, list[Contestant]]:
+    """Return the rows of R2Rec's last stage, and of what they are compared with, by folder."""
     config = configured(changes)
     bare = config.traces.evidence.model_copy(update={"num_chains": 0})
     last = folder / "r2rec-rl"
-    sft_thoughts, rl_thoughts, bare_thoughts = {}, {}, {}
+    thoughts: dict[bytes, Scored] = {}
+    bare_thoughts: dict[bytes, Scored] = {}
 
     def evidence_alone(_: Path) -> Recommender:
         ranker = replace(r2rec.load_recommender(last, dataset), blend=None)
@@ -218,17 +236,15 @@ def contestants_of(
         word = "blend-" if blend else ""
         return Contestant(f"rl-{word}no-chains", seed, f"{source(last)} {bare} {blend}", opening)
 
-    sft = folder / "r2rec-sft"
-    return [
-        opened(folder / "untuned", dataset, seed, blend=False),
-        opened(sft, dataset, seed, blend=False, thoughts=sft_thoughts),
-        opened(sft, dataset, seed, name="r2rec-sft/blend", thoughts=sft_thoughts),
-        opened(last, dataset, seed, blend=False, thoughts=rl_thoughts),
-        opened(last, dataset, seed, name=BLENDED, thoughts=rl_thoughts),
-        Contestant("evidence-alone", seed, f"{source(last)} evidence alone", evidence_alone),
-        without_chains(False),
-        without_chains(True),
-    ]
+    return {
+        "r2rec-rl": [
+            opened(last, dataset, seed, blend=False, thoughts=thoughts),
+            opened(last, dataset, seed, name=BLENDED, thoughts=thoughts),
+            Contestant("evidence-alone", seed, f"{source(last)} evidence alone", evidence_alone),
+        ],
+        "no-chains": [without_chains(False), without_chains(True)],
+        "untuned": [opened(folder / "untuned", dataset, seed, blend=False)],
+    }
 
 
 def opened(
@@ -341,17 +357,17 @@ def set_section(name: str, folder: Path) -> tuple[str, float | None]:
         "",
         *table(lines),
     ]
-    gain = None
-    if BLENDED in hits:
-        gain = hits[BLENDED] / hits[best] - 1
+    gain = hits[BLENDED] / hits[best] - 1 if BLENDED in hits else None
+    if len(hits) > len(BASELINES) + 1:
         pairs = [
             (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
+            ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
             ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
             ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
             (f"{BLENDED}/no-chains", BLENDED),
         ]  # fmt: skip
         compared = compare(joined, best, COLUMNS[:1])
-        found = [one for a, b in pairs for one in compared.against[b] if one.method == a]
+        found = [one for a, b in pairs for one in compared.against.get(b, ()) if one.method == a]
         text += ["", *tests(found, hits)]
     ablations = sorted(folder.glob("seed-*/ablations/*/manifest.json"))
     if ablations:
