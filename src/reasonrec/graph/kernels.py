@@ -1100,6 +1100,58 @@ def count_closable_everywhere(
 
 
 @njit(**_BARE)
+def weigh_steps(
+    g, begin, end, user_index, candidates, history_item, history_start, history_stop, limits,
+    window, reverse_share, recency_power, total_power, column_of, out,
+):  # fmt: skip
+    """Add to (R, C) ``out`` how strongly chains of few steps lead to each candidate."""
+    for row in range(begin, end):
+        user, limit = user_index[row], limits[row]
+        for c in range(candidates.shape[1]):
+            if candidates[row, c] >= 0:
+                column_of[candidates[row, c]] = c
+        stop = history_stop[row]
+        for place in range(history_start[row], stop):
+            item = history_item[place]
+            recency = float(stop - place) ** -recency_power
+            first = g.item_offsets[item]
+            older = first + num_older(g, item, limit)
+            weight = recency * max(float(older - first), 1.0) ** -total_power
+            for at in range(first, older):
+                neighbour = g.occurrence_user[at]
+                if neighbour == user:
+                    continue
+                event = np.int64(g.occurrence_event[at])
+                for step in range(1, window + 1):
+                    later = event + step
+                    if later >= g.user_offsets[neighbour + 1] or g.event_time[later] >= limit:
+                        break
+                    c = column_of[g.event_item[later]]
+                    if c >= 0:
+                        out[row, c] += weight / step
+                for step in range(1, window + 1):
+                    earlier = event - step
+                    if earlier < g.user_offsets[neighbour]:
+                        break
+                    c = column_of[g.event_item[earlier]]
+                    if c >= 0:
+                        out[row, c] += weight * reverse_share / step
+        for c in range(candidates.shape[1]):
+            if candidates[row, c] >= 0:
+                column_of[candidates[row, c]] = -1
+
+
+@njit(**_BARE)
+def count_older(g, begin, end, candidates, limits, out):
+    """Write to (R, C) ``out`` how many events of each candidate are older than the query."""
+    for row in range(begin, end):
+        for c in range(candidates.shape[1]):
+            item = candidates[row, c]
+            if item >= 0:
+                out[row, c] = num_older(g, item, limits[row])
+
+
+@njit(**_BARE)
 def edges_of(g, users, items, limits, query, out, begin, end):
     """Write each neighbour's first event on the item before and on the item after. (M, 2 L)"""
     for chain in range(begin, end):

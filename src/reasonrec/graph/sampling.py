@@ -266,6 +266,54 @@ def count_closable_everywhere(
     return counts
 
 
+def weigh_steps(
+    graph: InteractionGraph,
+    histories: Histories,
+    candidates: np.ndarray,
+    *,
+    max_history: int = 50,
+    window: int = 5,
+    reverse_share: float = 0.5,
+    recency_power: float = 1.0,
+    total_power: float = 0.5,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Return how strongly closed chains of few steps lead to each candidate. (R, C), float64.
+
+    A chain u0 -> i0 -> u1 -> i1 counts where u1 took i1 at most ``window`` steps after i0, as
+    1 / steps, or before it, as ``reverse_share`` / steps; all times s ** -``recency_power`` for the
+    s-th last item of the history, and over the number of older events of i0 to ``total_power``. So
+    what the follow counter counts, from events older than the question and by others alone.
+
+    Args:
+        candidates: (R, C) item indices, -1 pads shorter rows and gets 0.
+    """
+    rows = _rows_of(graph, histories, max_history)
+    asked = np.ascontiguousarray(candidates, np.int32)
+    strength = np.zeros(asked.shape)
+
+    def work(begin: int, end: int) -> None:
+        kernels.weigh_steps(
+            graph.arrays, begin, end, rows.users, asked, rows.history, rows.start, rows.stop,
+            rows.limits, window, float(reverse_share), float(recency_power), float(total_power),
+            np.full(graph.num_items, -1, np.int64), strength,
+        )  # fmt: skip
+
+    run_in_parts(work, len(rows), num_threads=num_threads)
+    return strength
+
+
+def count_older(
+    graph: InteractionGraph, asked_at: np.ndarray | None, candidates: np.ndarray
+) -> np.ndarray:
+    """Return how many events of each candidate are older than the question. (R, C), int64."""
+    asked = np.ascontiguousarray(candidates, np.int32)
+    counts = np.zeros(asked.shape, np.int64)
+    limits = graph.limits(asked_at, len(asked))
+    kernels.count_older(graph.arrays, 0, len(asked), asked, limits, counts)
+    return counts
+
+
 def _check_reading(reading: str, candidate: np.ndarray | None) -> None:
     if reading not in READINGS:
         raise ValueError(f"reading must be one of {', '.join(READINGS)}; got {reading!r}")

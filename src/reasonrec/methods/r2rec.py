@@ -10,7 +10,7 @@ Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sf
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
@@ -42,12 +44,13 @@ from reasonrec.metrics import hit, ndcg
 from reasonrec.models.answers import AnsweringModel, with_words_of
 from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
-from reasonrec.models.reasoned_ranking import ReasonedRanker, order_effect
+from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
+from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
 from reasonrec.training.config import EngineConfig
@@ -68,9 +71,8 @@ from reasonrec.training.rl.text_rewards import (
 
 Stage = Literal["untuned", "r2rec-sft", "r2rec-rl"]
 METHODS: tuple[Stage, ...] = ("untuned", "r2rec-sft", "r2rec-rl")
-BLENDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Weights of the first stage that validation chooses from."""
 _NUM_VALID_CANDIDATES = 20
+_RIDGE = 1e-3
 
 
 def train(
@@ -116,7 +118,7 @@ def train(
         start = r2ec.train_stage("no-think", dataset, base, out=out / "no-think", seed=seed)
     announce("untuned")
     folders = [ranks.first_alone(lambda: _write_untuned(dataset, config, base, out, start, seed))]
-    for stage in METHODS[1:]:
+    for stage in config.stages:
         announce(stage)
         folders.append(
             train_stage(
@@ -195,7 +197,7 @@ def train_stage(
         extra: dict[str, Any] = {
             "best_step": fitted.best_step,
             "best_score": fitted.best_score,
-            "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
+            "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
         }
         _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
@@ -204,8 +206,18 @@ def train_stage(
     return out
 
 
-def load_recommender(folder: Path, dataset: Dataset) -> ReasonedRanker:
+def load_recommender(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    evidence: EvidenceConfig | None = None,
+    blend: Mapping[str, float] | None = None,
+) -> ReasonedRanker:
     """Return the model of a stage folder as a recommender over ``dataset``.
+
+    Args:
+        evidence: What questions show, in place of what the model was trained with.
+        blend: Weights of the experts, in place of those found on validation.
 
     Raises:
         CheckpointError: The folder is no finished model of R2Rec, or was trained on other data.
@@ -225,7 +237,9 @@ def load_recommender(folder: Path, dataset: Dataset) -> ReasonedRanker:
     assert isinstance(model, AnsweringModel)
     first = _first_stage(folder, dataset)
     ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
-    return replace(ranker, blend=manifest["blend"])
+    if evidence is not None:
+        ranker.builder.config = evidence
+    return replace(ranker, blend=manifest["blend"] if blend is None else blend)
 
 
 def default_rewards(config: R2recConfig) -> list[tuple[float, Reward]]:
@@ -327,7 +341,7 @@ def _write_untuned(
     )
     _finish(
         folder, "untuned", dataset, answering, recommender, inputs, asked, 0.0, seed,
-        {"blend": 0.0, "best_step": 0, "best_score": None},
+        {"blend": None, "best_step": 0, "best_score": None},
     )  # fmt: skip
     return folder
 
@@ -393,12 +407,15 @@ def _ranker(
     )
 
 
-def _validation(dataset: Dataset, config: R2recConfig) -> tuple[Queries, np.ndarray]:
+def _validation(
+    dataset: Dataset, config: R2recConfig, num_queries: int | None = None
+) -> tuple[Queries, np.ndarray]:
     """Return the validation queries that choose, and their candidates (Q, C), the target first."""
+    num_queries = num_queries or config.num_valid_queries
     drawn = draw_candidates(dataset, "valid", num_candidates=_NUM_VALID_CANDIDATES, seed=0)
     rows = np.arange(len(dataset.valid))
-    if len(rows) > config.num_valid_queries:
-        rows = stream(0, "validation").choice(len(rows), config.num_valid_queries, replace=False)
+    if len(rows) > num_queries:
+        rows = stream(0, "validation").choice(len(rows), num_queries, replace=False)
         rows = np.sort(rows)
     return dataset.valid.take(rows), drawn.item_index[rows]
 
@@ -425,17 +442,40 @@ def _ranks(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return rank_candidates(scores, np.where(candidates >= 0, columns, -1))
 
 
-def _calibrated_blend(ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig) -> float:
-    """Return the weight of the first stage that ranks validation best; the smallest of equals."""
-    queries, candidates = _validation(dataset, config)
+def calibrated_blend(
+    ranker: ReasonedRanker,
+    dataset: Dataset,
+    config: R2recConfig,
+    experts: Sequence[str] = EXPERTS,
+) -> dict[str, float]:
+    """Return the weights of the experts under which validation's targets are likeliest.
+
+    A conditional logit over each query's candidates. All weights but that of ``events`` are at
+    least 0: the others count popular items too, which may be too much.
+
+    Args:
+        ranker: One that ranks by the answers alone.
+        experts: Those that may speak; without ``answers``, no thought is read.
+    """
+    queries, candidates = _validation(dataset, config, config.num_blend_queries)
     histories = queries.histories()
-    own = ranker.score_candidates(histories, candidates).scores
-    first = ranker.first_scores(histories, candidates)
-    worth = []
-    for weight in BLENDS:
-        blended = np.where(candidates >= 0, own + weight * first, -np.inf).astype(np.float32)
-        worth.append(float(ndcg(_ranks(blended, candidates), candidates.shape[1]).mean()))
-    return BLENDS[int(np.argmax(worth))]
+    answers = np.zeros(candidates.shape)
+    if "answers" in experts:
+        answers = ranker.score_candidates(histories, candidates).scores
+    said = ranker.experts(histories, candidates, answers)
+    columns = np.stack([said[name] for name in experts], axis=-1)
+    padding = np.where(candidates >= 0, 0.0, -np.inf)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logp = log_softmax(columns @ weights + padding, axis=1)
+        expected = (np.exp(logp)[..., None] * columns).sum(axis=1)
+        gradient = (expected - columns[:, 0]).mean(axis=0) + 2 * _RIDGE * weights
+        return float(-logp[:, 0].mean() + _RIDGE * (weights**2).sum()), gradient
+
+    bounds = [(None, None) if name == "events" else (0.0, None) for name in experts]
+    start = np.array([float(name == "answers") for name in experts])
+    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B")
+    return {name: float(weight) for name, weight in zip(experts, found.x, strict=True)}
 
 
 def _measured_order(
@@ -457,7 +497,12 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     )
     kept = ["method", "task", "think", "traces", "vocab_size", "dropout", "max_tokens", "ranking"]
     if stage != "untuned":
-        kept += ["blend", "num_valid_queries", {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage]]
+        kept += [
+            "blend",
+            "num_blend_queries",
+            "num_valid_queries",
+            {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage],
+        ]
     del keys["rl"]["engine"]
     keys["rl"] |= config.rl.engine.decides()
     return {key: keys[key] for key in kept}

@@ -9,26 +9,28 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from reasonrec.config import Config
-from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
+from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig, Task
 from reasonrec.training.config import EngineConfig, OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
+
+R2recStage = Literal["r2rec-sft", "r2rec-rl"]
 
 
 class ReasonedSftStage(Config):
     """Thought and answer, given the question."""
 
-    num_epochs: PositiveInt = 3
+    num_epochs: PositiveInt = 2
     tokens_per_row: PositiveInt = 512
     """Texts are packed into rows of this length. Long rows suit a GPU; on a CPU rows of one text,
     which need no mask, are the quicker ones."""
     answer_weight: PositiveFloat = 20.0
     """Weight of an answer token beside 1 for a token of the thought, which has hundreds."""
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=3e-4,
+        learning_rate=1e-3,
         word_learning_rate=5e-3,
         weight_decay=0.01,
         batch_size=16,
-        num_validations=4,
+        num_validations=2,
     )
     """``batch_size`` counts rows. Words learn faster than the rest; titles stay as no-think left
     them."""
@@ -37,13 +39,13 @@ class ReasonedSftStage(Config):
 class GrpoStage(Config):
     """Rewards of answers, from labels alone."""
 
-    num_prompts: PositiveInt = 320
+    num_prompts: PositiveInt = 160
     """Training events asked about; they need no trace."""
     grpo: GrpoConfig = GrpoConfig()
     engine: EngineConfig = EngineConfig()
     """Who writes the rollouts."""
     optimiser: OptimiserConfig = OptimiserConfig(
-        learning_rate=1e-4, weight_decay=0.0, batch_size=16, num_validations=2, schedule="linear"
+        learning_rate=1e-4, weight_decay=0.0, batch_size=16, num_validations=1, schedule="linear"
     )
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class ReasonedRankingConfig(Config):
     num_orders: PositiveInt = 1
     """Likes: drawn orders of the candidates whose probabilities are averaged. Time grows with it;
     the reason shown is that of the first."""
-    num_orders_measured: NonNegativeInt = 3
+    num_orders_measured: NonNegativeInt = 2
     """Likes: orders on which `train` measures how much the order matters; 0 leaves it out."""
 
 
@@ -73,13 +75,16 @@ class R2recConfig(Config):
     """Everything that training R2Rec can be told."""
 
     method: Literal["r2rec"] = "r2rec"
+    stages: tuple[R2recStage, ...] = ("r2rec-sft", "r2rec-rl")
+    """Which stages are trained, each from the one before, the first from the backbone as it is. One
+    alone is the ablation without the other."""
     task: Task = "likes"
     """likes ranks by one question with all candidates (listwise), rated by one question and one
     expected rating for each (pointwise)."""
     think: bool = True
     """Whether a thought is written before the answer. Without, training is direct-answer SFT."""
     traces: ReasonedTracesConfig = ReasonedTracesConfig(
-        num_questions=2000, events="last", max_rounds=4
+        num_questions=1600, events="last", max_rounds=4, evidence=EvidenceConfig(num_chains=2)
     )
     """Questions, evidence, teacher and filter of the traces that SFT learns from; RL asks about
     the same kind of events. Of the last event of each user, which no-think leaves out."""
@@ -87,13 +92,16 @@ class R2recConfig(Config):
     """Sub-word tokens that the tiny backbone learns from the traces; 0 keeps its own."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of input-embedding entries dropped in SFT."""
-    max_tokens: PositiveInt = 280
+    max_tokens: PositiveInt = 100
     """Of a thought, when ranking; then the answer marker is forced."""
     sft: ReasonedSftStage = ReasonedSftStage()
     rl: GrpoStage = GrpoStage()
     ranking: ReasonedRankingConfig = ReasonedRankingConfig()
     blend: bool = False
-    """Whether the ranking adds the first stage's log-probabilities, with the weight that ranks
-    validation best. R2Rec ranks by the answer alone."""
+    """Whether the ranking weighs the answers together with the first stage, the support of chains,
+    the number of events and the likeness of words, by the weights under which validation's targets
+    are likeliest. R2Rec ranks by the answer alone."""
+    num_blend_queries: PositiveInt = 600
+    """Validation queries that choose those weights: all, or a seeded sample of this many."""
     num_valid_queries: PositiveInt = 200
     """Validation queries that choose the best step: all, or a seeded sample of this many."""

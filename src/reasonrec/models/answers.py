@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.models.copying import TitleCopier, following, tokens_before
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.models.tiny.tokenizer import train_tokenizer
@@ -51,14 +52,22 @@ class Written:
     """(R, S), True for tokens that were drawn; a marker that had to be forced is False."""
     token_logp: Tensor
     """(R, S), float32 log-probability of each drawn token at temperature 1; 0 elsewhere."""
-    marker_states: Tensor
-    """(R, D), at the end of the marker: where the answer is read."""
+    marker_logp: Tensor
+    """(R, V), float32, at the end of the marker: of the first token of the answer."""
     is_truncated: Tensor
     """(R,), True where the thought used up its tokens."""
 
 
 class AnsweringModel(ReasoningRecommender):
-    """A causal LM over text. Its recommendation head travels along and is not used."""
+    """A causal LM over text. Its recommendation head travels along and is not used.
+
+    Where titles are single tokens, they can be copied from what was read (`TitleCopier`).
+    """
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        width = self.backbone.get_output_embeddings().weight.shape[1]
+        self.copier = TitleCopier(width) if self.is_title.numel() else None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: TextBatch
@@ -73,13 +82,30 @@ class AnsweringModel(ReasoningRecommender):
         ).last_hidden_state
         wanted = batch.weight > 0
         wanted[:, 0] = False  # nothing stands before it
-        logp = self.token_logits(hidden[wanted.roll(-1, dims=1)]).log_softmax(-1)
+        logp = self._next_logp(batch, hidden, wanted.roll(-1, dims=1))
         chosen = logp.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
         zeros = torch.zeros(wanted.shape, device=logp.device)
         entropy = zeros.clone()
         with torch.no_grad():
             entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
         return zeros.masked_scatter(wanted, chosen), entropy
+
+    def _next_logp(self, batch: TextBatch, hidden: Tensor, asked: Tensor) -> Tensor:
+        """Return log-probabilities (M, V) of what follows the M places where ``asked`` is True."""
+        logits = self.token_logits(hidden[asked])
+        if self.copier is None:
+            return logits.log_softmax(-1)
+        embeddings = self.backbone.get_input_embeddings()
+        before = tokens_before(batch.token_ids, batch.position_ids, self.writer.pad_id)
+        keys = self.copier.keys(hidden, embeddings(before))
+        queries = self.copier.queries(hidden, embeddings(following(before, batch.token_ids)))
+        match = (queries @ keys.transpose(1, 2))[asked]  # (R, T, T) -> (M, T)
+        row, place = asked.nonzero(as_tuple=True)
+        text = (batch.position_ids == 0).cumsum(1)
+        is_source = self.is_title[batch.token_ids][row]
+        is_source &= torch.arange(asked.shape[1], device=row.device) <= place[:, None]
+        is_source &= text[row] == text[row, place][:, None]
+        return self.copier.mix(logits, hidden[asked], match, batch.token_ids[row], is_source)
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., V); padding, begin and think tokens are never written."""
@@ -215,17 +241,18 @@ def write(
     )
     cache = out.past_key_values
     states = read_states(out.last_hidden_state, (lengths - 1)[:, None])[:, 0]
+    R, S = len(states) * G, max_tokens + L + max_answer_tokens
+    reader = _Reader.start(model, ids, lengths, out.last_hidden_state, G, S)
     if G > 1:
         states, lengths = states.repeat_interleave(G, 0), lengths.repeat_interleave(G, 0)
         cache.batch_repeat_interleave(G)
-    R, S = len(states), max_tokens + L + max_answer_tokens
     result = Written(
         token_ids=torch.full((R, S), model.writer.pad_id, device=device),
         lengths=torch.zeros(R, dtype=torch.long, device=device),
         answer_at=torch.zeros(R, dtype=torch.long, device=device),
         is_written=torch.zeros((R, S), dtype=torch.bool, device=device),
         token_logp=torch.zeros((R, S), device=device),
-        marker_states=torch.zeros_like(states),
+        marker_logp=torch.zeros((R, len(model.tokenizer)), device=device),
         is_truncated=torch.zeros(R, dtype=torch.bool, device=device),
     )
     rows = torch.arange(R, device=device)  # those still under way, in the order of the cache
@@ -233,7 +260,7 @@ def write(
     is_token = torch.zeros((R, T + S), dtype=torch.long, device=device)
     is_token[:, :T] = torch.arange(T, device=device) < lengths[:, None]
     for step in range(S):
-        drawn, logp = _draw(model.token_logits(states), temperature, generator)
+        drawn, logp = _draw(reader.next_logp(states), temperature, generator)
         is_thinking = result.answer_at[rows] == 0
         starts = is_thinking & (forced[rows] == 0) & (step >= max_tokens)
         # half a marker that was drawn is finished rather than begun anew
@@ -254,10 +281,12 @@ def write(
             use_cache=True,
         )
         states = out.last_hidden_state[:, 0]
+        reader.read(tokens, states)
         if step + 1 >= L:
             ends = (result.token_ids[rows, step + 1 - L : step + 1] == marker).all(-1) & is_thinking
             result.answer_at[rows[ends]] = step + 1
-            result.marker_states[rows[ends]] = states[ends]
+            if ends.any():
+                result.marker_logp[rows[ends]] = reader.next_logp(states)[ends]
         at = result.answer_at[rows]
         is_done = (at > 0) & (step + 1 - at >= max_answer_tokens)
         is_done |= ~is_thinking & (tokens == model.end_token)
@@ -268,11 +297,76 @@ def write(
             kept = (~is_done).nonzero()[:, 0]
             rows, states = rows[kept], states[kept]
             cache.batch_select_indices(kept)
+            reader.keep(kept)
     length = int(result.lengths.max())
     result.token_ids = result.token_ids[:, :length]
     result.is_written = result.is_written[:, :length]
     result.token_logp = result.token_logp[:, :length]
     return result
+
+
+@dataclass
+class _Reader:
+    """What rows under way have read, for copying from it."""
+
+    model: AnsweringModel
+    token_ids: Tensor
+    """(R, T + S). Columns from T on are what was written."""
+    keys: Tensor | None
+    """(R, T + S, K)."""
+    recent: Tensor
+    """(R, LOOKBACK), the last tokens, newest first."""
+    num_read: int
+    """Columns in use."""
+
+    @classmethod
+    def start(
+        cls,
+        model: AnsweringModel,
+        ids: Tensor,
+        lengths: Tensor,
+        hidden: Tensor,
+        group_size: int,
+        num_more: int,
+    ) -> "_Reader":
+        position = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        before = tokens_before(ids, position, model.writer.pad_id)
+        rows = torch.arange(len(ids), device=ids.device)
+        recent = following(before, ids)[rows, lengths - 1].repeat_interleave(group_size, 0)
+        more = torch.full((len(ids), num_more), model.writer.pad_id, device=ids.device)
+        token_ids = torch.cat([ids, more], 1).repeat_interleave(group_size, 0)
+        keys = None
+        if model.copier is not None:
+            own = model.copier.keys(hidden, model.backbone.get_input_embeddings()(before))
+            keys = torch.zeros((*token_ids.shape, own.shape[-1]), device=ids.device)
+            keys[:, : ids.shape[1]] = own.repeat_interleave(group_size, 0)
+        return cls(model, token_ids, keys, recent, ids.shape[1])
+
+    def next_logp(self, states: Tensor) -> Tensor:
+        """Return log-probabilities of the next token. (R, V)."""
+        logits = self.model.token_logits(states)
+        if self.model.copier is None or self.keys is None:
+            return logits.log_softmax(-1)
+        recent = self.model.backbone.get_input_embeddings()(self.recent)
+        queries = self.model.copier.queries(states, recent)
+        match = (self.keys[:, : self.num_read] @ queries[..., None])[..., 0]
+        read = self.token_ids[:, : self.num_read]
+        return self.model.copier.mix(logits, states, match, read, self.model.is_title[read])
+
+    def read(self, tokens: Tensor, states: Tensor) -> None:
+        """Take in one more token of every row."""
+        if self.model.copier is not None and self.keys is not None:
+            before = self.model.backbone.get_input_embeddings()(self.recent)
+            self.keys[:, self.num_read] = self.model.copier.keys(states, before)
+        self.token_ids[:, self.num_read] = tokens
+        self.recent = torch.cat([tokens[:, None], self.recent[:, :-1]], dim=1)
+        self.num_read += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Leave all other rows behind."""
+        self.token_ids, self.recent = self.token_ids[rows], self.recent[rows]
+        if self.keys is not None:
+            self.keys = self.keys[rows]
 
 
 def _draw(
@@ -295,19 +389,19 @@ def answer_log_probs(
     model: AnsweringModel,
     questions: Sequence[Question],
     prefixes: Sequence[Sequence[int]],
-    marker_states: Tensor,
+    marker_logp: Tensor,
     *,
     batch_size: int = 64,
 ) -> list[np.ndarray]:
     """Return for every text the log-probability of each possible answer, normalised over them.
 
-    Where each answer is one token, and no two are the same, they are read off the state at the
-    marker; else every answer is read behind the text, its end included.
+    Where each answer is one token, and no two are the same, they are read off the marker; else
+    every answer is read behind the text, its end included.
 
     Args:
         questions: R questions.
         prefixes: R texts up to the end of the answer marker.
-        marker_states: (R, D), the states there.
+        marker_logp: (R, V), of the token that follows.
 
     Returns:
         R arrays (A,), float32, in the order of ``question.answers``.
@@ -315,9 +409,8 @@ def answer_log_probs(
     found: list[np.ndarray] = []
     asked = [model.answer_tokens(question) for question in questions]
     if all(_are_single(answers) for answers in asked):
-        logp = model.token_logits(marker_states).log_softmax(-1)
         for r, answers in enumerate(asked):
-            row = logp[r, torch.tensor([a[0] for a in answers], device=logp.device)]
+            row = marker_logp[r, torch.tensor([a[0] for a in answers], device=marker_logp.device)]
             found.append(row.log_softmax(-1).cpu().numpy())
         return found
     texts = [

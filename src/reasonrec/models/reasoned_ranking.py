@@ -9,7 +9,7 @@ matter.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -17,7 +17,12 @@ import numpy as np
 from scipy.special import log_softmax
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.models.answers import AnsweringModel, answer_log_probs, prompts_of, write
+from reasonrec.models.answers import (
+    AnsweringModel,
+    answer_log_probs,
+    prompts_of,
+    write,
+)
 from reasonrec.models.ranking import rank_candidates, top_k
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream
@@ -29,6 +34,12 @@ from reasonrec.traces.trace_filters import wrong_ratings
 
 _SENTENCE = re.compile(r"(?<=[.;])\s+(?![^\[]*\])")  # but not inside of brackets
 _PERSON = re.compile(r"@\w+")
+
+
+EXPERTS = ("answers", "first", "steps", "count", "events", "words")
+"""What a blend weighs: answers after the thought, the first stage, chains of few steps and of any
+that close on a candidate, how often it was taken, how alike its words are to the history's."""
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,8 @@ class ReasonedRanker:
     """Length of the short list of the first stage."""
     num_orders: int = 1
     """Orders of the candidates whose probabilities are averaged (listwise)."""
-    blend: float = 0.0
-    """Weight of the first stage's log-probabilities beside those of the answers (ours)."""
+    blend: Mapping[str, float] | None = None
+    """Weights of `EXPERTS` (ours). None ranks by the answers alone."""
     seed: int = 0
     batch_size: int = 64
 
@@ -80,21 +91,46 @@ class ReasonedRanker:
 
     def score_candidates(self, histories: Histories, candidates: np.ndarray) -> Scored:
         """Return scores of each row's candidates, -inf where it has none (-1), with reasons."""
-        rank = self._pointwise if self.task == "rated" else self._listwise
-        scored = rank(histories, candidates)
-        if not self.blend:
+        if self.blend is not None and "answers" not in self.blend:
+            scored = Scored(np.where(candidates >= 0, 0.0, -np.inf).astype(np.float32))
+        else:
+            rank = self._pointwise if self.task == "rated" else self._listwise
+            scored = rank(histories, candidates)
+        if self.blend is None:
             return scored
-        blended = scored.scores + self.blend * self.first_scores(histories, candidates)
+        said = self.experts(histories, candidates, scored.scores)
+        blended = sum((self.blend[name] * said[name] for name in self.blend), np.zeros(()))
         return replace(
             scored, scores=np.where(candidates >= 0, blended, -np.inf).astype(np.float32)
         )
 
-    def first_scores(self, histories: Histories, candidates: np.ndarray) -> np.ndarray:
-        """Return the first stage's log-softmax over each row's candidates, 0 at padding. (B, C)."""
+    def experts(
+        self, histories: Histories, candidates: np.ndarray, answers: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return what each of `EXPERTS` says of the candidates, 0 at padding. (B, C) each.
+
+        ``answers`` and ``first`` are log-probabilities over the row's candidates; ``steps``,
+        ``count`` and ``events`` logarithms of shares, a hundredth added so that nothing is
+        impossible; ``words`` is a cosine. An expert that the evidence leaves out says nothing.
+
+        Args:
+            answers: Scores after the thought.
+        """
+        is_real = candidates >= 0
         scores = self.first_stage.score(histories).scores
-        own = np.take_along_axis(scores, np.where(candidates >= 0, candidates, 0), axis=1)
-        own = np.where(candidates >= 0, own, -np.inf)
-        return np.where(candidates >= 0, log_softmax(own, axis=1), 0.0)
+        first = np.take_along_axis(scores, np.where(is_real, candidates, 0), axis=1)
+        said = {
+            "answers": log_softmax(np.where(is_real, answers, -np.inf), axis=1),
+            "first": log_softmax(np.where(is_real, first, -np.inf), axis=1),
+        }
+        evidence, weights = self.builder.config, self.builder.weights(histories, candidates)
+        for name in ("steps", "count", "events"):
+            share = weights[name] / np.maximum(weights[name].sum(axis=1, keepdims=True), 1e-9)
+            said[name] = np.log(share + _LEAST_SHARE)
+        said["words"] = weights["words"]
+        if not evidence.num_chains or evidence.chain_ends == "random":
+            said["steps"] = said["count"] = np.zeros(candidates.shape)
+        return {name: np.where(is_real, said[name], 0.0) for name in EXPERTS}
 
     def _pointwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
         rows, columns = np.nonzero(candidates >= 0)
@@ -162,13 +198,15 @@ class ReasonedRanker:
         for start in range(0, len(questions), self.batch_size):
             part = questions[start : start + self.batch_size]
             prompts = prompts_of(self.model, part)
-            written = write(self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0)
+            written = write(
+                self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0,
+            )  # fmt: skip
             replies = [
                 written.token_ids[r, :length].tolist()
                 for r, length in enumerate(written.lengths.tolist())
             ]
             prefixes = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
-            log_probs += answer_log_probs(self.model, part, prefixes, written.marker_states)
+            log_probs += answer_log_probs(self.model, part, prefixes, written.marker_logp)
             for reply in replies:
                 text = str(self.model.tokenizer.decode(reply))
                 thoughts.append(text.removesuffix(ANSWER).strip())

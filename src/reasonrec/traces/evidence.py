@@ -19,12 +19,25 @@ import numpy as np
 from reasonrec.data.dataset import Catalogue, InteractionLog
 from reasonrec.errors import DataError
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.graph.sampling import ChainTable, count_closable, sample_chains
+from reasonrec.graph.sampling import (
+    OPEN,
+    ChainTable,
+    count_closable,
+    count_older,
+    sample_chains,
+    weigh_steps,
+)
 from reasonrec.records import Histories
+from reasonrec.rng import stream
+from reasonrec.traces.likeness import Likeness
 from reasonrec.traces.prompts import as_data
-from reasonrec.traces.reasoned_config import EvidenceConfig, Task
+from reasonrec.traces.reasoned_config import EvidenceConfig, Support, Task
 
 ClosesOn = Literal["candidate", "history", "nothing"]
+PERCENTS = np.array([0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+"""Shares of chains are told as the nearest of these: few numbers are learned sooner than many."""
+LIKENESS_GRADES = 9
+"""Likeness is told in as many grades above 0."""
 MAX_SCALE = 21
 """Most different ratings that count as a scale."""
 COPIED_WORDS = 10
@@ -138,7 +151,12 @@ class Question:
     candidates: tuple[ItemCard, ...]
     """One where a rating is asked."""
     support: tuple[int, ...] | None = None
-    """Chains that could close on each candidate, where that is shown."""
+    """How far chains close on each candidate, where that is shown: percent of all, or a count."""
+    support_kind: Support = "count"
+    likeness: tuple[int, ...] | None = None
+    """How alike each candidate's words are to the history's, 0 to 9, where that is shown."""
+    nearest: tuple[ItemCard | None, ...] = ()
+    """The history item that each candidate is most like, beside ``likeness``."""
     label: str | None = None
     """The true answer, one of `answers`; None where it is not known. Never rendered."""
 
@@ -244,6 +262,7 @@ class QuestionBuilder:
         self._categories = catalogue.table["categories"] if "categories" in columns else None
         self._texts = catalogue.table["description"] if "description" in columns else None
         self._cards: dict[int, ItemCard] = {}
+        self._likeness = Likeness(catalogue)
 
     def card(self, item_index: int) -> ItemCard:
         """Return what may be said of an item."""
@@ -283,6 +302,7 @@ class QuestionBuilder:
         if task == "rated" and not self.scale:
             raise DataError("the data set has no ratings to predict; ask for likes instead")
         chains, support = self._chains(histories, candidates, task, seed)
+        likeness, nearest = self._alike(histories, candidates, task)
         asked_at = self.graph.asked_at(histories.asked_at, len(histories))
         newest = replace(histories, asked_at=asked_at)
         return [
@@ -296,15 +316,42 @@ class QuestionBuilder:
                 chains=facts,
                 candidates=tuple(self.card(int(c)) for c in candidates[r] if c >= 0),
                 support=support[r] if support is not None else None,
+                support_kind=self.config.support,
+                likeness=likeness[r] if likeness is not None else None,
+                nearest=nearest[r] if nearest is not None else (),
                 label=labels[r] if labels is not None else None,
             )
             for r, (history, facts) in enumerate(self._facts(newest, chains))
         ]
 
+    def weights(self, histories: Histories, candidates: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what graph and words say of each candidate, by kind. (R, C) each, float64.
+
+        ``steps`` and ``count`` are those of `EvidenceConfig.support`, ``events`` how many others
+        took it before the question, ``words`` the largest cosine to an item of the history shown.
+        """
+        asked, items, rows, columns = _asked(histories, candidates)
+        counts = np.zeros(candidates.shape)
+        counts[rows, columns] = count_closable(
+            self.graph, asked, items, max_history=self.config.max_history
+        )
+        return {
+            "steps": weigh_steps(
+                self.graph, histories, candidates, max_history=self.config.max_history
+            ),
+            "count": counts,
+            "events": count_older(self.graph, histories.asked_at, candidates).astype(float),
+            "words": self._likeness.to_history(
+                histories, candidates, max_history=self.config.max_history
+            )[0],
+        }
+
     def _chains(
         self, histories: Histories, candidates: np.ndarray, task: Task, seed: int
-    ) -> tuple[ChainTable, list[tuple[int, ...]] | None]:
-        """Return the chains of every question, and how many could close on each candidate."""
+    ) -> tuple[ChainTable | None, list[tuple[int, ...]] | None]:
+        """Return the chains of every question, and how far they close on each candidate."""
+        if not self.config.num_chains:
+            return None, None
         settings = {
             "seed": seed,
             "reading": self.config.reading,
@@ -313,30 +360,66 @@ class QuestionBuilder:
             "overlap_weight": self.config.overlap_weight,
             "degree_weight": self.config.degree_weight,
         }
+        support = None
         if self.config.reading == "history-closed":
-            return sample_chains(self.graph, histories, None, **settings), None
-        if task == "rated":
-            return sample_chains(self.graph, histories, candidates[:, 0], **settings), None
-        rows, columns = np.nonzero(candidates >= 0)
-        asked, items = histories.take(rows), candidates[rows, columns]
-        wide = sample_chains(self.graph, asked, items, **settings)
-        counts = np.zeros(candidates.shape)
-        counts[rows, columns] = count_closable(
-            self.graph, asked, items, max_history=self.config.max_history
+            chains = sample_chains(self.graph, histories, None, **settings)
+        elif task == "rated":
+            chains = sample_chains(self.graph, histories, candidates[:, 0], **settings)
+        else:
+            asked, items, rows, columns = _asked(histories, candidates)
+            wide = sample_chains(self.graph, asked, items, **settings)
+            weight = self.weights(histories, candidates)[self.config.support]
+            chains = _of_the_likeliest(wide, rows, weight[rows, columns], self.config.num_chains)
+            if self.config.show_support and self.config.chain_ends == "closed":
+                support = _support(weight, candidates, self.config.support)
+        if self.config.chain_ends == "random":
+            chains = self._with_random_ends(chains, histories, candidates, seed)
+        return chains, support
+
+    def _with_random_ends(
+        self, chains: ChainTable, histories: Histories, candidates: np.ndarray, seed: int
+    ) -> ChainTable:
+        """Return chains whose i1 is a random older item of u1, no candidate and not of u0's."""
+        asked_at = self.graph.asked_at(histories.asked_at, len(histories))
+        items, fallback = chains.items.copy(), chains.fallback.copy()
+        for m in np.flatnonzero(chains.neighbour >= 0):
+            query = int(chains.query[m])
+            past = self.ratings.past(int(chains.neighbour[m]), int(asked_at[query]))
+            known = np.concatenate([histories.row(query), candidates[query]])
+            left = np.setdiff1d(self.ratings.log.item_index[past], known)
+            if len(left):
+                user = int(histories.user_index[query])
+                rng = stream(seed, "evidence/random-ends", user + 1, int(chains.neighbour[m]))
+                items[m, 1] = rng.choice(left)
+                fallback[m] = OPEN
+        return replace(chains, items=items, fallback=fallback)
+
+    def _alike(
+        self, histories: Histories, candidates: np.ndarray, task: Task
+    ) -> tuple[list[tuple[int, ...]] | None, list[tuple[ItemCard | None, ...]] | None]:
+        """Return grades of likeness, and the history item that each candidate is most like."""
+        if task == "rated" or not self.config.show_likeness:
+            return None, None
+        cosine, nearest = self._likeness.to_history(
+            histories, candidates, max_history=self.config.max_history
         )
-        chains = _of_the_likeliest(wide, rows, counts[rows, columns], self.config.num_chains)
-        if not self.config.show_support:
-            return chains, None
-        return chains, [
-            tuple(round(n) for n, c in zip(row, items) if c >= 0)
-            for row, items in zip(counts, candidates)
-        ]
+        grades = np.rint(cosine * LIKENESS_GRADES).astype(int)
+        is_real = candidates >= 0
+        return (
+            [tuple(grades[r][is_real[r]].tolist()) for r in range(len(candidates))],
+            [
+                tuple(self.card(int(i)) if i >= 0 else None for i in nearest[r][is_real[r]])
+                for r in range(len(candidates))
+            ],
+        )
 
     def _facts(
-        self, histories: Histories, chains: ChainTable
+        self, histories: Histories, chains: ChainTable | None
     ) -> list[tuple[tuple[Taken, ...], tuple[ChainFacts, ...]]]:
         """Return history and chains of every question, with the ratings on their edges."""
         assert histories.asked_at is not None
+        if chains is None:
+            return [(self._history(histories, r), ()) for r in range(len(histories))]
         at = histories.asked_at[chains.query]
         on_first = self.ratings.before(chains.neighbour, chains.first_item, at)
         on_second = self.ratings.before(chains.neighbour, chains.second_item, at)
@@ -391,6 +474,23 @@ class QuestionBuilder:
         rated = [] if log.rating is None else log.rating[past].tolist()
         shared = len(set(log.item_index[past].tolist()) & set(own))
         return _mean([_number(rating) for rating in rated]), shared
+
+
+def _asked(
+    histories: Histories, candidates: np.ndarray
+) -> tuple[Histories, np.ndarray, np.ndarray, np.ndarray]:
+    """Return a history and an item for each real candidate, with its row and column."""
+    rows, columns = np.nonzero(candidates >= 0)
+    return histories.take(rows), candidates[rows, columns], rows, columns
+
+
+def _support(weight: np.ndarray, candidates: np.ndarray, kind: Support) -> list[tuple[int, ...]]:
+    """Return what is shown of each candidate's weight: the count, or percent of the row's sum."""
+    if kind == "steps":
+        percent = 100.0 * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
+        weight = PERCENTS[np.abs(percent[..., None] - PERCENTS).argmin(axis=-1)]
+    shown = np.rint(weight).astype(int)
+    return [tuple(n[items >= 0].tolist()) for n, items in zip(shown, candidates)]
 
 
 def _of_the_likeliest(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reasonrec.traces.evidence import ChainFacts, Question
 from reasonrec.traces.prompts import ANSWER, THINK, as_data
 
-PROMPT_VERSION = "r2rec-1"
+PROMPT_VERSION = "r2rec-2"
 """Changes whenever a text of this module or of `teacher_prompts` changes; kept with every trace."""
 
 
@@ -59,12 +59,12 @@ def student_prompt(question: Question) -> str:
     if question.task == "rated":
         lines.append(f"Question: [{question.candidates[0].title}]")
     else:
-        support = question.support or (None,) * len(question.candidates)
+        columns = [column for column in (question.support, question.likeness) if column is not None]
         offered = "".join(
-            f" [{item.title}]{'' if count is None else f' {count}'}"
-            for item, count in zip(question.candidates, support)
+            "".join(f" {column[c]}" for column in columns) + f" [{item.title}]"
+            for c, item in enumerate(question.candidates)
         )
-        lines.append(f"Question: which of{offered}")
+        lines.append(f"Question{_legend(question)}: which of{offered}")
     return " ".join(lines)
 
 
@@ -105,6 +105,14 @@ def label_is_hidden(question: Question) -> bool:
         and (chain.second.item_index not in asked or chain.own_second is None)
         for chain in question.chains
     )
+
+
+def _legend(question: Question) -> str:
+    """Return what the numbers behind a candidate are, where likeness is among them."""
+    if question.likeness is None:
+        return ""
+    support = "" if question.support is None else "chains, "
+    return f" ({support}likeness)"
 
 
 def _chain_line(number: int, chain: ChainFacts) -> str:

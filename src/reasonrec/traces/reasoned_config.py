@@ -23,6 +23,9 @@ Task = Literal["rated", "likes"]
 Masking = Literal["evidence", "ratings", "target", "answer"]
 Runs = Literal["free-then-guided", "free", "guided"]
 LeakCure = Literal["rewrite", "cut", "drop"]
+Support = Literal["steps", "count"]
+ChainEnds = Literal["closed", "random"]
+Style = Literal["full", "brief"]
 TeacherKind = Literal["verbaliser", "endpoint", "local", "self"]
 
 
@@ -31,8 +34,11 @@ class EvidenceConfig(Config):
 
     reading: Reading = "candidate-closed"
     """What chains close on: candidates, or the user's own history, which says little of them."""
-    num_chains: PositiveInt = 3
-    """Chains of one question at most (K)."""
+    num_chains: NonNegativeInt = 3
+    """Chains of one question at most (K). 0: thoughts from the history alone, no support shown."""
+    chain_ends: ChainEnds = "closed"
+    """random is the control: each chain ends on a random item of its neighbour, nothing closes, and
+    no support is shown."""
     max_history: PositiveInt = 20
     """Last events of the history that a question shows, and that chains may start from."""
     overlap_weight: bool = True
@@ -44,7 +50,13 @@ class EvidenceConfig(Config):
     neighbour_facts: bool = True
     """Whether a chain says what its neighbour usually rates, and how many items are shared."""
     show_support: bool = True
-    """Whether likes say how many chains could close on each candidate (candidate-closed)."""
+    """Whether likes say how far chains close on each candidate (candidate-closed)."""
+    support: Support = "steps"
+    """What that is. steps: the candidate's share of all chains to candidates, in percent, each
+    weighed by how few steps lie between both items at the neighbour and by how new the first one is
+    to the user. count: the number of chains."""
+    show_likeness: bool = True
+    """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
 
@@ -82,7 +94,7 @@ class KeepConfig(Config):
 
     tolerance: NonNegativeFloat = 0.0
     """Rating steps that the answer may miss the label by: 1 suits scales of ten points."""
-    min_words: NonNegativeInt = 8
+    min_words: NonNegativeInt = 4
     """Fewest words of a whole thought."""
     max_words: PositiveInt = 400
     """Most words of a whole thought."""
@@ -102,6 +114,9 @@ class TeacherConfig(Config):
     kind: TeacherKind = "verbaliser"
     """verbaliser: a deterministic writer, no model. endpoint: any OpenAI-compatible server. local:
     a chat model of a folder or the hub. self: the trained model itself."""
+    style: Style = "brief"
+    """Of the verbaliser. brief: what stands on the chain and where it leads, some 100 tokens. full:
+    with reasons for each step, three times as long."""
     model: str | None = None
     """Name at the endpoint, or folder or hub name of a local model. All but verbaliser need it."""
     base_url: str | None = None

@@ -19,7 +19,7 @@ from reasonrec.traces.evidence import (
     Taken,
     mean_rating,
 )
-from reasonrec.traces.reasoned_config import Masking, Task
+from reasonrec.traces.reasoned_config import Masking, Support, Task
 
 Stage = Literal["taste", "agreement", "suggestion", "closure", "together", "whole", "rewrite"]
 CHAIN_STAGES: tuple[Stage, ...] = ("taste", "agreement", "suggestion", "closure")
@@ -78,6 +78,9 @@ class View:
     """The chain of this stage; all of them where thoughts are drawn together."""
     candidates: tuple[ItemCard, ...] | Hidden = HIDDEN
     support: tuple[int, ...] | None = None
+    support_kind: Support = "count"
+    likeness: tuple[int, ...] | None = None
+    nearest: tuple[ItemCard | None, ...] = ()
     thoughts: tuple[str, ...] = ()
     """What was thought before: of this chain, or of every chain."""
     asks_answer: bool = False
@@ -137,6 +140,9 @@ def look_at_all(question: Question, stage: Stage, thoughts: tuple[str, ...] = ()
         chains=tuple(mask(facts, n + 1, 4, "answer") for n, facts in enumerate(question.chains)),
         candidates=question.candidates,
         support=question.support,
+        support_kind=question.support_kind,
+        likeness=question.likeness,
+        nearest=question.nearest,
         thoughts=thoughts,
         asks_answer=True,
     )
@@ -145,8 +151,9 @@ def look_at_all(question: Question, stage: Stage, thoughts: tuple[str, ...] = ()
 def look_at_nothing(question: Question) -> View:
     """Return what the first stage of a question without chains sees: the history."""
     return replace(
-        look_at_all(question, "taste"), candidates=HIDDEN, support=None, asks_answer=False
-    )
+        look_at_all(question, "taste"), candidates=HIDDEN, support=None, likeness=None,
+        nearest=(), asks_answer=False,
+    )  # fmt: skip
 
 
 def mask(facts: ChainFacts, number: int, step: int, masking: Masking) -> ChainView:

@@ -5,7 +5,7 @@ data cannot close its own brackets. The rules say that such text is never an ins
 reply does with it all the same is caught by `parsing` and `trace_filters`.
 """
 
-from reasonrec.traces.evidence import ItemCard, Taken
+from reasonrec.traces.evidence import LIKENESS_GRADES, ItemCard, Taken
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Hidden, Rating, View
 
 RULES = """You explain, step by step, how a person comes to like or dislike things.
@@ -105,11 +105,15 @@ def _candidates(view: View) -> list[str]:
     if view.task == "rated":
         return [f"The question is [{view.candidates[0].shown}].", _card(view.candidates[0])]
     lines = ["One of these was taken next:"]
-    support = view.support or (None,) * len(view.candidates)
-    for n, (item, count) in enumerate(zip(view.candidates, support), 1):
+    ways = "% of the chains lead there" if view.support_kind == "steps" else " chains close on it"
+    for c, item in enumerate(view.candidates):
         words = f" ({', '.join(item.categories)})" if item.categories else ""
-        chains = "" if count is None else f", {count} chains close on it"
-        lines.append(f"{n}. [{item.shown}]{words}{chains}")
+        chains = "" if view.support is None else f", {view.support[c]}{ways}"
+        near = view.nearest[c] if view.likeness is not None else None
+        alike = ""
+        if near is not None and view.likeness is not None and view.likeness[c]:
+            alike = f", like [{near.shown}] to {view.likeness[c]} of {LIKENESS_GRADES}"
+        lines.append(f"{c + 1}. [{item.shown}]{words}{chains}{alike}")
     return lines
 
 

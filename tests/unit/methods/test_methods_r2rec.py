@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from tests.toy_models import TOY_SHAPE
 from tests.toy_traces import card, hand_question, rated_shop
 
@@ -15,7 +17,8 @@ from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig
-from reasonrec.methods.r2rec import default_rewards, rl_questions, train
+from reasonrec.methods.r2rec import calibrated_blend, default_rewards, rl_questions, train
+from reasonrec.methods.r2rec import load_recommender as load_r2rec
 from reasonrec.methods.r2rec_config import (
     GrpoStage,
     R2recConfig,
@@ -24,7 +27,13 @@ from reasonrec.methods.r2rec_config import (
 )
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.ranking import rank_candidates
-from reasonrec.models.reasoned_ranking import chains_as_evidence, order_effect, shown_reason
+from reasonrec.models.reasoned_ranking import (
+    EXPERTS,
+    ReasonedRanker,
+    chains_as_evidence,
+    order_effect,
+    shown_reason,
+)
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
 from reasonrec.training.config import OptimiserConfig
@@ -96,6 +105,62 @@ def test_the_same_command_on_finished_folders_trains_nothing(trained):
     other = dataclasses.replace(shop(), fingerprint="other")
     with pytest.raises(CheckpointError, match="trained on other data"):
         load_recommender(trained["r2rec-rl"], other)
+
+
+def test_a_blend_is_the_weighed_sum_of_what_its_experts_say(trained):
+    recommender = load_recommender(trained["r2rec-sft"], shop())
+    assert isinstance(recommender, ReasonedRanker) and recommender.blend is not None
+    assert set(recommender.blend) == set(EXPERTS)
+    assert all(w >= 0 for name, w in recommender.blend.items() if name != "events")
+    histories = shop().test.take(np.arange(3)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
+    candidates[0, 3] = -1  # a shorter list
+    answers = dataclasses.replace(recommender, blend=None).score_candidates(histories, candidates)
+    said = recommender.experts(histories, candidates, answers.scores)
+    is_real = candidates >= 0
+    for name in ("answers", "first"):  # log-probabilities over the real candidates
+        total = np.where(is_real, np.exp(said[name]), 0.0).sum(axis=1)
+        np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+    expected = sum(recommender.blend[name] * said[name] for name in EXPERTS)
+    scores = recommender.score_candidates(histories, candidates).scores
+    np.testing.assert_allclose(scores[is_real], np.asarray(expected)[is_real], rtol=1e-4)
+    assert np.isneginf(scores[0, 3])
+
+
+def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
+    ranker = load_recommender(trained["r2rec-sft"], shop())
+    assert isinstance(ranker, ReasonedRanker)
+    ranker = dataclasses.replace(ranker, blend=None)
+    candidates = draw_candidates(shop(), "valid", num_candidates=20, seed=0).item_index
+    histories = shop().valid.histories()
+    answers = ranker.score_candidates(histories, candidates).scores
+    said = ranker.experts(histories, candidates, answers)
+    padding = np.where(candidates >= 0, 0.0, -np.inf)
+
+    def loss(weights: Mapping[str, float]) -> float:
+        total = sum(w * said[name] for name, w in weights.items()) + padding
+        ridge = 1e-3 * sum(w * w for w in weights.values())
+        return float(-log_softmax(total, axis=1)[:, 0].mean()) + ridge
+
+    found = calibrated_blend(ranker, shop(), config())
+    for name in EXPERTS:
+        assert loss(found) <= loss({name: 1.0}) + 1e-6
+    silent = calibrated_blend(ranker, shop(), config(), EXPERTS[1:])
+    assert "answers" not in silent
+    asleep = dataclasses.replace(ranker, blend=silent).score_candidates(histories, candidates)
+    assert asleep.thoughts is None and asleep.num_tokens is None
+
+
+def test_without_chains_in_the_evidence_no_expert_speaks_of_them(trained):
+    bare = config().traces.evidence.model_copy(update={"num_chains": 0})
+    ranker = load_r2rec(trained["r2rec-sft"], shop(), evidence=bare)
+    histories = shop().test.take(np.arange(3)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
+    said = ranker.experts(histories, candidates, np.zeros(candidates.shape))
+    assert not said["steps"].any() and not said["count"].any()
+    scored = ranker.score_candidates(histories, candidates)
+    assert scored.evidence == ((), (), ())
+    assert scored.thoughts is not None
 
 
 def test_the_order_of_the_columns_changes_no_score(trained):

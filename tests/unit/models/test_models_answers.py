@@ -39,10 +39,23 @@ def foreign() -> AnsweringModel:
     ).eval()
 
 
+def next_logp(model: AnsweringModel, tokens: list[int]) -> torch.Tensor:
+    """Return log-probabilities of what follows every token, each token asked about by itself."""
+    with torch.no_grad():
+        ids = torch.tensor([tokens])
+        place = torch.arange(len(tokens))[None]
+        hidden = model.run_backbone(model.embed(ids)).last_hidden_state
+        batch = TextBatch(ids, place, torch.ones(1, len(tokens)))
+        asked = torch.ones(1, len(tokens), dtype=torch.bool)
+        return model._next_logp(batch, hidden, asked)
+
+
 def test_packed_texts_have_the_loss_of_each_alone():
     model = answering()
     rng = np.random.default_rng(0)
     texts = [ReasonedText(rng.integers(10, 200, n), p, n - 2) for n, p in ((9, 3), (14, 6), (7, 2))]
+    for text in texts:  # titles to copy, within the text and not beyond it
+        text.token_ids[[1, -1]] = model.writer.item_tokens(1) + model.writer.item_tokens(2)
     packed = PackedTexts(
         texts, num_epochs=1, tokens_per_row=24, batch_size=2, answer_weight=3.0, pad_id=0, seed=0
     )
@@ -90,8 +103,7 @@ def test_greedy_thoughts_are_the_likeliest_tokens_of_a_plain_pass(build):
         length = int(written.lengths[r])
         tokens = [*prompt, *written.token_ids[r, :length].tolist()]
         with torch.no_grad():
-            hidden = model.run_backbone(model.embed(torch.tensor([tokens]))).last_hidden_state[0]
-            logp = model.token_logits(hidden).log_softmax(-1)
+            logp = next_logp(model, tokens)
         for step in range(length):
             if bool(written.is_written[r, step]):
                 place = len(prompt) + step
@@ -102,7 +114,7 @@ def test_greedy_thoughts_are_the_likeliest_tokens_of_a_plain_pass(build):
         end = int(written.answer_at[r])
         assert tokens[len(prompt) + end - len(marker) : len(prompt) + end] == marker
         torch.testing.assert_close(
-            written.marker_states[r], hidden[len(prompt) + end - 1], atol=1e-4, rtol=1e-4
+            written.marker_logp[r].exp(), logp[len(prompt) + end - 1].exp(), atol=1e-4, rtol=1e-4
         )
 
 
@@ -147,8 +159,8 @@ def test_answer_probabilities_are_those_of_every_answer_read_out(task):
     for model in (answering(), foreign()):
         prefix = [*model.prompt_tokens(student_prompt(question)), *model.writer.encode(ANSWER)]
         with torch.no_grad():
-            states = model.run_backbone(model.embed(torch.tensor([prefix]))).last_hidden_state
-        [found] = answer_log_probs(model, [question], [prefix], states[:, -1])
+            logp = next_logp(model, prefix)
+        [found] = answer_log_probs(model, [question], [prefix], logp[-1:])
         assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-5)
         answers = model.answer_tokens(question)
         ends = [] if all(len(a) == 1 for a in answers) else [model.end_token]

@@ -322,3 +322,21 @@ def test_last_events_are_asked_about_again_with_other_candidates():
     assert first != again
     once = config.model_copy(update={"max_rounds": 1})
     assert training_questions(dataset, titles, once, task="likes", seed=2) == asked[:6]
+
+
+def test_a_brief_thought_says_the_same_whatever_the_answer_is(tmp_path):
+    config = config_of(
+        num_questions=8, evidence={"num_candidates": 4}, keep={"drop_duplicates": False}
+    )
+    said = [
+        write(
+            tmp_path / runs,
+            config.model_copy(
+                update={"progressive": config.progressive.model_copy(update={"runs": runs})}
+            ),
+            task="likes",
+        )
+        for runs in ("free", "guided")
+    ]
+    assert said[0]["thought"].to_list() == said[1]["thought"].to_list()
+    assert said[0]["answer"].to_list() != said[1]["answer"].to_list()

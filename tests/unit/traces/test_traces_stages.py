@@ -183,10 +183,15 @@ def test_likes_show_the_chains_that_close_on_candidates_and_how_many_could():
     # u0 took 0 and is asked; u1 and u2 took 0, then 1; nobody who took 0 took 2
     dataset = toy_dataset([[0, 3], [0, 1], [0, 1], [2, 3]], [f"Tale {n}" for n in range(4)])
     histories = dataclasses.replace(asked_of(dataset, [1]), asked_at=np.array([10_000], np.int64))
-    question = builder_of(dataset, num_chains=3).build(
-        histories, np.array([[2, 1]], np.int32), task="likes", keys=np.array([1]), seed=0
-    )[0]
-    assert question.support == (0, 2)
+    candidates = np.array([[2, 1]], np.int32)
+    counted, question = (
+        builder_of(dataset, num_chains=3, support=kind).build(
+            histories, candidates, task="likes", keys=np.array([1]), seed=0
+        )[0]
+        for kind in ("count", "steps")
+    )
+    assert counted.support == (0, 2)
+    assert question.support == (0, 100)  # all of the chains, in percent
     assert {c.second.title for c in question.chains} == {"Tale 1"}
     assert {c.neighbour_index for c in question.chains} == {1, 2}
     assert [c.neighbour for c in question.chains] == ["@1", "@2"]
@@ -222,3 +227,40 @@ def test_text_that_gives_orders_is_seen(text):
 )
 def test_ordinary_titles_are_no_orders(text):
     assert not reads_as_instruction(text)
+
+
+def test_without_chains_a_question_shows_neither_chains_nor_support():
+    dataset = rated_shop()
+    event = int(dataset.train.user_offsets[1] - 1)
+    settings = {"task": "likes", "keys": np.array([event]), "seed": 0}
+    candidates = np.array([[7, 6, 5]], np.int32)
+    histories = asked_of(dataset, [event])
+    bare = builder_of(dataset, num_chains=0).build(histories, candidates, **settings)[0]
+    assert bare.chains == () and bare.support is None and bare.likeness is not None
+    assert "Chain" not in student_prompt(bare)
+    shown = builder_of(dataset, num_chains=2).build(histories, candidates, **settings)[0]
+    assert shown.support is not None
+
+
+def test_random_ends_close_nothing_and_name_no_candidate():
+    dataset = rated_shop(12, length=7)
+    events = dataset.train.user_offsets[1:] - 1
+    candidates = np.tile(np.array([[7, 6, 5]], np.int32), (len(events), 1))
+    questions = builder_of(dataset, num_chains=2, chain_ends="random").build(
+        asked_of(dataset, events.tolist()), candidates, task="likes", keys=events, seed=0
+    )
+    chains = [(q, chain) for q in questions for chain in q.chains]
+    changed = [(q, chain) for q, chain in chains if chain.closes_on == "nothing"]
+    assert changed and all(question.support is None for question in questions)
+    for question, chain in changed:
+        known = {taken.item.item_index for taken in question.history}
+        assert chain.second.item_index not in known | {7, 6, 5}
+
+
+def test_numbers_stand_before_the_title_that_they_are_about():
+    question = dataclasses.replace(hand_question(task="likes"), support=(0, 75, 25))
+    assert student_prompt(question).endswith("which of 0 [Cradle] 75 [Comet] 25 [Ledger]")
+    graded = dataclasses.replace(question, likeness=(3, 0, 1))
+    assert student_prompt(graded).endswith(
+        "Question (chains, likeness): which of 0 3 [Cradle] 75 0 [Comet] 25 1 [Ledger]"
+    )

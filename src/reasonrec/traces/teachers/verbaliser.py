@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from reasonrec.traces.evidence import ItemCard, Taken
+from reasonrec.traces.reasoned_config import Style
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Rating, Stage, View
 from reasonrec.traces.teachers.contract import Reply, Request
 
 PRIOR_WEIGHT = 1.0
 """Weight of the usual rating beside 1 for a neighbour who agreed fully."""
+LIKENESS_WORTH = 5.0
+"""What a grade of likeness counts beside one percent of the chains."""
+_NUM_LEADING = 3
 TRUST = 0.6
 """Share of a neighbour's deviation that a user is taken to follow."""
 
@@ -25,19 +29,22 @@ class VerbaliserTeacher:
 
     name = "verbaliser"
 
+    def __init__(self, style: Style = "full") -> None:
+        self.style: Style = style
+
     async def ask(self, request: Request) -> Reply:
         """Return the thought of one stage in its tags."""
         view = request.view
         if view.stage == "whole":
-            text = _whole(view)
+            text = _whole(view, self.style)
         elif view.stage == "together":
-            text = _tagged("together", *_together(view))
+            text = _tagged("together", *_together(view, self.style))
         elif view.stage == "rewrite":
             text = _tagged("rewrite", view.thoughts[0])
         elif not view.chains:
             text = _tagged("taste", _general_taste(view.history, view.usual))
         else:
-            text = _tagged(view.stage, *_step(view, view.chains[0], view.stage))
+            text = _tagged(view.stage, *_step(view, view.chains[0], view.stage, self.style))
         return Reply(text, reply_tokens=0)
 
     def stop(self) -> None:
@@ -47,16 +54,18 @@ class VerbaliserTeacher:
         """Nothing to give back."""
 
 
-def _whole(view: View) -> str:
+def _whole(view: View, style: Style) -> str:
     parts = []
     for chain in view.chains:
         for stage in CHAIN_STAGES:
-            words, _ = _step(view, chain, stage)
+            words, _ = _step(view, chain, stage, style)
             parts.append(_tagged(stage, words))
-    return "".join([*parts, _tagged("together", *_together(view))])
+    return "".join([*parts, _tagged("together", *_together(view, style))])
 
 
-def _step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
+def _step(view: View, chain: ChainView, stage: Stage, style: Style) -> tuple[str, str | None]:
+    if style == "brief":
+        return _brief_step(view, chain, stage)
     if stage == "taste":
         return _taste(view, chain), None
     if stage == "agreement":
@@ -64,6 +73,30 @@ def _step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
     if stage == "suggestion":
         return _suggestion(chain), None
     return _closure(view, chain)
+
+
+def _brief_step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
+    """Return what stands on one hop of a chain, and no more."""
+    who, first, second = _who(chain), _name(chain.first), _name(chain.second)
+    if stage == "taste":
+        return _did("The user", "took", first, chain.own_first), None
+    if stage == "agreement":
+        if isinstance(chain.neighbour_first, float):
+            return f"{who} gave it {chain.neighbour_first:g}.", None
+        return f"{who} took it too.", None
+    if stage == "suggestion":
+        return _did(who, "went on to", second, chain.neighbour_second), None
+    if view.task == "likes" and chain.closes_on == "candidate":
+        return f"So to {second}.", None
+    if chain.closes_on == "nothing":
+        return "It leads no further.", None
+    return _closure(view, chain)
+
+
+def _did(who: str, verb: str, item: str, rating: Rating) -> str:
+    if isinstance(rating, float):
+        return f"{who} gave {item} {rating:g}."
+    return f"{who} {verb} {item}."
 
 
 def _taste(view: View, chain: ChainView) -> str:
@@ -140,8 +173,8 @@ def _closure(view: View, chain: ChainView) -> tuple[str, str | None]:
     return f"Beside the usual {_usual(view)} this comes to {answer}.", answer
 
 
-def _together(view: View) -> tuple[str, str]:
-    return _rate_together(view) if view.task == "rated" else _choose_together(view)
+def _together(view: View, style: Style) -> tuple[str, str]:
+    return _rate_together(view) if view.task == "rated" else _choose_together(view, style)
 
 
 def _rate_together(view: View) -> tuple[str, str]:
@@ -169,7 +202,7 @@ def _rate_together(view: View) -> tuple[str, str]:
     return f"{_sentence('; '.join(parts))} For [{item.shown}] that comes to {answer}.", answer
 
 
-def _choose_together(view: View) -> tuple[str, str]:
+def _choose_together(view: View, style: Style) -> tuple[str, str]:
     assert isinstance(view.candidates, tuple)
     scores = _candidate_scores(view, view.candidates)
     order = sorted(range(len(scores)), key=lambda c: (-scores[c], c))
@@ -177,23 +210,47 @@ def _choose_together(view: View) -> tuple[str, str]:
     if view.told is not None:
         chosen = view.answers.index(view.told)
     item = view.candidates[chosen]
+    number = str(chosen + 1)
+    if style == "brief":
+        return _leaders(view), number
     parts = []
     if view.support is not None and view.support[chosen]:
-        parts.append(f"{view.support[chosen]} chains close on [{item.shown}]")
-    ways = [
+        ways = "% of the chains lead to" if view.support_kind == "steps" else " chains close on"
+        parts.append(f"{view.support[chosen]}{ways} [{item.shown}]")
+    reaching = [
         f"{_who(chain)} leads there from {_name(chain.first)}"
         for chain in view.chains
         if chain.second == item
     ]
-    parts += ways
+    parts += reaching
     liked = _liked_kinds(view.history, view.usual)
     shared = [kind for kind in item.categories if liked[kind] > 0]
     if shared:
         parts.append(f"the user likes {_and(shared[:2])}, and [{item.shown}] is of that kind")
     if not parts:
         parts.append("nothing in the evidence points anywhere else")
-    number = str(chosen + 1)
     return f"{_sentence('; '.join(parts))} So [{item.shown}] is the likeliest.", number
+
+
+def _leaders(view: View) -> str:
+    """Return which candidates lead, by chains and by words. Names no choice: that is the answer.
+
+    A thought that named it would leave nothing open at the answer, where candidates are ranked.
+    """
+    assert isinstance(view.candidates, tuple)
+    names = [f"[{item.shown}]" for item in view.candidates]
+    parts = []
+    if view.support is not None:
+        order = sorted(range(len(names)), key=lambda c, found=view.support: (-found[c], c))
+        leading = [c for c in order[:_NUM_LEADING] if view.support[c]]
+        told = [f"{view.support[c]} {names[c]}" for c in leading]
+        parts.append(f"of the chains {', '.join(told)}" if told else "no chain leads anywhere")
+    if view.likeness is not None and any(view.likeness):
+        best = max(range(len(names)), key=lambda c, found=view.likeness: (found[c], -c))
+        near = view.nearest[best]
+        if near is not None:
+            parts.append(f"{names[best]} is {view.likeness[best]} like [{near.shown}]")
+    return _sentence("; ".join(parts or ["nothing in the evidence points anywhere"]))
 
 
 def _rate(view: View, chains: Sequence[ChainView]) -> str:
@@ -228,7 +285,8 @@ def _candidate_scores(view: View, candidates: Sequence[ItemCard]) -> list[float]
     for c, item in enumerate(candidates):
         kinds = sum(liked[kind] for kind in item.categories) / max(1, len(item.categories)) / most
         support = view.support[c] if view.support is not None else 0
-        scores.append(support + 0.5 * kinds)
+        alike = view.likeness[c] if view.likeness is not None else 0
+        scores.append(support + LIKENESS_WORTH * alike + 0.5 * kinds)
     return scores
 
 

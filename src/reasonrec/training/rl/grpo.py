@@ -192,7 +192,7 @@ def _write(
     questions = [asked[r // config.group_size] for r in range(len(texts))]
     log_probs = answer_log_probs(
         model, questions, [text[:mark] for (text, _, _), mark in zip(texts, marks, strict=True)],
-        written.marker_states,
+        written.marker_logp,
     )  # fmt: skip
     rollouts = []
     for r, question in enumerate(questions):

@@ -1,0 +1,419 @@
+"""Measure R2Rec, its controls and ablations beside tuned baselines; write docs/results/r2rec.md.
+
+    REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --seeds 0 1 2
+    REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
+    python benchmarks/r2rec.py runs/r2rec --only-write
+
+The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
+stopped, and writes the page after every seed; the second does the same for the ablations, with one
+seed. Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample
+of 2,000. Settings of baselines and weights of the blend are chosen on validation. Nothing is typed
+in by hand.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.comparison import Comparison, compare
+from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+from reasonrec.evaluation.table import MethodLine, short, summarise
+from reasonrec.evaluation.tuning import read_params
+from reasonrec.machine import describe_machine
+from reasonrec.manifest import read_manifest
+from reasonrec.methods import loading, r2ec, r2rec
+from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2rec_config import R2recConfig
+from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker
+from reasonrec.records import Histories, Scored
+
+ROOT = Path(__file__).parents[1]
+PREPARE = {
+    "ml-100k": [],
+    "office-2018": ["--split", "given"],
+    "ml-latest-small": [],
+    "ml-1m": ["--min-rating", "4"],
+}
+"""The sets of the page, and what `reasonrec prepare` is told."""
+BASELINES = ("popularity", "recent-popularity", "item-knn-bm25", "follow-counter", "ease", "ials")
+BUDGET = 20
+"""Settings that are tried for each baseline, by NDCG@10 on validation."""
+NUM_QUERIES = 2000
+PROTOCOL = "candidates-20"
+COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTOCOL, "ndcg@20"))
+HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", "ms / user")
+ALL = {"ranking": {"num_orders_measured": 0}}
+"""What every configuration below has: the effect of the order is left out, for time."""
+SFT = {"stages": ["r2rec-sft"]}
+MAIN = {
+    "r2rec": {"blend": True},
+    "direct": {"think": False, "stages": ["r2rec-sft"]},
+    "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
+}
+"""Configurations that every seed of every set trains."""
+ABLATIONS = {
+    "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
+    "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
+    "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
+    "three-chains": {"traces": {"evidence": {"num_chains": 3}}, "max_tokens": 140},
+    "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
+    "chains-counted": {"traces": {"evidence": {"support": "count"}}},
+    "no-support": {"traces": {"evidence": {"show_support": False}}},
+    "no-likeness": {"traces": {"evidence": {"show_likeness": False}}},
+    "free-only": {"traces": {"progressive": {"runs": "free"}}},
+    "guided-only": {"traces": {"progressive": {"runs": "guided"}}},
+    "full-style": {"traces": {"teacher": {"style": "full"}}, "max_tokens": 300},
+    "no-masking": {
+        "traces": {"teacher": {"style": "full"}, "progressive": {"masking": "answer"}},
+        "max_tokens": 300,
+    },
+    "masked-ratings": {
+        "traces": {"teacher": {"style": "full"}, "progressive": {"masking": "ratings"}},
+        "max_tokens": 300,
+    },
+    "rl-only": {"stages": ["r2rec-rl"]},
+}
+"""One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
+BLENDED = "r2rec-rl/blend"
+EVIDENCE = "blend/no-answers"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
+    parser.add_argument("--only-write", action="store_true")
+    asked = parser.parse_args()
+    if not asked.only_write:
+        for name in asked.sets:
+            for seed in asked.seeds:
+                if asked.ablations is None:
+                    run_seed(asked.runs / name, name, seed)
+                for ablation in [] if asked.ablations is None else asked.ablations or ABLATIONS:
+                    run_ablation(asked.runs / name, ablation, seed)
+                    write_page(asked.runs)
+                write_page(asked.runs)
+    write_page(asked.runs)
+
+
+def run_seed(folder: Path, name: str, seed: int) -> None:
+    """Prepare, tune, train and measure one seed of one set."""
+    data = folder / "data"
+    reasonrec("prepare", name, "--out", data, *PREPARE[name])
+    reasonrec("tune", *BASELINES, "--data", data, "--out", folder / "tune", "--budget", BUDGET)
+    dataset = Dataset.load(data)
+    settings = read_params(folder / "tune", dataset)
+    floor = [floor_contestant(word, dataset, seed=0, settings=settings[word]) for word in BASELINES]
+    floor.append(floor_contestant("chain-count", dataset, seed=0))
+    measured(floor, dataset, folder / "floor", seed=0)
+    out = folder / f"seed-{seed}"
+    start = no_think(dataset, out, seed)
+    measured([opened(start, dataset, seed)], dataset, out / "measured" / "no-think", seed)
+    for variant, changes in MAIN.items():
+        # what is trained is measured, and the page written, before the next is trained
+        train(dataset, {**changes, **SFT}, out / variant, start, seed)
+        rows = rows_of_sft(variant, dataset, out / variant, seed)
+        measured(rows, dataset, out / "measured" / f"{variant}-sft", seed)
+        write_page(folder.parent)
+        if variant != "r2rec":
+            continue
+        train(dataset, changes, out / variant, start, seed)
+        for word, rows in rows_of_rl(dataset, out / variant, changes, seed).items():
+            measured(rows, dataset, out / "measured" / word, seed)
+            write_page(folder.parent)
+
+
+def run_ablation(folder: Path, ablation: str, seed: int) -> None:
+    """Train and measure one ablation of a set whose seed has been run."""
+    dataset = Dataset.load(folder / "data")
+    out = folder / f"seed-{seed}"
+    changes = SFT | ABLATIONS[ablation]
+    train(dataset, changes, out / ablation, no_think(dataset, out, seed), seed)
+    [stage] = changes["stages"]
+    contestant = opened(out / ablation / str(stage), dataset, seed, name=ablation, blend=False)
+    measured([contestant], dataset, out / "ablations" / ablation, seed)
+
+
+def no_think(dataset: Dataset, out: Path, seed: int) -> Path:
+    say(f"train no-think, seed {seed}")
+    return r2ec.train_stage("no-think", dataset, R2ecConfig(), out=out / "no-think", seed=seed)
+
+
+def train(
+    dataset: Dataset, changes: Mapping[str, object], out: Path, start: Path, seed: int
+) -> None:
+    begin = time.process_time()
+    r2rec.train(
+        dataset, configured(changes), out=out, seed=seed, start=start,
+        announce=lambda stage: say(f"{out}: {stage}"),
+    )  # fmt: skip
+    say(f"{out}: {time.process_time() - begin:.0f} s of CPU time")
+
+
+def configured(changes: Mapping[str, object]) -> R2recConfig:
+    """Return the defaults with some keys changed, those beside them kept."""
+    base = merged(R2recConfig().model_dump(), ALL)
+    return R2recConfig.model_validate(merged(base, changes))
+
+
+def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """Return nested tables, with the leaves of the second where both have one."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return result
+
+
+@dataclass(frozen=True)
+class Remembering(ReasonedRanker):
+    """Thinks once about each batch, for rows that differ in the weights of the blend alone."""
+
+    thoughts: dict[bytes, Scored] = field(default_factory=dict)
+
+    def _listwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+        if len(histories) == 1:  # a user who is asked alone is timed
+            return super()._listwise(histories, candidates)
+        key = histories.item_index.tobytes() + candidates.tobytes()
+        if key not in self.thoughts:
+            self.thoughts[key] = super()._listwise(histories, candidates)
+        return self.thoughts[key]
+
+
+def remembering(ranker: ReasonedRanker, thoughts: dict[bytes, Scored]) -> Remembering:
+    own = {one.name: getattr(ranker, one.name) for one in fields(ReasonedRanker)}
+    return Remembering(**own, thoughts=thoughts)
+
+
+def rows_of_sft(variant: str, dataset: Dataset, folder: Path, seed: int) -> list[Contestant]:
+    """Return the rows of the first stage of a configuration."""
+    sft = folder / "r2rec-sft"
+    if variant != "r2rec":
+        return [opened(sft, dataset, seed, name=f"{variant}-sft", blend=False)]
+    thoughts: dict[bytes, Scored] = {}
+    return [
+        opened(sft, dataset, seed, blend=False, thoughts=thoughts),
+        opened(sft, dataset, seed, name="r2rec-sft/blend", thoughts=thoughts),
+    ]
+
+
+def rows_of_rl(
+    dataset: Dataset, folder: Path, changes: Mapping[str, object], seed: int
+) -> dict[str, list[Contestant]]:
+    """Return the rows of R2Rec's last stage, and of what they are compared with, by folder."""
+    config = configured(changes)
+    bare = config.traces.evidence.model_copy(update={"num_chains": 0})
+    last = folder / "r2rec-rl"
+    thoughts: dict[bytes, Scored] = {}
+    bare_thoughts: dict[bytes, Scored] = {}
+
+    def evidence_alone(_: Path) -> Recommender:
+        ranker = replace(r2rec.load_recommender(last, dataset), blend=None)
+        weights = r2rec.calibrated_blend(ranker, dataset, config, EXPERTS[1:])
+        return replace(ranker, blend=weights, name=EVIDENCE)
+
+    def without_chains(blend: bool) -> Contestant:
+        def opening(_: Path) -> Recommender:
+            ranker = r2rec.load_recommender(last, dataset, evidence=bare)
+            name = f"{BLENDED if blend else 'r2rec-rl'}/no-chains"
+            kept = ranker.blend if blend else None
+            return remembering(replace(ranker, name=name, blend=kept), bare_thoughts)
+
+        word = "blend-" if blend else ""
+        return Contestant(f"rl-{word}no-chains", seed, f"{source(last)} {bare} {blend}", opening)
+
+    return {
+        "r2rec-rl": [
+            opened(last, dataset, seed, blend=False, thoughts=thoughts),
+            opened(last, dataset, seed, name=BLENDED, thoughts=thoughts),
+            Contestant("evidence-alone", seed, f"{source(last)} evidence alone", evidence_alone),
+        ],
+        "no-chains": [without_chains(False), without_chains(True)],
+        "untuned": [opened(folder / "untuned", dataset, seed, blend=False)],
+    }
+
+
+def opened(
+    folder: Path,
+    dataset: Dataset,
+    seed: int,
+    *,
+    name: str | None = None,
+    blend: bool = True,
+    thoughts: dict[bytes, Scored] | None = None,
+) -> Contestant:
+    """Return a trained folder as a row of its own name; without ``blend``, by answers alone."""
+
+    def opening(_: Path) -> Recommender:
+        recommender = loading.load_recommender(folder, dataset)
+        if not isinstance(recommender, ReasonedRanker):
+            return recommender
+        kept = recommender.blend if blend else None
+        named = replace(recommender, blend=kept, name=name or recommender.name)
+        return named if thoughts is None else remembering(named, thoughts)
+
+    label = (name or folder.name).replace("/", "-")
+    return Contestant(label, seed, f"{source(folder)} {name} {blend}", opening)
+
+
+def source(folder: Path) -> str:
+    return str(read_manifest(folder)["fingerprint"])
+
+
+def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:
+    """Measure on all test queries, or on a fixed sample of them."""
+    sampled = NUM_QUERIES if len(dataset.test) > NUM_QUERIES else None
+    config = EvaluateConfig(protocols=(PROTOCOL,), num_queries=sampled, num_timed_users=10)
+    say(f"measure {', '.join(one.label for one in contestants)}")
+    measure(contestants, dataset, out, config, seed=seed)
+
+
+def reasonrec(*words: object) -> None:
+    command = [str(word) for word in words]
+    say(" ".join(["reasonrec", *command]))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    subprocess.run(
+        [sys.executable, "-m", "reasonrec", *command], check=True, env={**os.environ, **threads}
+    )
+
+
+def say(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+
+
+HEAD = """# R2Rec
+
+Every number comes from `python benchmarks/r2rec.py`. Twenty candidates, the one taken and 19 that
+the user touches nowhere, the same for all methods; all test queries, or a fixed sample of 2,000.
+Baselines were tuned with a budget of {budget} settings each by NDCG@10 on validation. A tie for the
+first place is no hit. ± is the standard deviation over seeds; tests are paired over queries.
+
+| row | what it is |
+| --- | --- |
+| `chain-count` | how many chains close on a candidate, nothing else |
+| `no-think` | the backbone before R2Rec, without a thought: what R2Rec starts from |
+| `untuned` | the same weights, asked the questions of R2Rec in words |
+| `direct-sft` | SFT on answers without thoughts; chains stand in the prompt |
+| `no-chains-sft` | SFT on thoughts from history and likeness of words alone |
+| `r2rec-sft`, `r2rec-rl` | thoughts along chains: SFT, then GRPO; ranked by the answer alone |
+| `.../blend` | the answer weighed with no-think, chains, popularity and words |
+| `{evidence}` | the same blend without the model's answer: what thinking has to add to |
+| `.../no-chains` | chains and their support taken out of the prompt, and of the blend |
+"""
+
+
+def write_page(runs: Path) -> None:
+    """Write docs/results/r2rec.md from what is finished."""
+    sections, gains = [], []
+    for name in PREPARE:
+        folder = runs / name
+        if (folder / "floor" / "manifest.json").exists():
+            section, gain = set_section(name, folder)
+            sections.append(section)
+            if gain is not None:
+                gains.append((name, gain))
+    head = HEAD.format(budget=BUDGET, evidence=EVIDENCE)
+    if gains:
+        mean = sum(gain for _, gain in gains) / len(gains)
+        each = ", ".join(f"{name} {gain:+.1%}" for name, gain in gains)
+        head += (
+            f"\nHR@1 of `{BLENDED}` over the best baseline of each set (no-think is not counted "
+            f"among them): {each}; on average {mean:+.1%}.\n"
+        )
+    page = ROOT / "docs" / "results" / "r2rec.md"
+    page.write_text("\n".join([head, *sections]), encoding="utf-8")
+
+
+def set_section(name: str, folder: Path) -> tuple[str, float | None]:
+    """Return the section of one set, and the gain in HR@1 over its best baseline."""
+    done = sorted(folder.glob("seed-*/measured/*/manifest.json"))
+    runs = [folder / "floor", *(path.parent for path in done)]
+    joined = join_runs(find_runs(runs))
+    lines = summarise(joined.rows, COLUMNS)
+    hits = {line.method: line.cells[0].value for line in lines if line.cells[0]}
+    best = max(BASELINES, key=lambda method: hits[method])
+    commits = sorted({str(read_manifest(run)["commit"])[:10] for run in runs})
+    test = joined.rows[0]
+    text = [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
+        f"queries; commit {', '.join(commits)}; {describe_machine(ROOT).cpu}, one thread beside "
+        "other work, so milliseconds say an order of magnitude.",
+        "",
+        *table(lines),
+    ]
+    gain = hits[BLENDED] / hits[best] - 1 if BLENDED in hits else None
+    if len(hits) > len(BASELINES) + 1:
+        pairs = [
+            (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
+            ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
+            ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
+            ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
+            (f"{BLENDED}/no-chains", BLENDED),
+        ]  # fmt: skip
+        compared = compare(joined, best, COLUMNS[:1])
+        found = [one for a, b in pairs for one in compared.against.get(b, ()) if one.method == a]
+        text += ["", *tests(found, hits)]
+    ablations = sorted(folder.glob("seed-*/ablations/*/manifest.json"))
+    if ablations:
+        again = [folder / "floor", *(p.parent for p in done), *(p.parent for p in ablations)]
+        joined = join_runs(find_runs(again))
+        shown = [*ABLATIONS, "r2rec-sft", "no-chains-sft", "direct-sft"]
+        lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
+        compared = compare(joined, "r2rec-sft", COLUMNS[:1])
+        found = [one for one in compared.comparisons if one.method in ABLATIONS]
+        text += [
+            "",
+            f"### {name}: ablations of r2rec-sft",
+            "",
+            *table(lines),
+            "",
+            *tests(found, {}),
+        ]
+    return "\n".join(text) + "\n", gain
+
+
+def table(lines: Sequence[MethodLine]) -> list[str]:
+    text = ["| " + " | ".join(HEADINGS) + " |", "| ---" + " | --:" * (len(HEADINGS) - 1) + " |"]
+    for line in lines:
+        cells = []
+        for cell in line.cells:
+            spread = "" if cell is None or cell.seed_sd is None else f" ± {short(cell.seed_sd)}"
+            cells.append("-" if cell is None else short(cell.value) + spread)
+        tokens = "-" if not line.tokens else f"{line.tokens:.0f}"
+        words = [line.method, str(line.num_seeds), *cells, tokens, f"{line.latency_ms or 0:.1f}"]
+        text.append("| " + " | ".join(words) + " |")
+    return text
+
+
+def tests(found: Sequence[Comparison], hits: Mapping[str, float]) -> list[str]:
+    text = [
+        "| HR@1 of | against | difference | 95 % interval | relative | p |",
+        "| --- | --- | --: | --: | --: | --: |",
+    ]
+    for one in found:
+        relative = f"{one.difference / hits[one.reference]:+.1%}" if hits else "-"
+        text.append(
+            f"| {one.method} | {one.reference} | {one.difference:+.4f} | {one.ci_low:+.4f} to "
+            f"{one.ci_high:+.4f} | {relative} | {one.p_permutation:.4f} |"
+        )
+    return text
+
+
+if __name__ == "__main__":
+    main()
