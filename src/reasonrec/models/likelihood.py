@@ -221,7 +221,9 @@ class _TrieReader:
         else:
             self.sees = self.sees[rows, parent]
         longest = int(self.lengths.max()) + self.sees.shape[2] + token.shape[1]
-        return self._together(token, depth) if self.model._branches(longest) else self._apart()
+        return (
+            self._together(token, depth) if self.model.takes_own_masks(longest) else self._apart()
+        )
 
     def _together(self, token: Tensor, depth: int) -> Tensor:
         B, W = token.shape
