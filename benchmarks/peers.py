@@ -133,7 +133,7 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     finished = [*folder.glob("*-*/manifest.json")]
     commits = sorted({str(read_manifest(one.parent)["commit"])[:10] for one in finished})
     budgets = sorted({len(one.trials) for one in found})
-    untuned = "" if budgets[0] else " (0: the defaults, nothing was searched)"
+    untuned = "" if budgets[0] else " (0: nothing was searched)"
     items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
     lines = [
         f"## {name}",

@@ -229,7 +229,7 @@ def test_settings_can_be_written_by_hand_and_missing_ones_keep_their_defaults(tm
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.toml", "[sasrec]\nwidth = 3", r"must name baselines \(popularity.*got sasrec"),
+        ("a.toml", "[magic]\nwidth = 3", r"must name baselines \(popularity.*got magic"),
         ("a.toml", "[ease]\nlambda = 3", r"lambda: there is no such key; known here: max_events"),
         ("a.toml", "ease = 3", "must hold a table of settings for each method"),
         ("a.json", "{", "must be JSON"),
