@@ -10,7 +10,7 @@ from reasonrec.errors import ConfigError
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 
-What = Literal["no-think", "sft", "recpo", "r2ec", "r2rec"]
+What = Literal["no-think", "evidence", "sft", "recpo", "r2ec", "r2rec"]
 
 
 def train(
@@ -27,7 +27,8 @@ def train(
     """Train the recommender: without thoughts, with taught thoughts, with rewarded thoughts.
 
     r2ec trains all stages: OUT/no-think, OUT/think-sft, OUT/think-recpo by default. A run that
-    was interrupted continues from its last checkpoint and ends with the same numbers.
+    was interrupted continues from its last checkpoint and ends with the same numbers. evidence is
+    the control of thinking: what thoughts look up, and no thought; --config.stages can name it.
 
     r2rec writes traces along interaction chains into OUT/traces, and trains on them into
     OUT/r2rec-sft and OUT/r2rec-rl; OUT/untuned is the model that it starts from.
@@ -44,7 +45,7 @@ def train(
         what: The stage, or r2ec or r2rec for all stages of a method.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
-        start: Folder of the stage before: no-think for sft and r2rec, sft for recpo.
+        start: Folder of the stage before: no-think for evidence, sft and r2rec, sft for recpo.
         seed: Draws weights, order and samples.
     """
     from rich.console import Console

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
-from reasonrec.errors import CheckpointError, DataError
+from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
@@ -33,12 +33,22 @@ from reasonrec.manifest import (
     start_stage,
     write_manifest,
 )
-from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage, Stage
+from reasonrec.methods.r2ec_config import (
+    TRUNK_STAGES,
+    InferenceConfig,
+    R2ecConfig,
+    SftStage,
+    Stage,
+)
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
+from reasonrec.models.recommenders import (
+    EvidenceRecommender,
+    NoThinkRecommender,
+    ThinkingRecommender,
+)
 from reasonrec.records import Histories, Recommendation
 from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
@@ -59,10 +69,10 @@ from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
+    "evidence": "evidence-no-think",
     "sft": "think-sft",
     "recpo": "think-recpo",
 }
-FOLDERS = tuple(METHOD_OF_STAGE.values())
 
 
 def train_stage(
@@ -77,8 +87,8 @@ def train_stage(
     """Train one stage into ``out`` and return it; a finished folder is left as it is.
 
     Args:
-        start: Folder of the stage before among ``config.stages``: no-think for SFT, SFT for RecPO.
-            None for the first of them.
+        start: Folder of the stage before among ``config.stages``: no-think for SFT and for the
+            evidence alone, SFT for RecPO. None for the first of them.
 
     Raises:
         DataError: The data set has nothing to train or validate on.
@@ -87,22 +97,28 @@ def train_stage(
     """
     out = make_folder(out)
     stages = list(config.stages)
-    earlier = stages[: stages.index(stage)] if stage in stages else []
-    if (start is None) != (not earlier) or stage not in stages:
+    before_it = _stage_before(stage, config)
+    is_known = stage in stages or stage == "evidence"  # from which nothing else starts
+    if (start is None) != (before_it is None) or not is_known:
         raise CheckpointError(
-            "no-think starts from nothing; sft needs --start with a no-think folder, recpo one "
-            f"with a supervised model. Stage {stage} got start = {start}, with stages = "
+            "no-think starts from nothing; evidence and sft need --start with a no-think folder, "
+            f"recpo one with a supervised model. Stage {stage} got start = {start}, with stages = "
             f"{stages}, of which the first starts from the backbone"
         )
     inputs = {"data": dataset.fingerprint}
-    if start is not None:
+    if start is not None and before_it is not None:
         before = _checked_manifest(start, dataset)
-        wanted = METHOD_OF_STAGE[earlier[-1]]
+        wanted = METHOD_OF_STAGE[before_it]
         if before["method"] != wanted:
             raise CheckpointError(
                 f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
         inputs["start"] = before["fingerprint"]
+    if stage == "evidence" and not (config.head.pointer and config.thought.num_lookups):
+        raise ConfigError(
+            "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
+            f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
+        )
     asked = _keys_of(stage, config)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
@@ -125,10 +141,10 @@ def train_stage(
     start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     torch.manual_seed(seed)
     fitted = fit(
-        model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
+        model, data, loss, parts.validate(model, stage), optimiser,
         out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
     )  # fmt: skip
-    factor = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
+    factor = parts.calibrate(model, stage) if stage != "no-think" and config.calibrate else None
     model.save_pretrained(out / "model")
     files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
     write_manifest(
@@ -160,16 +176,17 @@ def train(
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Train the stages, by default no-think, SFT and RecPO, into folders of ``out``."""
-    folders: list[Path] = []
+    folders: dict[Stage, Path] = {}
     _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
     for stage in config.stages:
         method = METHOD_OF_STAGE[stage]
         announce(method)
-        start = folders[-1] if folders else None
-        folders.append(
-            train_stage(stage, dataset, config, out=out / method, seed=seed, start=start)
+        before = _stage_before(stage, config)
+        start = None if before is None else folders[before]
+        folders[stage] = train_stage(
+            stage, dataset, config, out=out / method, seed=seed, start=start
         )
-    return folders
+    return list(folders.values())
 
 
 def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> Recommender:
@@ -189,18 +206,22 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         return NoThinkRecommender(model)
     if not thinks:
         return NoThinkRecommender(model, name=f"{name}/silent")
+    has_evidence_alone = name == METHOD_OF_STAGE["evidence"]
     try:
         thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
-        inference = InferenceConfig.model_validate(manifest["config"]["inference"])
+        inference = InferenceConfig.model_validate(manifest["config"].get("inference", {}))
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{folder} was trained with settings that this version does not know ({error}); "
             "train again"
         ) from None
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought)
+    if has_evidence_alone:
+        return EvidenceRecommender(model, verbaliser)
     return ThinkingRecommender(
         model,
-        Verbaliser(model.writer, graph, dataset.catalogue, thought),
+        verbaliser,
         name=name,
         max_tokens=manifest["config"]["max_tokens"],
         temperature=inference.temperature,
@@ -271,32 +292,46 @@ class _Parts:
         drawn = stream(0, "validation").choice(len(queries), most, replace=False)
         return queries.take(np.sort(drawn))
 
-    def calibrate(self, model: ReasoningRecommender) -> float:
+    def calibrate(self, model: ReasoningRecommender, stage: Stage) -> float:
         """Scale the share of looked-up evidence by what ranks validation best."""
         queries = self.queries()
-        thinking = ThinkingRecommender(
-            model, self.verbaliser(model), max_tokens=max_tokens(self.config)
-        )
-        return calibrate_share(thinking, queries.histories(), queries.target)
+        recommender = self.recommender(model, self.verbaliser(model), stage)
+        return calibrate_share(recommender, queries.histories(), queries.target)
+
+    def recommender(
+        self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage
+    ) -> ThinkingRecommender | EvidenceRecommender:
+        """Return the model as it is validated: it thinks greedily, or has its evidence alone."""
+        if stage == "evidence":
+            return EvidenceRecommender(model, verbaliser)
+        return ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
 
     def validate(
-        self, model: ReasoningRecommender, *, thinks: bool
+        self, model: ReasoningRecommender, stage: Stage
     ) -> Callable[[ReasoningRecommender], dict[str, float]]:
         queries = self.queries()
         histories = queries.histories()
-        verbaliser = self.verbaliser(model) if thinks else None
+        verbaliser = self.verbaliser(model) if stage != "no-think" else None
 
         def measure(model: ReasoningRecommender) -> dict[str, float]:
             silent = _accuracy(NoThinkRecommender(model), queries, histories)
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
-            thinking = ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
+            thinking = self.recommender(model, verbaliser, stage)
             return {
                 **{f"valid/{k}": v for k, v in _accuracy(thinking, queries, histories).items()},
                 **{f"valid/silent/{k}": v for k, v in silent.items()},
             }
 
         return measure
+
+
+def _stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
+    """Return the stage that one starts from, None for the backbone as it is."""
+    in_order: tuple[Stage, ...] = get_args(Stage)
+    earlier = in_order[: in_order.index(stage)]
+    trunk = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
+    return trunk[-1] if trunk else None
 
 
 def max_tokens(config: R2ecConfig) -> int:
@@ -324,7 +359,7 @@ def _stage_parts(
         start = StartingPoint(model) if recpo.kl_weight else None
         learner = Recpo(recpo, log, parts.verbaliser(model), seed=seed, start=start)
         return sample, learner, config.recpo.optimiser
-    chosen = config.no_think if stage == "no-think" else config.sft
+    chosen = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}[stage]
     is_sft = isinstance(chosen, SftStage)
     log = log if is_sft else log.without(held_out)
     windows = schedule_windows(
@@ -335,7 +370,8 @@ def _stage_parts(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model) if is_sft else None,
         num_branches=chosen.num_branches if is_sft else 0,
-        held_out=held_out if is_sft and len(held_out) else None, seed=seed,
+        held_out=held_out if is_sft and len(held_out) else None,
+        writes=stage != "evidence", seed=seed,
     )  # fmt: skip
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
@@ -356,7 +392,7 @@ def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) 
 def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(mode="json")
-    own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
+    own = stage.replace("-", "_")
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]

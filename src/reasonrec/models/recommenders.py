@@ -1,4 +1,4 @@
-"""The trained model as a recommender: without a thought, and with one."""
+"""The trained model as a recommender: without a thought, with one, and with its evidence alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +113,69 @@ class ThinkingRecommender:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
             scores = grouped.logsumexp(1) - np.log(self.num_samples)
         return scores.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the graph holds about the newest items of B histories, with no thought written."""
+
+    pre_states: torch.Tensor
+    """(B, D), after the prompt."""
+    named_item: torch.Tensor
+    """(B, E), found items; -1 for none."""
+    named_weight: torch.Tensor
+    """(B, E), float32, how strongly the graph holds with each; 0 for none."""
+    evidence: list[list[Lookup]]
+
+
+@dataclass(frozen=True)
+class EvidenceRecommender:
+    """Ranks with the evidence that thoughts look up, and with no thought: their control.
+
+    A fixed rule, the newest items, stands for the questions of a thought. What is found takes a
+    share of the probability as it does after a thought, and the state is that after the prompt.
+    Meets `reasonrec.baselines.contract.Recommender`.
+    """
+
+    model: ReasoningRecommender
+    verbaliser: Verbaliser
+    name: str = "evidence-no-think"
+    batch_size: int = 256
+
+    def score(self, histories: Histories) -> Scored:
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        evidence: list[tuple[Lookup, ...]] = []
+        for rows in _batches(len(histories), self.batch_size):
+            gathered = self.write(histories.take(rows))
+            scores[rows] = self.rank_with(gathered)
+            evidence += [tuple(found) for found in gathered.evidence]
+        return Scored(scores, evidence=tuple(evidence))
+
+    @torch.no_grad()
+    def write(self, histories: Histories) -> Gathered:
+        """Return the states after the prompts and what is found; nothing is written."""
+        self.model.eval()
+        states = read_prompts(self.model, self.model.writer.prompts(histories))
+        via_item, tables = self.verbaliser.look_up_newest(histories)
+        item = np.concatenate([table.item_index for table in tables], 1).astype(np.int64)
+        weight = np.concatenate([table.weight for table in tables], 1)
+        evidence = [
+            [table.record(b, via) for via, table in zip(row, tables, strict=True) if via >= 0]
+            for b, row in enumerate(via_item.tolist())
+        ]
+        return Gathered(
+            states,
+            torch.from_numpy(item).to(states.device),
+            torch.from_numpy(weight).to(states.device),
+            evidence,
+        )
+
+    @torch.no_grad()
+    def rank_with(self, gathered: Gathered) -> np.ndarray:
+        """Return the scores (B, N) that the evidence leads to."""
+        found = Evidence(gathered.named_item, gathered.named_weight)
+        states = gathered.pre_states
+        return self.model.score_thoughts(states, states, found).cpu().numpy()
 
 
 def score_given(

@@ -85,7 +85,9 @@ class Verbaliser:
         """
         if num_visible is None:
             num_visible = np.minimum(histories.lengths, self.writer.max_history)
-        via_item = self._choose(histories, seed, keys, num_visible)
+        width = self.config.lookup_window
+        noise = [stream(seed, "verbaliser", int(key)).gumbel(size=width) for key in keys]
+        via_item = self._choose(histories, num_visible, np.stack(noise))
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         taste = self.taste(histories)
         writer = self.writer
@@ -117,6 +119,24 @@ class Verbaliser:
             named_weight.append(weights)
         return Thoughts(all_tokens, all_written, named_at, named_item, named_weight, via_item)
 
+    def look_up_newest(
+        self, histories: Histories, *, num_visible: np.ndarray | None = None
+    ) -> tuple[np.ndarray, list[LookupTable]]:
+        """Return what a fixed rule asks the graph, the newest items, and what it answers.
+
+        Args:
+            num_visible: As for `write`.
+
+        Returns:
+            Items (B, num_lookups), int32, newest first, -1 for none; and a table of B rows for each
+            of their columns.
+        """
+        if num_visible is None:
+            num_visible = np.minimum(histories.lengths, self.writer.max_history)
+        no_noise = np.zeros((len(histories), self.config.lookup_window))
+        via_item = self._choose(histories, num_visible, no_noise)
+        return via_item, [self.look_up(histories, column) for column in via_item.T]
+
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
         if not self.config.name_taste or not self._categories:
@@ -147,12 +167,15 @@ class Verbaliser:
         return words
 
     def _choose(
-        self, histories: Histories, seed: int, keys: np.ndarray, num_visible: np.ndarray
+        self, histories: Histories, num_visible: np.ndarray, noise: np.ndarray
     ) -> np.ndarray:
-        """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none."""
+        """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none.
+
+        Args:
+            noise: (B, lookup_window), Gumbel; zeros take the newest items.
+        """
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
         age = np.arange(W)
-        noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])
         preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
         visible = age < num_visible[:, None]
         item = np.full((B, W), -1, np.int32)

@@ -5,20 +5,36 @@ what is asked of a ranking is its order. One factor on the share is chosen by ND
 setting that is chosen on validation.
 """
 
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.recommenders import ThinkingRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Histories
 
 FACTORS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
+class RanksWithEvidence(Protocol):
+    """A recommender that gathers evidence, in a thought or without one, and then ranks with it."""
+
+    @property
+    def model(self) -> ReasoningRecommender: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def write(self, histories: Histories, /) -> Any: ...
+
+    def rank_with(self, written: Any, /) -> np.ndarray: ...
+
+
 @torch.no_grad()
 def calibrate_share(
-    recommender: ThinkingRecommender, histories: Histories, target: np.ndarray
+    recommender: RanksWithEvidence, histories: Histories, target: np.ndarray
 ) -> float:
     """Scale the share of the model's evidence pointer, in place, and return the factor chosen.
 

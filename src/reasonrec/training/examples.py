@@ -118,6 +118,8 @@ class WindowDataset(TorchDataset):
             next-item targets here either, and the only ones that a thought is ranked for: a
             trunk that remembers the answer would learn that thoughts are of no use. None ranks
             for every thought.
+        writes: Whether the branches are thoughts; False puts what a fixed rule looks up there, the
+            newest items, without a word.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class WindowDataset(TorchDataset):
         verbaliser: Verbaliser | None = None,
         num_branches: int = 0,
         held_out: np.ndarray | None = None,
+        writes: bool = True,
         seed: int = 0,
     ) -> None:
         self.log = log
@@ -136,6 +139,7 @@ class WindowDataset(TorchDataset):
         self.writer = writer
         self.verbaliser = verbaliser
         self.num_branches = num_branches
+        self.writes = writes
         self.is_held_out: np.ndarray | None = None
         if held_out is not None:
             self.is_held_out = np.zeros(len(log), bool)
@@ -190,6 +194,20 @@ class WindowDataset(TorchDataset):
         event = (start[:, None] + column).ravel()
         exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
         histories = self.log.histories_before(event)
+        is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
+        target = np.where(is_ranked, self.log.item_index[event], NONE)
+        labels = {
+            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
+            "target": torch.from_numpy(target).long().reshape(len(index), G),
+        }
+        if not self.writes:
+            _, tables = self.verbaliser.look_up_newest(histories, num_visible=column.ravel())
+            item = np.stack([table.item_index for table in tables], 1).astype(np.int64)
+            weight = np.stack([table.weight for table in tables], 1)
+            return labels | {
+                "named_item": torch.from_numpy(item).reshape(len(index), G, -1),
+                "named_weight": torch.from_numpy(weight).reshape(len(index), G, -1),
+            }
         keys = (index[:, None] * G + np.arange(G)).ravel()
         thoughts = self.verbaliser.write(
             histories, seed=self.seed, keys=keys, num_visible=column.ravel()
@@ -199,16 +217,12 @@ class WindowDataset(TorchDataset):
         )
         named_item, named_weight = pad_named(thoughts.named_item, thoughts.named_weight)
         B, S = len(index), ids.shape[1]
-        is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
-        target = np.where(is_ranked, self.log.item_index[event], NONE)
-        return {
+        return labels | {
             "branch_ids": torch.from_numpy(ids).reshape(B, G, S),
             "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
-            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
-            "target": torch.from_numpy(target).long().reshape(B, G),
         }
 
 

@@ -15,6 +15,7 @@ def sft_loss(
 
     Next-item is a mean over dense positions, after-thought a mean over branches with a target,
     tokens a mean over written tokens. The prompt and looked-up evidence carry no token loss.
+    Evidence without a thought is ranked with, and writes nothing.
     """
     batch = Batch(**inputs)
     outputs: Any = model(batch, with_post=config.post > 0)
@@ -22,10 +23,11 @@ def sft_loss(
     parts = {"train/next_item": -outputs.next_item_logp.mean().item()}
     if outputs.think_logits is None:
         return loss, parts
-    assert batch.target is not None and batch.is_written is not None
-    tokens = -outputs.token_logp.sum() / batch.is_written[..., 1:].sum().clamp(min=1)
-    loss = loss + config.tokens * tokens
-    parts["train/tokens"] = tokens.item()
+    assert batch.target is not None
+    if batch.is_written is not None:
+        tokens = -outputs.token_logp.sum() / batch.is_written[..., 1:].sum().clamp(min=1)
+        loss = loss + config.tokens * tokens
+        parts["train/tokens"] = tokens.item()
     wanted = batch.target >= 0
     if not wanted.any():
         return loss, parts
