@@ -105,13 +105,18 @@ class ThinkingRecommender:
         return self.model.writer.thought_text(tokens)
 
     @torch.no_grad()
-    def rank_with(self, written: Generated) -> np.ndarray:
-        """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged."""
+    def rank_with(self, written: Generated, *, first: int | None = None) -> np.ndarray:
+        """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged.
+
+        Args:
+            first: How many of each history's samples count; None for all.
+        """
         found = Evidence(written.named_item, written.named_weight)
         scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
-            scores = grouped.logsumexp(1) - np.log(self.num_samples)
+            grouped = grouped[:, :first]
+            scores = grouped.logsumexp(1) - np.log(grouped.shape[1])
         return scores.cpu().numpy()
 
 
