@@ -2,8 +2,8 @@
 
     python benchmarks/thoughts_curve.py runs/demo/think-recpo --data runs/demo/data --out curve
 
-Writes curve.json and curve.md: silent, greedy, and for each temperature K sampled thoughts averaged,
-each with its interval and a paired test against greedy. Validation by default: a number of thoughts
+Writes curve.json and curve.md: silent, greedy, and for each temperature K sampled thoughts,
+averaged; each with its interval and a test against greedy. Validation by default: their number
 is a setting, and settings are not chosen on test.
 """
 

@@ -10,7 +10,7 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.data.dataset import Dataset, Queries
+from reasonrec.data.dataset import Dataset, InteractionLog, Queries
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.graph.build import InteractionGraph
@@ -31,6 +31,7 @@ from reasonrec.manifest import (
     make_folder,
     read_manifest,
     start_stage,
+    stopwatch,
     write_manifest,
 )
 from reasonrec.methods.r2ec_config import (
@@ -42,10 +43,12 @@ from reasonrec.methods.r2ec_config import (
 )
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
+from reasonrec.models.gate import FILE, ThinkingGate
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
+    GatedThinkingRecommender,
     NoThinkRecommender,
     ThinkingRecommender,
 )
@@ -63,6 +66,7 @@ from reasonrec.training.examples import (
     keep_batch,
     schedule_windows,
 )
+from reasonrec.training.gating import learn_gate
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
@@ -72,7 +76,10 @@ METHOD_OF_STAGE: dict[Stage, str] = {
     "evidence": "evidence-no-think",
     "sft": "think-sft",
     "recpo": "think-recpo",
+    "gate": "think-gated",
 }
+"""The folder of each stage in a run; its method has the same name, but a gate that of the model
+that it stands before, with ``/gated`` behind it."""
 
 
 def train_stage(
@@ -88,13 +95,15 @@ def train_stage(
 
     Args:
         start: Folder of the stage before among ``config.stages``: no-think for SFT and for the
-            evidence alone, SFT for RecPO. None for the first of them.
+            evidence alone, SFT for RecPO, any that thinks for the gate. None for the first of them.
 
     Raises:
         DataError: The data set has nothing to train or validate on.
         CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
             another run.
     """
+    if stage == "gate":
+        return _train_gate(dataset, config, out=out, seed=seed, start=start)
     out = make_folder(out)
     stages = list(config.stages)
     before_it = _stage_before(stage, config)
@@ -167,6 +176,55 @@ def train_stage(
     return out
 
 
+def _train_gate(
+    dataset: Dataset, config: R2ecConfig, *, out: Path, seed: int, start: Path | None
+) -> Path:
+    """Learn when the model of ``start`` is to think; its folder is named, not copied."""
+    thinks = [METHOD_OF_STAGE["sft"], METHOD_OF_STAGE["recpo"]]
+    before = None if start is None else _checked_manifest(start, dataset)
+    if start is None or before is None or before["method"] not in thinks:
+        raise CheckpointError(
+            f"stage gate needs --start with a {' or '.join(thinks)} folder; got "
+            f"{start if before is None else before['method']}"
+        )
+    out = make_folder(out)
+    inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
+    asked = _keys_of("gate", config)
+    if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
+        return out
+    _check_trainable("gate", dataset)
+    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    thinking = load_recommender(start, dataset)
+    assert isinstance(thinking, ThinkingRecommender)
+    with stopwatch() as spent:
+        events = _held_out(dataset.train, config)
+        if not len(events):
+            events = events_with_history(dataset.train)
+        events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
+        queries = _Parts(dataset, config, seed).queries()
+        gate, choice = learn_gate(
+            thinking,
+            (dataset.train.histories_before(events), dataset.train.item_index[events]),
+            (queries.histories(), queries.target),
+            config.gate,
+        )
+        gate.save(out)
+    write_manifest(
+        out, stage="train", inputs=inputs, config=asked, outputs=[FILE], seconds=spent[0],
+        seed=seed,
+        extra={
+            "method": f"{thinking.name}/gated",
+            "trained_on": "train",
+            "data_folder": os.path.relpath(dataset.folder, out),
+            "start_folder": os.path.relpath(start, out),
+            "best_step": None,
+            "best_score": None,
+            "gate": {k: v for k, v in asdict(choice).items() if k != "threshold"},
+        },
+    )  # fmt: skip
+    return out
+
+
 def train(
     dataset: Dataset,
     config: R2ecConfig,
@@ -200,8 +258,18 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
     manifest = _checked_manifest(folder, dataset)
-    model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
     name: str = manifest["method"]
+    if "start_folder" in manifest:
+        start = Path(folder) / manifest["start_folder"]
+        thinking = load_recommender(start, dataset, thinks=thinks)
+        if read_manifest(start)["fingerprint"] != manifest["inputs"]["start"]:
+            raise CheckpointError(
+                f"{folder} is a gate before another model than {start} holds now; train it again"
+            )
+        if not isinstance(thinking, ThinkingRecommender):
+            return thinking
+        return GatedThinkingRecommender(thinking, ThinkingGate.load(folder))
+    model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
     if name == "no-think":
         return NoThinkRecommender(model)
     if not thinks:
@@ -326,6 +394,12 @@ class _Parts:
         return measure
 
 
+def _held_out(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+    return hold_out_last(
+        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
+    )
+
+
 def _stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
     """Return the stage that one starts from, None for the backbone as it is."""
     in_order: tuple[Stage, ...] = get_args(Stage)
@@ -344,9 +418,7 @@ def _stage_parts(
 ) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
-    held_out = hold_out_last(
-        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
-    )
+    held_out = _held_out(log, config)
     if stage == "recpo":
         recpo = config.recpo.recpo
         eligible = held_out if len(held_out) else events_with_history(log)
@@ -359,7 +431,8 @@ def _stage_parts(
         start = StartingPoint(model) if recpo.kl_weight else None
         learner = Recpo(recpo, log, parts.verbaliser(model), seed=seed, start=start)
         return sample, learner, config.recpo.optimiser
-    chosen = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}[stage]
+    own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
+    chosen = own[stage]
     is_sft = isinstance(chosen, SftStage)
     log = log if is_sft else log.without(held_out)
     windows = schedule_windows(
@@ -393,6 +466,8 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = stage.replace("-", "_")
+    if stage == "gate":  # the rest is that of the model that it stands before
+        return {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]
@@ -417,7 +492,7 @@ def _checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
 
 def _check_trainable(stage: Stage, dataset: Dataset) -> None:
     """Refuse data that has no position to learn from, or nothing to choose the best step by."""
-    needed = 3 if stage == "recpo" else 2
+    needed = 3 if stage in ("recpo", "gate") else 2
     most = int(np.diff(dataset.train.user_offsets).max(initial=0))
     if most < needed or len(dataset.valid) == 0:
         raise DataError(

@@ -14,9 +14,9 @@ from pydantic import (
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.traces.config import PromptConfig, ThoughtConfig
-from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
+from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig, SftLossConfig
 
-Stage = Literal["no-think", "evidence", "sft", "recpo"]
+Stage = Literal["no-think", "evidence", "sft", "recpo", "gate"]
 TRUNK_STAGES: tuple[Stage, ...] = ("no-think", "sft", "recpo")
 """Stages that later ones start from."""
 
@@ -125,7 +125,8 @@ class R2ecConfig(Config):
     stages: tuple[Stage, ...] = ("no-think", "sft", "recpo")
     """Which stages are trained, each from the one before; the first starts from the backbone as it
     is. A backbone that follows instructions can do RecPO alone, as in the paper. ``evidence``,
-    ours, is a branch from no-think that no other stage starts from: the control of thinking."""
+    ours, is a branch from no-think that no other stage starts from: the control of thinking.
+    ``gate``, ours, learns for whom the last of them is worth thinking about."""
     backbone: str = "tiny"
     """``tiny``, or a folder or hub name of any causal LM."""
     tiny: TinyConfig = TinyConfig()
@@ -137,6 +138,7 @@ class R2ecConfig(Config):
     evidence: EvidenceStage = EvidenceStage()
     sft: SftStage = SftStage()
     recpo: RecpoStage = RecpoStage()
+    gate: GateConfig = GateConfig()
     inference: InferenceConfig = InferenceConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     calibrate: bool = True

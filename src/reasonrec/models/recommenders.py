@@ -1,4 +1,6 @@
-"""The trained model as a recommender: without a thought, with one, and with its evidence alone."""
+"""The trained model as a recommender: without a thought, with one, with one where it pays, and with
+its evidence alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from reasonrec.models.gate import ThinkingGate
 from reasonrec.models.generation import Generated, LookUp, read_prompts, think
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
@@ -118,6 +121,50 @@ class ThinkingRecommender:
             grouped = grouped[:, :first]
             scores = grouped.logsumexp(1) - np.log(grouped.shape[1])
         return scores.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class GatedThinkingRecommender:
+    """Thinks where a gate says that it pays, and ranks without a thought elsewhere.
+
+    Meets `reasonrec.baselines.contract.Recommender`.
+    """
+
+    thinking: ThinkingRecommender
+    gate: ThinkingGate
+    batch_size: int = 128
+
+    @property
+    def name(self) -> str:
+        return f"{self.thinking.name}/gated"
+
+    @property
+    def model(self) -> ReasoningRecommender:
+        return self.thinking.model
+
+    def score(self, histories: Histories) -> Scored:
+        self.model.eval()
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        thoughts = [""] * len(histories)
+        num_tokens = np.zeros(len(histories), np.int64)
+        evidence: list[tuple[Lookup, ...]] = [()] * len(histories)
+        for rows in _batches(len(histories), self.batch_size):
+            part = histories.take(rows)
+            with torch.no_grad():
+                states = read_prompts(self.model, self.model.writer.prompts(part))
+                scores[rows] = self.model.score_states(states).cpu().numpy()
+            chosen = rows[self.gate.thinks(states.cpu().numpy())]
+            if not len(chosen):
+                continue
+            thought = self.thinking.score(histories.take(chosen))
+            assert thought.thoughts is not None and thought.num_tokens is not None
+            assert thought.evidence is not None
+            scores[chosen], num_tokens[chosen] = thought.scores, thought.num_tokens
+            for row, text, found in zip(
+                chosen.tolist(), thought.thoughts, thought.evidence, strict=True
+            ):
+                thoughts[row], evidence[row] = text, found
+        return Scored(scores, tuple(thoughts), num_tokens, tuple(evidence))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,18 @@ class SftLossConfig(Config):
     """Written tokens of the thought."""
 
 
+class GateConfig(Config):
+    """When to think: a gate on the state before the thought. Ours; the paper always thinks."""
+
+    gain: Literal["log_prob", "ndcg"] = "log_prob"
+    """What is predicted: how much a thought adds to the target's log-probability, or to its NDCG
+    without cut-off. The threshold is chosen by NDCG in any case."""
+    max_mean_tokens: NonNegativeFloat | None = None
+    """Most tokens of thought a query, a mean over validation; None for no budget."""
+    max_events: PositiveInt = 2000
+    """Held-out training events that the gain is measured on: all, or a seeded sample of them."""
+
+
 class RecpoConfig(Config):
     """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
 

@@ -20,7 +20,7 @@ from reasonrec.methods.r2ec_config import (
 from reasonrec.models.config import HeadConfig
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.training.config import OptimiserConfig, RecpoConfig
+from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig
 from reasonrec.training.loop import read_metrics
 
 N = 12
@@ -145,3 +145,35 @@ def test_the_control_needs_a_pointer_and_look_ups(controlled, tmp_path):
     mute = config.model_copy(update={"thought": ThoughtConfig(num_lookups=0)})
     with pytest.raises(ConfigError, match=r"num_lookups of 1 or more; got True and 0"):
         train_stage("evidence", shop(), mute, out=tmp_path, seed=3, start=out / "no-think")
+
+
+def test_a_gate_is_learned_before_a_finished_model_and_obeys_its_budget(controlled, tmp_path):
+    out, config, _ = controlled
+    budget = config.model_copy(update={"gate": GateConfig(max_mean_tokens=4.0)})
+    folder = train_stage(
+        "gate", shop(), budget, out=tmp_path / "g", seed=3, start=out / "think-sft"
+    )
+    recommender = load_recommender(folder, shop())
+    assert recommender.name == "think-sft/gated"
+    scored = recommender.score(shop().valid.histories())
+    said = read_manifest(folder)["gate"]
+    assert scored.num_tokens.mean() == pytest.approx(said["tokens"])
+    assert said["tokens"] <= 4.0 < said["think_tokens"]
+    assert said["value"] >= said["silent_value"]
+    assert load_recommender(folder, shop(), thinks=False).name == "think-sft/silent"
+    # finished: a second call reads, another budget is another run
+    assert (
+        train_stage("gate", shop(), budget, out=folder, seed=3, start=out / "think-sft") == folder
+    )
+    with pytest.raises(CheckpointError, match="another"):
+        train_stage("gate", shop(), config, out=folder, seed=3, start=out / "think-sft")
+    with pytest.raises(CheckpointError, match="think-sft or think-recpo folder; got no-think"):
+        train_stage("gate", shop(), config, out=tmp_path / "h", seed=3, start=out / "no-think")
+
+
+def test_a_gate_is_a_stage_of_a_road_that_names_it(controlled, tmp_path):
+    _, config, _ = controlled
+    road = config.model_copy(update={"stages": ("no-think", "sft", "gate")})
+    folders = train(shop(), road, out=tmp_path, seed=3)
+    assert [folder.name for folder in folders] == ["no-think", "think-sft", "think-gated"]
+    assert load_recommender(folders[-1], shop()).name == "think-sft/gated"
