@@ -73,6 +73,8 @@ class Batch:
     """(B, G). 0 for a branch that does not exist."""
     branch_at: Tensor | None = None
     """(B, G), trunk position of the last token that the branch may see."""
+    pre_at: Tensor | None = None
+    """(B, G), trunk position of the state before the thought, where it is not ``branch_at``."""
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
     named_item: Tensor | None = None
@@ -360,7 +362,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             )
         if batch.branch_at is None:
             return outputs
-        pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
+        before = batch.branch_at if batch.pre_at is None else batch.pre_at
+        pre = read_states(hidden_trunk, before)  # (B, G, D)
         found = None
         if batch.named_item is not None:
             assert batch.named_weight is not None
