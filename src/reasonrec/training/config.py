@@ -104,6 +104,15 @@ class RecpoConfig(Config):
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
     """What groups without spread in reward do: nothing, as in the paper, or train the
     recommendation of all their rollouts with weight 1 / G, since their label is known."""
+    thought_weight: NonNegativeFloat = 1.0
+    """Weight of the whole thought's advantage for its tokens. The paper: 1."""
+    sentence_weight: NonNegativeFloat = 0.0
+    """Weight of an advantage of their own for the tokens of each sentence and look-up: how much it
+    adds to the target's log-probability, above what the group's sentences of the same place add.
+    Ours; the paper rewards whole thoughts alone."""
+    empty_rollout: bool = False
+    """Whether the last rollout of each group is the empty thought, which nothing wrote and which
+    carries no token loss: the others are compared with silence too. Ours."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the distance of written tokens from the model that RL started from. The paper has
     none."""

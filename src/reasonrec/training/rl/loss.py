@@ -32,7 +32,7 @@ def clipped_objective(
 def token_objective(
     logp_P_G_S: Tensor,
     old_logp_P_G_S: Tensor,
-    advantages_P_G: Tensor,
+    advantages: Tensor,
     is_written_P_G_S: Tensor,
     *,
     clip_low: float,
@@ -42,12 +42,14 @@ def token_objective(
     """Return the objective of the written tokens, a scalar to be maximised.
 
     Args:
+        advantages: Of each thought, (P, G), or of each token, (P, G, S).
         mean_over: ``tokens``: mean over all written tokens; ``rollouts``: mean within each rollout,
             then over rollouts; ``sum``: sum within each rollout, then mean over rollouts.
     """
-    advantage_P_G_S = advantages_P_G[:, :, None].expand_as(logp_P_G_S)
+    if advantages.dim() == 2:
+        advantages = advantages[:, :, None].expand_as(logp_P_G_S)
     each = clipped_objective(
-        logp_P_G_S, old_logp_P_G_S, advantage_P_G_S, clip_low=clip_low, clip_high=clip_high
+        logp_P_G_S, old_logp_P_G_S, advantages, clip_low=clip_low, clip_high=clip_high
     )
     each = each.masked_fill(~is_written_P_G_S, 0.0)
     if mean_over == "tokens":
