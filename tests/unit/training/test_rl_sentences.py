@@ -12,9 +12,9 @@ from tests.toys import toy_dataset
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import GivenThought, score_given
 from reasonrec.training.config import RecpoConfig
+from reasonrec.training.rl.loss import log_prob_of_targets
 from reasonrec.training.rl.recpo import recpo_loss, roll_out
 from reasonrec.training.rl.sentences import (
-    log_prob_of_targets,
     of_tokens,
     sentence_advantages,
     sentence_gains,

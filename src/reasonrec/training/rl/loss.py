@@ -4,6 +4,8 @@ Departs from the official code, which multiplies advantages and token ratios int
 and so gives thoughts no gradient: here each token meets the advantage of its own rollout alone.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -100,3 +102,25 @@ def item_objective(
     return clipped_objective(
         logp_P_G, old_logp_P_G, weights_P_G, clip_low=clip_low, clip_high=clip_high
     ).mean()
+
+
+def log_prob_of_targets(
+    scores_P_G_N: Tensor,
+    target_P: Tensor,
+    masked_P_N: Tensor,
+    *,
+    over: Literal["batch", "catalogue"],
+) -> Tensor:
+    """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
+
+    An item of the user's history is never a negative; a target that several prompts share is one
+    item, so it is never its own negative.
+    """
+    if over == "catalogue":
+        compared = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
+    else:
+        in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
+        in_batch[target_P] = True
+        compared = scores_P_G_N.masked_fill((masked_P_N | ~in_batch)[:, None, :], -torch.inf)
+    index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
+    return compared.log_softmax(-1).gather(-1, index)[..., 0]

@@ -25,6 +25,7 @@ from reasonrec.training.rl.loss import (
     item_objective,
     item_weights,
     kl_to_start,
+    log_prob_of_targets,
     token_objective,
 )
 from reasonrec.training.rl.rewards import (
@@ -33,7 +34,7 @@ from reasonrec.training.rl.rewards import (
     ranks_of_targets,
     softmax_reward,
 )
-from reasonrec.training.rl.sentences import Sentences, log_prob_of_targets, measure_sentences
+from reasonrec.training.rl.sentences import Sentences, measure_sentences
 
 
 class PromptSample(TorchDataset):

@@ -7,13 +7,13 @@ the mean gain of the k-th sentences of its group, and is that of its written tok
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reasonrec.models.anytime import Cuts, cuts_of, scores_along
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.training.rl.loss import log_prob_of_targets
 
 MOST_SCORES = 2**26
 """Scores that are held at a time, in entries: a quarter of a GiB."""
@@ -90,25 +90,3 @@ def of_tokens(advantages_P_G_K: Tensor, sentence_P_G_S: Tensor) -> Tensor:
 
 def _rows(batch: Batch, rows: slice) -> Batch:
     return replace(batch, **{k: v[rows] for k, v in vars(batch).items() if v is not None})
-
-
-def log_prob_of_targets(
-    scores_P_G_N: Tensor,
-    target_P: Tensor,
-    masked_P_N: Tensor,
-    *,
-    over: Literal["batch", "catalogue"],
-) -> Tensor:
-    """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
-
-    An item of the user's history is never a negative; a target that several prompts share is one
-    item, so it is never its own negative.
-    """
-    if over == "catalogue":
-        compared = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
-    else:
-        in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
-        in_batch[target_P] = True
-        compared = scores_P_G_N.masked_fill((masked_P_N | ~in_batch)[:, None, :], -torch.inf)
-    index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
-    return compared.log_softmax(-1).gather(-1, index)[..., 0]
