@@ -24,10 +24,12 @@ from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import (
     Evaluation,
+    chosen_queries,
     evaluate,
     read_evaluation,
     write_evaluation,
 )
+from reasonrec.evaluation.trajectory import TRAJECTORY, trace_thoughts
 from reasonrec.evaluation.tuning import tune_baseline, write_trials
 from reasonrec.evaluation.tuning_config import TuneConfig
 from reasonrec.manifest import (
@@ -38,6 +40,7 @@ from reasonrec.manifest import (
     stopwatch,
     write_manifest,
 )
+from reasonrec.models.recommenders import ThinkingRecommender
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,11 @@ def _measure_one(
             else lambda done, total: report(contestant.label, done, total),
         )
         outputs = write_evaluation(folder, [evaluation])
+        if config.trajectory and isinstance(recommender, ThinkingRecommender):
+            queries = dataset.queries(config.part)
+            rows = chosen_queries(queries, None, config.num_queries, config.part)
+            trace_thoughts(recommender, queries, rows).write_parquet(folder / TRAJECTORY)
+            outputs.append(TRAJECTORY)
     write_manifest(
         folder,
         stage="evaluate-method",
