@@ -275,6 +275,35 @@ def score_given(
     return scores
 
 
+@torch.no_grad()
+def score_found(
+    model: ReasoningRecommender,
+    histories: Histories,
+    thoughts: Sequence[GivenThought],
+    *,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Return the scores of what thoughts found beside the state before them: not a word is read.
+
+    Args:
+        thoughts: One for every history.
+
+    Returns:
+        (B, N), float32.
+    """
+    model.eval()
+    scores = np.empty((len(histories), model.num_items), np.float32)
+    for rows in _batches(len(histories), batch_size):
+        states = read_prompts(model, model.writer.prompts(histories.take(rows)))
+        part = [thoughts[r] for r in rows]
+        found = Evidence(
+            _padded([one.named_item for one in part], -1)[:, 0].to(states.device),
+            _padded([one.named_weight for one in part], 0.0)[:, 0].to(states.device),
+        )
+        scores[rows] = model.score_thoughts(states, states, found).cpu().numpy()
+    return scores
+
+
 def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
     """Return ragged rows as one branch each, (B, 1, S), padded on the right."""
     length = max(len(row) for row in rows)
