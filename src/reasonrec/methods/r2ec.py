@@ -404,7 +404,7 @@ def _stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
     """Return the stage that one starts from, None for the backbone as it is."""
     in_order: tuple[Stage, ...] = get_args(Stage)
     earlier = in_order[: in_order.index(stage)]
-    trunk = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
+    trunk: list[Stage] = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
     return trunk[-1] if trunk else None
 
 
