@@ -202,7 +202,7 @@ def curve_markdown(points: Sequence[CurvePoint]) -> str:
             f"| {name} | {heat} | {one.ndcg:.4f} [{one.ci_low:.4f}, {one.ci_high:.4f}] | "
             f"{one.tokens:.1f} | {cpu} | {change} | {p} |"
         )
-    seen = max((one.detectable for one in points), default=0.0)
+    seen = max((one.detectable for one in points if one.way == "sampled"), default=0.0)
     lines += ["", f"{points[0].num_queries:,} queries; a difference of {seen:.4f} would be seen "
-              "(power .8, p < .05, one test alone) in every row."]  # fmt: skip
+              "(power .8, p < .05, one test alone) in every sampled row."]  # fmt: skip
     return "\n".join(lines) + "\n"
