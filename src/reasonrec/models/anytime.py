@@ -104,20 +104,25 @@ def _num_found(
     places: Sequence[int],
     writer: PromptWriter,
 ) -> list[int]:
-    """Return how many of the titles in ``named``, in order, stand before each place."""
+    """Return how many of the titles in ``named``, in order, stand before each place.
+
+    Titles that a forced end kept out of the text count as the sampler counts them: with the whole
+    thought.
+    """
     ends, at = [], 0
     for item in named:
         title = writer.item_tokens(item)
         width = len(title)
         # a title that was asked about is written; one that was found is inserted
-        while list(tokens[at : at + width]) != title or any(is_written[at : at + width]):
-            at += 1
-            if at >= len(tokens):
-                raise ValueError(
-                    f"a thought must name what it found; [{writer.titles[item]}] is not in it"
-                )
-        at += width
-        ends.append(at)
+        starts = (
+            place
+            for place in range(at, len(tokens) - width + 1)
+            if list(tokens[place : place + width]) == title
+            and not any(is_written[place : place + width])
+        )
+        start = next(starts, None)
+        at = len(tokens) if start is None else start + width
+        ends.append(min(at, places[-1]))
     return [sum(end <= place for end in ends) for place in places]
 
 

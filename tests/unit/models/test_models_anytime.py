@@ -16,17 +16,23 @@ from reasonrec.records import Histories
 N = 12
 
 
-@pytest.fixture(scope="module", params=["tiny", "qwen2", "gpt2", "mistral"])
-def written(request, tmp_path_factory):
-    """A toy and its thoughts: one that asks and finds, and untrained ones of other makes."""
+@pytest.fixture(scope="module")
+def toy():
+    """A toy that asks and finds."""
     dataset = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)])
-    if request.param == "tiny":
-        model = talking_toy(dataset, num_lookups=2)
-    else:
+    model = talking_toy(dataset, num_lookups=2)
+    return model, toy_verbaliser(model, dataset, num_lookups=2), dataset.valid.histories()
+
+
+@pytest.fixture(scope="module", params=["tiny", "qwen2", "gpt2", "mistral"])
+def written(request, tmp_path_factory, toy):
+    """A toy and its thoughts: one that asks and finds, and untrained ones of other makes."""
+    model, verbaliser, histories = toy
+    if request.param != "tiny":
         folder = save_backbone(tmp_path_factory.mktemp(request.param), request.param)
         model = toy_model(N, backbone=str(folder))
-    verbaliser = toy_verbaliser(model, dataset, num_lookups=2)
-    histories = dataset.valid.histories()
+        dataset = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)])
+        verbaliser = toy_verbaliser(model, dataset, num_lookups=2)
     prompts = model.writer.prompts(histories)
     thoughts = think(
         model, prompts, look_up_for(verbaliser, histories), max_tokens=24, group_size=2,
@@ -77,6 +83,22 @@ def test_the_last_beginning_is_the_thought_and_the_first_is_empty(written):
     assert same.any()
     torch.testing.assert_close(whole[same], own[same], atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(scores[:, 0, 0], scores[:, 1, 0], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("max_tokens", range(9, 18))
+def test_a_forced_end_in_the_middle_of_an_answer_of_the_graph_is_a_cut_like_others(toy, max_tokens):
+    model, verbaliser, histories = toy
+    prompts = model.writer.prompts(histories)
+    thoughts = think(
+        model, prompts, look_up_for(verbaliser, histories), max_tokens=max_tokens, temperature=0
+    )
+    assert thoughts.is_truncated.any()
+    batch = batch_of(model, prompts, thoughts)
+    cuts = cuts_of(batch, model.writer)
+    last = (cuts.exists.sum(-1) - 1)[..., None, None].expand(-1, -1, 1, N)
+    whole = scores_along(model, batch, cuts).gather(2, last)[:, :, 0]
+    own = model(batch, with_tokens=False).think_logits
+    torch.testing.assert_close(whole, own, atol=2e-4, rtol=1e-4)
 
 
 def test_a_thought_is_cut_after_sentences_and_look_ups():
