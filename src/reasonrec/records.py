@@ -73,6 +73,8 @@ class Scored:
     """(B,), int64. Tokens written or inserted per thought, or None."""
     evidence: tuple[tuple["Lookup", ...], ...] | None = None
     """For each row the graph evidence that its thought rests on, or None."""
+    seconds: np.ndarray | None = None
+    """(B,), float64. What each answer took where it was given, if that was not here and now."""
 
 
 @dataclass(frozen=True)

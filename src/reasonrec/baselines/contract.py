@@ -26,6 +26,21 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
+class AnsweredElsewhere(Recommender, Protocol):
+    """A recommender that only reads what was answered before; its costs were measured there."""
+
+    @property
+    def fit_seconds(self) -> float:
+        """Wall-clock seconds of training."""
+        ...
+
+    @property
+    def latency_ms(self) -> np.ndarray:
+        """Milliseconds of queries that were asked one at a time; empty if none were."""
+        ...
+
+
+@runtime_checkable
 class CandidateRecommender(Recommender, Protocol):
     """A recommender that ranks given candidates by other means than scores of the catalogue."""
 

@@ -15,6 +15,7 @@ from reasonrec.baselines.ease import Ease, EaseConfig
 from reasonrec.baselines.follow_counter import FollowCounter, FollowCounterConfig
 from reasonrec.baselines.ials import Ials, IalsConfig
 from reasonrec.baselines.item_knn import ItemKnn, ItemKnnBm25Config, ItemKnnConfig
+from reasonrec.baselines.peers import PEERS
 from reasonrec.baselines.popularity import (
     Popularity,
     PopularityConfig,
@@ -54,6 +55,11 @@ BASELINES: Mapping[str, Baseline] = {
     "chain-count": Baseline(ChainCountConfig, ChainCount.fit),
 }
 """Every baseline that is fitted in a moment, simplest first."""
+CONFIGS: Mapping[str, type[Config]] = {
+    **{name: baseline.config for name, baseline in BASELINES.items()},
+    **PEERS,
+}
+"""The settings of every baseline, ours and those of other libraries."""
 FLOOR = ("popularity", "recent-popularity", "item-knn", "follow-counter")
 """The baselines that every table holds."""
 
@@ -65,9 +71,9 @@ def check_settings(name: str, settings: Mapping[str, Any], origin: str = "settin
         ValueError: There is no baseline of that name.
         ConfigError: A setting is unknown, or its value is not accepted.
     """
-    if name not in BASELINES:
-        raise ValueError(f"a baseline must be one of {', '.join(BASELINES)}; got {name!r}")
-    config_class = BASELINES[name].config
+    if name not in CONFIGS:
+        raise ValueError(f"a baseline must be one of {', '.join(CONFIGS)}; got {name!r}")
+    config_class = CONFIGS[name]
     try:
         return config_class.model_validate(dict(settings))
     except ValidationError as error:
@@ -82,9 +88,11 @@ def fit_floor(name: str, dataset: Dataset, *, seed: int = 0, **settings: Any) ->
         settings: Keys of the baseline's configuration.
 
     Raises:
-        ValueError: There is no baseline of that name.
+        ValueError: There is no baseline of that name that is fitted here.
         ConfigError: A setting is unknown, or its value is not accepted.
     """
+    if name in PEERS:
+        raise ValueError(f"{name} is trained by another library; ask it with ask_peer")
     keywords = check_settings(name, settings).model_dump()
     if BASELINES[name].is_random:
         keywords["seed"] = seed

@@ -105,6 +105,12 @@ def build_app(arguments: list[str]) -> App:
             near = get_close_matches(tokens[0], VERBS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
             raise cyclopts.CycloptsError(msg=f"A command comes first; got {tokens[0]}. {hint}")
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if several and tokens and tokens[0] in VERBS and tokens[0] != "train":
+            raise ConfigError(
+                f"of all commands only train runs as several processes; got {tokens[0]} under "
+                "torchrun or accelerate launch. Start it alone"
+            )
         if config is not None:
             app.config = keys_of(config)
         app(tokens, exit_on_error=False, print_error=False)

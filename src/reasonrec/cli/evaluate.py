@@ -32,11 +32,13 @@ def evaluate(
         reasonrec evaluate popularity item-knn follow-counter --data runs/shop --out runs/floor
         reasonrec evaluate oracle runs/no-think --data runs/shop --out runs/eval --part valid
         reasonrec evaluate ease ials --data runs/shop --out runs/tuned --params runs/tune
+        reasonrec evaluate sasrec esasrec --data runs/shop --out runs/peers
         reasonrec evaluate item-knn --data runs/shop --out runs/knn --tune 30 --json
 
     Args:
-        methods: Baselines by name, oracle (planted worlds), or folders of trained models. If none
-            is named, popularity, recent-popularity, item-knn and follow-counter.
+        methods: Baselines by name (those of other libraries, such as sasrec, need `make peers`),
+            oracle (planted worlds), or folders of trained models. If none is named, popularity,
+            recent-popularity, item-knn and follow-counter.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
         seed: Names the rows of methods that are fitted here; a model folder has its own.
@@ -60,7 +62,7 @@ def evaluate(
         raise ConfigError("settings are either given (--params) or searched (--tune), not both")
     given = None if params is None else read_params(params, dataset)
     contestants = [
-        find_contestant(word, dataset, seed=seed, tune=settings.tune, params=given)
+        find_contestant(word, dataset, seed=seed, asked=settings, params=given)
         for word in methods or FLOOR
     ]
     labels = [contestant.label for contestant in contestants]
@@ -91,30 +93,33 @@ def find_contestant(
     dataset: "Dataset",
     *,
     seed: int,
-    tune: int,
+    asked: EvaluateConfig,
     params: "Mapping[str, Settings] | None" = None,
 ) -> "Contestant":
     """Return the method that a word of the command line names.
 
     Args:
+        asked: How it will be measured.
         params: Settings by baseline, or None for the defaults of all.
 
     Raises:
         CheckpointError: It is neither a known word nor a finished model folder.
         ConfigError: ``params`` lack the baseline.
     """
-    from reasonrec.baselines.floor import BASELINES
+    from reasonrec.baselines.floor import CONFIGS
     from reasonrec.evaluation.measure import Contestant, floor_contestant
     from reasonrec.manifest import read_manifest
 
-    if word in BASELINES:
+    if word in CONFIGS:
         if params is not None and word not in params:
             raise ConfigError(
                 f"the settings given must hold every baseline that is named; {word} is not among "
                 f"{', '.join(params)}. Tune it too, or evaluate it into another folder"
             )
         settings = None if params is None else params[word]
-        return floor_contestant(word, dataset, seed=seed, tune=tune, settings=settings)
+        return floor_contestant(
+            word, dataset, seed=seed, tune=asked.tune, settings=settings, asked=asked
+        )
     if word == "oracle":
         from reasonrec.data.planted.oracle import OracleRecommender
 
@@ -122,7 +127,7 @@ def find_contestant(
     folder = Path(word)
     if not folder.is_dir():
         raise CheckpointError(
-            f"a method must be one of {', '.join(BASELINES)}, oracle, or a model folder; got {word}"
+            f"a method must be one of {', '.join(CONFIGS)}, oracle, or a model folder; got {word}"
         )
     manifest = read_manifest(folder)
     from reasonrec.methods.loading import load_recommender

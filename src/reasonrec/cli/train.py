@@ -1,16 +1,17 @@
 """``reasonrec train``: one stage of a method, or all of them in a row."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
 from reasonrec.cli.numbers import Seed
 from reasonrec.errors import ConfigError
+from reasonrec.methods.baselines.config import Baseline, BaselinesConfig
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 
-What = Literal["no-think", "evidence", "sft", "recpo", "gate", "r2ec", "r2rec"]
+What = Literal["no-think", "evidence", "sft", "recpo", "gate", "r2ec", "r2rec"] | Baseline
 
 
 def train(
@@ -23,6 +24,7 @@ def train(
     seed: Seed = 0,
     settings: Annotated[R2ecConfig | None, Parameter(name="*")] = None,
     reasoned: Annotated[R2recConfig | None, Parameter(name="r2rec")] = None,
+    baselines: Annotated[BaselinesConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Train the recommender: without thoughts, with taught thoughts, with rewarded thoughts.
 
@@ -31,8 +33,15 @@ def train(
     the control of thinking: what thoughts look up, and no thought; gate learns for whom thinking is
     worth its tokens. Both are left out unless --stages names them.
 
+    Started by torchrun, several processes train one model together, and one of them writes:
+    torchrun --nproc-per-node 2 -m -- reasonrec train ... (docs/scaling.md).
+
     r2rec writes traces along interaction chains into OUT/traces, and trains on them into
     OUT/r2rec-sft and OUT/r2rec-rl; OUT/untuned is the model that it starts from.
+
+    untuned, direct-sft, bigrec and tiger are what others do with the same backbone: rank titles by
+    likelihood as it comes or after training, write a title in words and look for the nearest, write
+    a semantic ID.
 
     Examples:
         reasonrec train r2ec --data runs/shop --out runs/model
@@ -41,9 +50,10 @@ def train(
         reasonrec train sft --start runs/no-think --data runs/shop --out runs/sft
         reasonrec train recpo --start runs/sft --data runs/shop --out runs/recpo --seed 1
         reasonrec train r2ec --backbone models/qwen --prompt.chat --stages recpo --data d --out o
+        reasonrec train tiger --data runs/shop --out runs/tiger --tiger.codebook-size 64
 
     Args:
-        what: The stage, or r2ec or r2rec for all stages of a method.
+        what: The stage, r2ec or r2rec for all stages of a method, or a baseline.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
         start: Folder of the stage before: no-think for evidence, sft and r2rec, sft for recpo, one
@@ -52,15 +62,18 @@ def train(
     """
     from rich.console import Console
 
+    from reasonrec import ranks
     from reasonrec.data.dataset import Dataset
     from reasonrec.manifest import read_manifest
     from reasonrec.methods import r2ec, r2rec
+    from reasonrec.methods.baselines.train import train as train_baseline
 
     config = settings or R2ecConfig()
-    if what == "r2ec" and start is not None:
-        raise ConfigError(f"r2ec trains all stages and takes no --start; got {start}")
+    if what in ("r2ec", *get_args(Baseline)) and start is not None:
+        raise ConfigError(f"{what} starts from the backbone and takes no --start; got {start}")
     dataset = Dataset.load(data)
-    console = Console(stderr=True, highlight=False)
+    ranks.join()
+    console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
     if what == "r2ec":
         folders = r2ec.train(
             dataset, config, out=out, seed=seed, announce=lambda name: console.print(f"· {name}")
@@ -70,9 +83,12 @@ def train(
             dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,
             announce=lambda name: console.print(f"· {name}"),
         )  # fmt: skip
-    else:
+    elif what == "no-think" or what == "sft" or what == "recpo":
         folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
-    for folder in folders:
+    else:
+        own = baselines or BaselinesConfig()
+        folders = [train_baseline(what, dataset, own, base=config, out=out, seed=seed)]
+    for folder in folders if ranks.is_first() else []:
         manifest = read_manifest(folder)
         score = manifest["best_score"]
         best = "" if score is None else f"valid NDCG {score:.4f} at step {manifest['best_step']}, "

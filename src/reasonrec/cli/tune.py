@@ -27,10 +27,12 @@ def tune(
     Examples:
         reasonrec tune --data runs/shop --out runs/tune
         reasonrec tune ease ials --data runs/shop --out runs/tune --budget 30 --seed 1
+        reasonrec tune sasrec esasrec --data runs/shop --out runs/peers --budget 8
         reasonrec tune follow-counter --data runs/shop --out runs/tune --metric ndcg --json
 
     Args:
-        methods: Baselines by name. All of them if none is named.
+        methods: Baselines by name. All that are fitted here if none is named; those of other
+            libraries (sasrec, esasrec, hstu, bert4rec, lightgcn, gru4rec, caser) need `make peers`.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
         seed: Draws the settings, and fits the methods that are random.
@@ -40,16 +42,16 @@ def tune(
 
     from rich.console import Console
 
-    from reasonrec.baselines.floor import BASELINES
+    from reasonrec.baselines.floor import BASELINES, CONFIGS
     from reasonrec.cli.progress import method_progress
     from reasonrec.data.dataset import Dataset
     from reasonrec.evaluation.tuning import tune_baselines, tuning_table
 
     names = methods or tuple(BASELINES)
-    unknown = [name for name in names if name not in BASELINES]
+    unknown = [name for name in names if name not in CONFIGS]
     if unknown or len(set(names)) < len(names):
         raise ConfigError(
-            f"each method must be one of {', '.join(BASELINES)}, named once; got {', '.join(names)}"
+            f"each method must be one of {', '.join(CONFIGS)}, named once; got {', '.join(names)}"
         )
     settings = settings or TuneConfig()
     dataset = Dataset.load(data)

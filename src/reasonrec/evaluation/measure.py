@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.baselines.floor import fit_floor
+from reasonrec.baselines.floor import check_settings, fit_floor
+from reasonrec.baselines.peers import PEERS, ask_peer
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
 from reasonrec.evaluation.candidates import (
@@ -67,19 +68,37 @@ def floor_contestant(
     seed: int,
     tune: int = 0,
     settings: Mapping[str, float] | None = None,
+    asked: EvaluateConfig | None = None,
 ) -> Contestant:
     """Return a baseline that is fitted, and with ``tune`` above 0 tuned first, when opened.
 
     Args:
         settings: Keys of its configuration, its defaults if none are given.
+        asked: How it will be measured, which a peer must know beforehand. Defaults if not given.
     """
 
     def open_method(folder: Path) -> Recommender:
-        if not tune:
-            return fit_floor(name, dataset, seed=seed, **settings or {})
-        tuned = tune_baseline(name, dataset, TuneConfig(budget=tune), seed=seed)
-        write_trials(folder / "trials.jsonl", tuned.trials)
-        return fit_floor(name, dataset, seed=seed, **tuned.best.settings)
+        chosen = settings or {}
+        if tune:
+            tuned = tune_baseline(name, dataset, TuneConfig(budget=tune), seed=seed)
+            write_trials(folder / "trials.jsonl", tuned.trials)
+            chosen = tuned.best.settings
+        if name not in PEERS:
+            return fit_floor(name, dataset, seed=seed, **chosen)
+        how = asked or EvaluateConfig()
+        rows = None
+        if how.num_queries is not None:
+            rows = chosen_queries(dataset.queries(how.part), None, how.num_queries, how.part)
+        return ask_peer(
+            name,
+            dataset,
+            folder / "peer",
+            part=how.part,
+            settings=check_settings(name, chosen).model_dump(),
+            seed=seed,
+            rows=rows,
+            num_timed_users=how.num_timed_users,
+        )
 
     source = name if settings is None else f"{name} {json.dumps(dict(settings), sort_keys=True)}"
     return Contestant(name, seed, source, open_method, is_fitted_here=True)

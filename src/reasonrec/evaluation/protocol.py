@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from reasonrec.baselines.contract import CandidateRecommender, Recommender
+from reasonrec.baselines.contract import AnsweredElsewhere, CandidateRecommender, Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates, parse_protocol
@@ -112,7 +112,8 @@ def evaluate(
             of its name uses it, and any other set is measured as a protocol more.
         candidate_seed: Draws the negatives. One for all methods, so that they are comparable.
         num_timed_users: Users asked one at a time for the latency. 0 leaves it out.
-        fit_seconds: Seconds that fitting took, reported as a cost.
+        fit_seconds: Seconds that fitting took, reported as a cost. What was answered elsewhere
+            knows its own.
         progress: Called with (queries done, queries in all) after every batch.
 
     Raises:
@@ -139,8 +140,12 @@ def evaluate(
         ("tokens", answers.num_tokens.mean(), len(rows)),
         ("users-per-second", len(rows) / max(answers.seconds.sum(), 1e-9), len(rows)),
     ]
-    if num_timed_users:
+    latency_ms = np.zeros(0)
+    if isinstance(recommender, AnsweredElsewhere):
+        latency_ms, fit_seconds = recommender.latency_ms, recommender.fit_seconds
+    elif num_timed_users:
         latency_ms = time_single_users(recommender, asked, num_timed_users)
+    if len(latency_ms):
         costs += [
             (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
         ]
@@ -249,6 +254,8 @@ def _ask(
             else:
                 ranks[word][batch] = rank_candidates(scores, chosen[word])
         scored = answers[words[0]]
+        if scored.seconds is not None:
+            seconds[batch] = scored.seconds
         if scored.num_tokens is not None:
             num_tokens[batch] = scored.num_tokens
         thoughts.extend(scored.thoughts or ())

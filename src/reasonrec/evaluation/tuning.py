@@ -17,17 +17,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.baselines.floor import BASELINES, READING, check_settings, fit_floor
+from reasonrec.baselines.floor import CONFIGS, READING, check_settings, fit_floor
+from reasonrec.baselines.peers import PEERS, ask_peer
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
-from reasonrec.evaluation.protocol import evaluate
+from reasonrec.evaluation.protocol import chosen_queries, evaluate
 from reasonrec.evaluation.tuning_config import UNCUT, TuneConfig
 from reasonrec.manifest import (
     check_outputs,
@@ -52,6 +54,15 @@ _RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _EVENTS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 10_000)
 _PRIOR = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 _FACTORS = (8, 16, 32, 64, 96, 128)
+_TRANSFORMER = {
+    "num_factors": (32, 64, 128),
+    "num_blocks": (1, 2, 3),
+    "num_heads": (1, 2, 4),
+    "dropout": (0.1, 0.2, 0.3, 0.5),
+    "max_events": (20, 50, 100),
+    "learning_rate": (0.0005, 0.001, 0.002, 0.004),
+    "batch_size": (32, 64, 128),
+}
 SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "popularity": {},
     "recent-popularity": {
@@ -104,6 +115,37 @@ SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
         "max_events": _EVENTS,
     },
     "chain-count": {"max_history": (1, 2, 5, 10, 20, 50, 100, 200)},
+    "sasrec": _TRANSFORMER,
+    "esasrec": {**_TRANSFORMER, "num_negatives": (32, 64, 128, 256)},
+    "hstu": {**_TRANSFORMER, "num_negatives": (32, 64, 128, 256)},
+    "bert4rec": {**_TRANSFORMER, "mask_share": (0.1, 0.15, 0.2, 0.4, 0.6)},
+    "lightgcn": {
+        "num_factors": (32, 64, 128),
+        "num_layers": (1, 2, 3),
+        "learning_rate": (0.003, 0.01, 0.03),
+        "regularisation": (0.0, 1e-5, 1e-4, 1e-3),
+        "batch_size": (1024, 4096),
+    },
+    "gru4rec": {
+        "num_factors": (64, 128, 256),
+        "dropout": (0.0, 0.2, 0.4, 0.6),
+        "max_events": (50, 100, 200),
+        "learning_rate": (0.02, 0.05, 0.1, 0.2),
+        "momentum": (0.0, 0.1, 0.3),
+        "batch_size": (32, 64, 128),
+        "num_negatives": (128, 512, 2048),
+        "sample_power": (0.0, 0.25, 0.5, 0.75),
+    },
+    "caser": {
+        "num_factors": (32, 64, 128),
+        "max_events": (3, 5, 8),
+        "num_horizontal": (4, 8, 16, 32),
+        "num_vertical": (2, 4, 8),
+        "dropout": (0.2, 0.4, 0.6),
+        "regularisation": (0.0, 1e-5, 1e-4, 1e-3),
+        "learning_rate": (0.001, 0.003, 0.01),
+        "batch_size": (128, 512),
+    },
 }
 """The values that are tried for each setting of each baseline."""
 
@@ -176,19 +218,24 @@ def tune_baseline(
     found = {_key(trial): trial for trial in known if trial.method == name}
     trials: list[Trial] = []
     best_fit: tuple[Settings, Recommender] | None = None
-    for settings in _proposals(name, space, trials, config.budget, stream(seed, f"tune-{name}")):
-        trial = Trial(name, settings, None, {}, 0.0, 0.0)
-        if _key(trial) in found:
-            trial = found[_key(trial)]
-        else:
-            trial, fit = _measure(name, settings, dataset, config, seed, best_fit)
-            if record:
-                record(trial)
-            if fit and _value(trial) >= max(map(_value, trials), default=-math.inf):
-                best_fit = settings, fit
-        trials.append(trial)
-        if progress:
-            progress(name, len(trials), max(min(config.budget, size), len(trials)))
+    with TemporaryDirectory() as answers:  # of a peer, whose scores are large; gone when measured
+        for settings in _proposals(
+            name, space, trials, config.budget, stream(seed, f"tune-{name}")
+        ):
+            trial = Trial(name, settings, None, {}, 0.0, 0.0)
+            if _key(trial) in found:
+                trial = found[_key(trial)]
+            else:
+                trial, fit = _measure(
+                    name, settings, dataset, config, seed, best_fit, Path(answers)
+                )
+                if record:
+                    record(trial)
+                if fit and _value(trial) >= max(map(_value, trials), default=-math.inf):
+                    best_fit = settings, fit
+            trials.append(trial)
+            if progress:
+                progress(name, len(trials), max(min(config.budget, size), len(trials)))
     tuned = TunedMethod(name, tuple(trials))
     if tuned.best.value is None:
         raise DataError(f"{name} could not be fitted with any setting: {tuned.best.failure}")
@@ -280,10 +327,10 @@ def read_params(path: Path, dataset: Dataset) -> dict[str, Settings]:
         tables = read_toml(path)
     if not isinstance(tables, dict) or not all(isinstance(one, dict) for one in tables.values()):
         raise ConfigError(f"{path} must hold a table of settings for each method")
-    unknown = sorted(tables.keys() - BASELINES.keys())
+    unknown = sorted(tables.keys() - CONFIGS.keys())
     if unknown:
         raise ConfigError(
-            f"{path} must name baselines ({', '.join(BASELINES)}); got {', '.join(unknown)}"
+            f"{path} must name baselines ({', '.join(CONFIGS)}); got {', '.join(unknown)}"
         )
     return {
         name: check_settings(name, table, str(path)).model_dump() for name, table in tables.items()
@@ -384,6 +431,7 @@ def _measure(
     config: TuneConfig,
     seed: int,
     other: tuple[Settings, Any] | None,
+    folder: Path,
 ) -> tuple[Trial, Recommender | None]:
     """Return a trial and its method, which is ``other`` read anew where it learned the same."""
     with stopwatch() as fitting:
@@ -391,7 +439,7 @@ def _measure(
             if other and _learned(other[0]) == _learned(settings):
                 method = replace(other[1], **{k: settings[k] for k in READING if k in settings})
             else:
-                method = fit_floor(name, dataset, seed=seed, **settings)
+                method = _fit(name, settings, dataset, config, seed, folder)
         except ValueError as error:  # a setting that this set does not bear, not the search's fault
             logger.warning("%s with %s: %s", name, dict(settings), error)
             return Trial(name, settings, None, {}, 0.0, 0.0, str(error)), None
@@ -418,6 +466,16 @@ def _measure(
         score_seconds=round(scoring[0], 4),
     )
     return trial, method
+
+
+def _fit(
+    name: str, settings: Settings, dataset: Dataset, config: TuneConfig, seed: int, folder: Path
+) -> Recommender:
+    """Return a baseline of ours fitted, or the answers of a peer, in place of its last ones."""
+    if name not in PEERS:
+        return fit_floor(name, dataset, seed=seed, **settings)
+    rows = chosen_queries(dataset.valid, None, config.num_queries, "valid")
+    return ask_peer(name, dataset, folder, part="valid", settings=settings, seed=seed, rows=rows)
 
 
 def _learned(settings: Settings) -> Settings:

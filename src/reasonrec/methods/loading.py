@@ -6,6 +6,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec, r2rec
+from reasonrec.methods.baselines import train as baselines
 
 
 def load_recommender(folder: Path, dataset: Dataset) -> Recommender:
@@ -14,6 +15,9 @@ def load_recommender(folder: Path, dataset: Dataset) -> Recommender:
     Raises:
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
-    if read_manifest(folder).get("method") in r2rec.METHODS:
+    method = read_manifest(folder).get("method")
+    if method in r2rec.METHODS:
         return r2rec.load_recommender(folder, dataset)
+    if method in baselines.METHODS:
+        return baselines.load_recommender(folder, dataset)
     return r2ec.load_recommender(folder, dataset)

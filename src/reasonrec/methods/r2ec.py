@@ -10,6 +10,7 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from scipy.special import log_softmax
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, InteractionLog, Queries
 from reasonrec.errors import CheckpointError, ConfigError, DataError
@@ -58,7 +60,7 @@ from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import calibrate_share
-from reasonrec.training.config import OptimiserConfig, SftLossConfig
+from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
     events_with_history,
@@ -69,6 +71,8 @@ from reasonrec.training.examples import (
 from reasonrec.training.gating import learn_gate
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.engines.choice import build_engine
+from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 METHOD_OF_STAGE: dict[Stage, str] = {
@@ -102,9 +106,11 @@ def train_stage(
         CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
             another run.
     """
+    ranks.join()
     if stage == "gate":
-        return _train_gate(dataset, config, out=out, seed=seed, start=start)
-    out = make_folder(out)
+        ranks.first_alone(lambda: _train_gate(dataset, config, out=out, seed=seed, start=start))
+        return out
+    out = ranks.first_alone(lambda: make_folder(out))
     stages = list(config.stages)
     before_it = _stage_before(stage, config)
     is_known = stage in stages or stage == "evidence"  # from which nothing else starts
@@ -116,7 +122,7 @@ def train_stage(
         )
     inputs = {"data": dataset.fingerprint}
     if start is not None and before_it is not None:
-        before = _checked_manifest(start, dataset)
+        before = checked_manifest(start, dataset)
         wanted = METHOD_OF_STAGE[before_it]
         if before["method"] != wanted:
             raise CheckpointError(
@@ -146,33 +152,41 @@ def train_stage(
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
-    data, loss, optimiser = _stage_parts(stage, model, parts)
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
-    torch.manual_seed(seed)
-    fitted = fit(
-        model, data, loss, parts.validate(model, stage), optimiser,
-        out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
-    )  # fmt: skip
-    factor = parts.calibrate(model, stage) if stage != "no-think" and config.calibrate else None
-    model.save_pretrained(out / "model")
-    files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
-    write_manifest(
-        out,
-        stage="train",
-        inputs=inputs,
-        config=asked,
-        outputs=files,
-        seconds=fitted.seconds,
-        seed=seed,
-        extra={
-            "method": METHOD_OF_STAGE[stage],
-            "trained_on": "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
-            "best_step": fitted.best_step,
-            "best_score": fitted.best_score,
-            "share_factor": factor,
-        },
+    ranks.first_alone(
+        lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
+    writes = config.recpo.engine if stage == "recpo" else EngineConfig()
+    with closing(build_engine(writes)) as engine:
+        data, loss, optimiser = _stage_parts(stage, model, parts, engine)
+        torch.manual_seed(seed)
+        fitted = fit(
+            model, data, loss, parts.validate(model, stage), optimiser,
+            out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
+        )  # fmt: skip
+
+    def finish() -> None:
+        factor = parts.calibrate(model, stage) if stage != "no-think" and config.calibrate else None
+        model.save_pretrained(out / "model")
+        files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
+        write_manifest(
+            out,
+            stage="train",
+            inputs=inputs,
+            config=asked,
+            outputs=files,
+            seconds=fitted.seconds,
+            seed=seed,
+            extra={
+                "method": METHOD_OF_STAGE[stage],
+                "trained_on": "train",
+                "data_folder": os.path.relpath(dataset.folder, out),
+                "best_step": fitted.best_step,
+                "best_score": fitted.best_score,
+                "share_factor": factor,
+            },
+        )
+
+    ranks.first_alone(finish)
     return out
 
 
@@ -181,7 +195,7 @@ def _train_gate(
 ) -> Path:
     """Learn when the model of ``start`` is to think; its folder is named, not copied."""
     thinks = [METHOD_OF_STAGE["sft"], METHOD_OF_STAGE["recpo"]]
-    before = None if start is None else _checked_manifest(start, dataset)
+    before = None if start is None else checked_manifest(start, dataset)
     if start is None or before is None or before["method"] not in thinks:
         raise CheckpointError(
             f"stage gate needs --start with a {' or '.join(thinks)} folder; got "
@@ -257,7 +271,7 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
     Raises:
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
-    manifest = _checked_manifest(folder, dataset)
+    manifest = checked_manifest(folder, dataset)
     name: str = manifest["method"]
     if "start_folder" in manifest:
         start = Path(folder) / manifest["start_folder"]
@@ -353,12 +367,7 @@ class _Parts:
         return Verbaliser(model.writer, graph, self.dataset.catalogue, self.config.thought)
 
     def queries(self) -> Queries:
-        """Return the validation queries that choose: all, or a seeded sample."""
-        queries, most = self.dataset.valid, self.config.num_valid_queries
-        if len(queries) <= most:
-            return queries
-        drawn = stream(0, "validation").choice(len(queries), most, replace=False)
-        return queries.take(np.sort(drawn))
+        return validation_queries(self.dataset, self.config.num_valid_queries)
 
     def calibrate(self, model: ReasoningRecommender, stage: Stage) -> float:
         """Scale the share of looked-up evidence by what ranks validation best."""
@@ -382,13 +391,14 @@ class _Parts:
         verbaliser = self.verbaliser(model) if stage != "no-think" else None
 
         def measure(model: ReasoningRecommender) -> dict[str, float]:
-            silent = _accuracy(NoThinkRecommender(model), queries, histories)
+            silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
             thinking = self.recommender(model, verbaliser, stage)
+            spoken = validation_accuracy(thinking, queries, histories)
             return {
-                **{f"valid/{k}": v for k, v in _accuracy(thinking, queries, histories).items()},
-                **{f"valid/silent/{k}": v for k, v in silent.items()},
+                **{f"valid/{name}": value for name, value in spoken.items()},
+                **{f"valid/silent/{name}": value for name, value in silent.items()},
             }
 
         return measure
@@ -414,7 +424,7 @@ def max_tokens(config: R2ecConfig) -> int:
 
 
 def _stage_parts(
-    stage: Stage, model: ReasoningRecommender, parts: _Parts
+    stage: Stage, model: ReasoningRecommender, parts: _Parts, engine: RolloutEngine
 ) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
@@ -429,7 +439,9 @@ def _stage_parts(
             num_inner_epochs=recpo.num_inner_epochs, seed=seed,
         )  # fmt: skip
         start = StartingPoint(model) if recpo.kl_weight else None
-        learner = Recpo(recpo, log, parts.verbaliser(model), seed=seed, start=start)
+        learner = Recpo(
+            recpo, log, parts.verbaliser(model), seed=seed, start=start, engine=engine
+        )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
     chosen = own[stage]
@@ -450,8 +462,26 @@ def _stage_parts(
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
 
 
-def _accuracy(recommender: Recommender, queries: Queries, histories: Histories) -> dict[str, float]:
-    scores = recommender.score(histories).scores
+def validation_queries(dataset: Dataset, most: int) -> Queries:
+    """Return the validation queries that choose: all, or a seeded sample of ``most``."""
+    queries = dataset.valid
+    if len(queries) <= most:
+        return queries
+    drawn = stream(0, "validation").choice(len(queries), most, replace=False)
+    return queries.take(np.sort(drawn))
+
+
+def validation_accuracy(
+    recommender: Recommender, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return what a run is validated by, for a recommender as it is now."""
+    return ranking_accuracy(recommender.score(histories).scores, queries, histories)
+
+
+def ranking_accuracy(
+    scores: np.ndarray, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return metrics of scores (Q, N), and the log-loss of their softmax."""
     rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
     logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
     return {
@@ -474,10 +504,14 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     if stage != "no-think":
         kept += ["thought", "inference", "calibrate"]
     asked = {key: keys[key] for key in kept}
+    if stage == "recpo":
+        del asked["recpo"]["engine"]
+        asked["recpo"] |= config.recpo.engine.decides()
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
 
 
-def _checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Return the manifest of a model folder over this data."""
     manifest = read_manifest(folder)
     if manifest["stage"] != "train" or "method" not in manifest:
         raise CheckpointError(f"{folder} must be a folder written by `reasonrec train`")

@@ -14,7 +14,13 @@ from pydantic import (
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.traces.config import PromptConfig, ThoughtConfig
-from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig, SftLossConfig
+from reasonrec.training.config import (
+    EngineConfig,
+    GateConfig,
+    OptimiserConfig,
+    RecpoConfig,
+    SftLossConfig,
+)
 
 Stage = Literal["no-think", "evidence", "sft", "recpo", "gate"]
 TRUNK_STAGES: tuple[Stage, ...] = ("no-think", "sft", "recpo")
@@ -69,6 +75,8 @@ class RecpoStage(Config):
     recpo: RecpoConfig = RecpoConfig(advantage="leave-one-out")
     """Without division by the spread, unlike the paper: it blows up the small differences of
     groups that never find the item, and those say: look up less."""
+    engine: EngineConfig = EngineConfig()
+    """Who writes the rollouts."""
     optimiser: OptimiserConfig = OptimiserConfig(
         learning_rate=3e-5,
         head_learning_rate=3e-3,

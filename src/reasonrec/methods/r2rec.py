@@ -11,6 +11,7 @@ Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sf
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
@@ -48,9 +50,11 @@ from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
+from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import keep_batch
 from reasonrec.training.loop import Validate, fit
 from reasonrec.training.reasoned import PackedTexts, reasoned_loss, texts_of
+from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.grpo import Grpo
 from reasonrec.training.rl.recpo import PromptSample
 from reasonrec.training.rl.text_rewards import (
@@ -93,20 +97,25 @@ def train(
         CheckpointError: ``start`` was trained on other data, or ``out`` holds another run.
         TraceError: There is no trace to learn from.
     """
-    base, out = base or R2ecConfig(), make_folder(out)
+    ranks.join()
+    base, out = base or R2ecConfig(), ranks.first_alone(lambda: make_folder(out))
     _check_trainable(dataset, config)
     announce("traces")
     titles = catalogue_titles(dataset.catalogue)
-    write_reasoned_traces(
-        dataset, titles, out / "traces", config.traces,
-        lambda: build_teacher(config.traces, out / "traces", seed=seed),
-        task=config.task, seed=seed,
-    )  # fmt: skip
+
+    def write_traces() -> None:
+        write_reasoned_traces(
+            dataset, titles, out / "traces", config.traces,
+            lambda: build_teacher(config.traces, out / "traces", seed=seed),
+            task=config.task, seed=seed,
+        )  # fmt: skip
+
+    ranks.first_alone(write_traces)
     if start is None and base.backbone == "tiny":
         announce("no-think")
         start = r2ec.train_stage("no-think", dataset, base, out=out / "no-think", seed=seed)
     announce("untuned")
-    folders = [_write_untuned(dataset, config, base, out, start, seed)]
+    folders = [ranks.first_alone(lambda: _write_untuned(dataset, config, base, out, start, seed))]
     for stage in METHODS[1:]:
         announce(stage)
         folders.append(
@@ -135,7 +144,8 @@ def train_stage(
         start: ``untuned`` or ``r2rec-sft``: RL alone starts from ``untuned`` too.
         traces: Of `reasonrec traces rated` or ``likes``; RL reads none of them.
     """
-    out = make_folder(out)
+    ranks.join()
+    out = ranks.first_alone(lambda: make_folder(out))
     before = checked_manifest(start, dataset)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
     asked = _keys_of(stage, config)
@@ -150,6 +160,7 @@ def train_stage(
     assert isinstance(model, AnsweringModel)
     model.head = model.head.model_copy(update={"dropout": config.dropout})
     first = _first_stage(start, dataset)
+    engine = build_engine(config.rl.engine if stage == "r2rec-rl" else EngineConfig())
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(model, read_traces(traces, kept=True), think=config.think),
@@ -168,21 +179,28 @@ def train_stage(
             batch_size=optimiser.batch_size, num_inner_epochs=config.rl.grpo.num_inner_epochs,
             seed=seed,
         )  # fmt: skip
-        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed)
-    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed, engine=engine)
+    ranks.first_alone(
+        lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    )
     torch.manual_seed(seed)
     ranker = _ranker(model, dataset, config, stage, seed, first)
-    fitted = fit(
-        model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
-        out=out, seed=seed, label=stage, collate=keep_batch,
-    )  # fmt: skip
-    extra: dict[str, Any] = {
-        "best_step": fitted.best_step,
-        "best_score": fitted.best_score,
-        "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
-        "order_effect": _measured_order(ranker, dataset, config),
-    }
-    _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+    with closing(engine):
+        fitted = fit(
+            model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
+            out=out, seed=seed, label=stage, collate=keep_batch,
+        )  # fmt: skip
+
+    def finish() -> None:
+        extra: dict[str, Any] = {
+            "best_step": fitted.best_step,
+            "best_score": fitted.best_score,
+            "blend": _calibrated_blend(ranker, dataset, config) if config.blend else 0.0,
+            "order_effect": _measured_order(ranker, dataset, config),
+        }
+        _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+
+    ranks.first_alone(finish)
     return out
 
 
@@ -440,6 +458,8 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     kept = ["method", "task", "think", "traces", "vocab_size", "dropout", "max_tokens", "ranking"]
     if stage != "untuned":
         kept += ["blend", "num_valid_queries", {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage]]
+    del keys["rl"]["engine"]
+    keys["rl"] |= config.rl.engine.decides()
     return {key: keys[key] for key in kept}
 
 

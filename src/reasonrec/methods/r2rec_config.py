@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from reasonrec.config import Config
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
-from reasonrec.training.config import OptimiserConfig
+from reasonrec.training.config import EngineConfig, OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
 
 
@@ -40,6 +40,8 @@ class GrpoStage(Config):
     num_prompts: PositiveInt = 320
     """Training events asked about; they need no trace."""
     grpo: GrpoConfig = GrpoConfig()
+    engine: EngineConfig = EngineConfig()
+    """Who writes the rollouts."""
     optimiser: OptimiserConfig = OptimiserConfig(
         learning_rate=1e-4, weight_decay=0.0, batch_size=16, num_validations=2, schedule="linear"
     )

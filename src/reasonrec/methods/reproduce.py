@@ -185,7 +185,7 @@ def _repeat_evaluation(
     config = EvaluateConfig.model_validate(settings)
     announce(f"measuring {', '.join(methods)}")
     measure(
-        [_contestant(label, one, dataset, config.tune) for label, one in methods.items()],
+        [_contestant(label, one, dataset, config) for label, one in methods.items()],
         dataset,
         folder,
         config,
@@ -196,13 +196,15 @@ def _repeat_evaluation(
     return folder, prepared
 
 
-def _contestant(label: str, method: dict[str, Any], dataset: Dataset, tune: int) -> Contestant:
+def _contestant(
+    label: str, method: dict[str, Any], dataset: Dataset, config: EvaluateConfig
+) -> Contestant:
     seed = int(method["seed"])
     if label == "oracle":
         return Contestant(label, seed, label, lambda _: OracleRecommender(dataset))
     _, settings = split_source(method["source"])
     given = {} if settings is None else {"settings": settings}
-    return floor_contestant(label, dataset, seed=seed, tune=tune, **given)
+    return floor_contestant(label, dataset, seed=seed, tune=config.tune, asked=config, **given)
 
 
 def _data(run: RunPassport) -> DataPassport:

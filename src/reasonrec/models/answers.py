@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.models.item_table import ItemTable
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.models.tiny.tokenizer import train_tokenizer
 from reasonrec.traces.evidence import Question
@@ -82,10 +83,15 @@ class AnsweringModel(ReasoningRecommender):
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., V); padding, begin and think tokens are never written."""
-        never = [self.tokenizer.bos_token_id, *self.never_written.tolist()]
-        never = sorted({t for t in never if t is not None} - {self.end_token})
         logits = self._plain_logits(states).float()
-        return logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
+        never = torch.tensor(self.never_drawn, device=logits.device)
+        return logits.index_fill(-1, never, -torch.inf)
+
+    @property
+    def never_drawn(self) -> list[int]:
+        """The tokens that are never written: padding, begin and think tokens, but not the end."""
+        begin: Any = self.tokenizer.bos_token_id
+        return sorted({begin, *self.never_written.tolist()} - {None, self.end_token})
 
     @property
     def end_token(self) -> int:
@@ -110,8 +116,22 @@ class AnsweringModel(ReasoningRecommender):
         return [self.writer.encode(student_answer(question, a)) for a in question.answers]
 
 
+class HeadlessModel(AnsweringModel):
+    """A causal LM that keeps no item table, for methods that rank by what it writes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.item_table = ItemTable("id", 0, 1)
+
+
 def with_words_of(
-    model: ReasoningRecommender, texts: Sequence[str], *, vocab_size: int, dropout: float, seed: int
+    model: ReasoningRecommender,
+    texts: Sequence[str],
+    *,
+    vocab_size: int,
+    dropout: float,
+    seed: int,
+    kind: type[AnsweringModel] = AnsweringModel,
 ) -> AnsweringModel:
     """Return the model as one that answers, with sub-word tokens learned from ``texts``.
 
@@ -122,6 +142,7 @@ def with_words_of(
     Args:
         vocab_size: Sub-word tokens, the 256 bytes among them. 0 keeps the tokenizer.
         dropout: Share of input-embedding entries dropped while training.
+        kind: What kind of answering model.
     """
     backbone, tokenizer = model.backbone, model.tokenizer
     if vocab_size and model.writer.title_token_ids is not None:
@@ -140,7 +161,7 @@ def with_words_of(
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(backbone.config, name, getattr(tokenizer, name))
             setattr(backbone.generation_config, name, getattr(tokenizer, name))
-    return AnsweringModel(
+    return kind(
         backbone,
         tokenizer,
         model.titles,

@@ -5,13 +5,15 @@ The last state of every thought, at the end of the answer marker, falls out of t
 ranking after a thought costs no further one.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.records import Link, Lookup
@@ -19,6 +21,8 @@ from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int]], Sequence[Lookup]]
 """(prompt rows, item indices asked about) -> the evidence for each."""
+Part = tuple[int, int]
+"""The first thought of a part, and the number of thoughts in the whole batch."""
 
 
 @dataclass
@@ -62,6 +66,7 @@ def think(
     temperature: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Generated:
     """Return ``group_size`` thoughts for every prompt.
 
@@ -73,148 +78,285 @@ def think(
         top_k: Draw among this many likeliest tokens; 0 for all. The stored log-probabilities are
             those among all.
         generator: Source of randomness; needed unless ``temperature`` is 0.
+        part: Which thoughts of a larger batch these are; each then draws the numbers that it would
+            draw in the whole. None: they are the whole.
     """
     if temperature > 0 and generator is None:
         raise ValueError("sampling with a temperature above 0 needs a generator")
-    writer, device = model.writer, model.device
-    G = group_size
+    writer, device, G = model.writer, model.device, group_size
     R = len(prompts.lengths) * G
-    start, answer = writer.opening, writer.encode(ANSWER)
-    states, cache, lengths, is_prompt = _read_prompts(model, prompts)
-    seen = torch.from_numpy(prompts.token_ids).to(device).repeat_interleave(G, 0)
-    pre = states.repeat_interleave(G, 0)
-    if G > 1:
-        cache.batch_repeat_interleave(G)
-    prompt_lengths = lengths.repeat_interleave(G)
-    T = prompts.token_ids.shape[1]
-    S = max_tokens + len(answer) + len(start)
-    tokens = torch.full((R, S), writer.pad_id, device=device)
+    limit = len(writer.opening) + max_tokens
+    S = limit + len(writer.encode(ANSWER))
+    thoughts = [_Thought(writer, limit) for _ in range(R)]
+    reader = _Reader(model, prompts, G, S)
+    seen = torch.from_numpy(prompts.token_ids).to(device)
+    own = torch.full((R, S), writer.pad_id, device=device)
     is_written = torch.zeros((R, S), dtype=torch.bool, device=device)
     token_logp = torch.zeros((R, S), device=device)
-    mask = torch.zeros((R, T + S), dtype=torch.long, device=device)
-    mask[:, :T] = is_prompt.repeat_interleave(G, 0)
-    post = torch.zeros_like(pre)
-    rows = [_Row(start) for _ in range(R)]
-    current = torch.full((R,), start[0], device=device)
-    ends = torch.zeros(R, dtype=torch.long, device=device)
-    active = list(range(R))
-    for step in range(S):
-        tokens[:, step] = torch.where(ends > 0, writer.pad_id, current)
-        mask[:, T + step] = (ends == 0).long()
-        out = model.run_backbone(
-            model.embed(current[:, None]),
-            attention_mask=mask[:, : T + step + 1],
-            position_ids=(prompt_lengths + step)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        state = out.last_hidden_state[:, 0]
-        done = [r for r in active if rows[r].is_answered(step, writer)]
-        if done:
-            index = torch.tensor(done, device=device)
-            post[index] = state[index].to(post.dtype)
-            ends[index] = step + 1
-            active = [r for r in active if rows[r].end is None]
-        if not active:
-            break
-        asked = tokens[:, : step + 1].where(is_written[:, : step + 1], writer.pad_id)
-        logits = model.language_logits(state, seen, asked, current)
-        drawn, logp = _draw(logits, temperature, top_k, generator)
-        queued = torch.full((R,), -1, dtype=torch.long)
-        for r in active:
-            if step + 1 >= max_tokens + len(start) and not rows[r].is_truncated:
-                rows[r].force(answer)
-            if rows[r].queue:
-                queued[r] = rows[r].queue.popleft()
-        queued = queued.to(device)
-        is_own = (queued < 0) & (ends == 0)
-        current = torch.where(queued >= 0, queued, drawn)
-        if step + 1 < S:
-            is_written[:, step + 1] = is_own
-            token_logp[:, step + 1] = torch.where(is_own, logp, 0.0)
-        _advance(model, rows, active, current.tolist(), is_own.tolist(), look_up, G)
-    length = int(ends.max())
-    named_at, named_item, named_weight = _named(rows, device)
+    post = torch.zeros_like(reader.pre_states)
+    # of a row and a place, whenever that place is drawn: rows are not in step
+    uniform_S_R = None
+    if temperature > 0:
+        first, whole = part or (0, R)
+        uniform_S_R = torch.cat(
+            [torch.rand((1, whole), generator=generator, device=device) for _ in range(S)]
+        )[:, first : first + R]
+    while reader.rows:
+        read, states = reader.read(thoughts)
+        going_on = [i for i, r in enumerate(read) if not thoughts[r].is_ended]
+        if len(going_on) < len(read):
+            at_end = [i for i, r in enumerate(read) if thoughts[r].is_ended]
+            post[[read[i] for i in at_end]] = states[at_end].to(post.dtype)
+            reader.leave_behind(thoughts)
+            read, states = [read[i] for i in going_on], states[going_on]
+        if not read:
+            continue
+        row = torch.tensor(read, device=device)
+        places = [len(thoughts[r].tokens) for r in read]
+        place = torch.tensor(places, device=device)
+        last = torch.tensor([thoughts[r].tokens[-1] for r in read], device=device)
+        logits = model.language_logits(states, seen[row // G], own[row, : max(places)], last)
+        uniform = None if uniform_S_R is None else uniform_S_R[place - 1, row]
+        drawn, logp = _draw(logits, temperature, top_k, uniform)
+        own[row, place], is_written[row, place], token_logp[row, place] = drawn, True, logp
+        _go_on(model, thoughts, read, drawn.tolist(), look_up, G)
+    length = max(len(thought.tokens) for thought in thoughts)
+    token_ids = pad_sequence(
+        [torch.tensor(thought.tokens) for thought in thoughts], True, writer.pad_id
+    )
+    named_at, named_item, named_weight = _named(thoughts, device)
     return Generated(
-        token_ids=tokens[:, :length],
-        lengths=ends,
+        token_ids=token_ids.to(device),
+        lengths=torch.tensor([len(thought.tokens) for thought in thoughts], device=device),
         is_written=is_written[:, :length],
         token_logp=token_logp[:, :length],
-        pre_states=pre,
+        pre_states=reader.pre_states,
         post_states=post,
         named_at=named_at,
         named_item=named_item,
         named_weight=named_weight,
-        is_truncated=torch.tensor([row.is_truncated for row in rows], device=device),
-        evidence=[row.evidence for row in rows],
+        is_truncated=torch.tensor([thought.is_truncated for thought in thoughts], device=device),
+        evidence=[thought.evidence for thought in thoughts],
     )
 
 
-class _Row:
-    """One thought while it is written."""
+class _Thought:
+    """One thought while it is written: the tokens that stand firm, and how many were read."""
 
-    __slots__ = ("end", "evidence", "is_truncated", "named", "queue", "tokens")
+    __slots__ = (
+        "evidence", "is_ended", "is_truncated", "limit", "named", "num_read", "tokens", "writer",
+    )  # fmt: skip
 
-    def __init__(self, start: list[int]) -> None:
-        self.tokens = start[:1]
-        self.queue: deque[int] = deque(start[1:])
+    def __init__(self, writer: PromptWriter, limit: int) -> None:
+        self.writer, self.limit = writer, limit
+        self.tokens: list[int] = []
+        self.num_read = 0
         self.evidence: list[Lookup] = []
         self.named: dict[int, Link] = {}
         """Position of the end of a title -> the item, as the graph holds it."""
-        self.is_truncated = False
-        self.end: int | None = None
+        self.is_truncated = self.is_ended = False
+        self.extend(writer.opening)
 
-    def is_answered(self, step: int, writer: PromptWriter) -> bool:
-        if not self.queue and writer.ends_thought(self.tokens):
-            self.end = step
-            return True
-        return False
+    @property
+    def num_unread(self) -> int:
+        return len(self.tokens) - self.num_read
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens; close the thought where they use up its budget."""
+        left = self.limit - len(self.tokens)
+        self.tokens += tokens[:left]  # a look-up that does not fit is cut short
+        if self.writer.ends_thought(self.tokens):
+            self.is_ended = True
+        elif left <= len(tokens):
+            self.close()
 
     def insert(self, evidence: Lookup, tokens: list[int], ends: list[int]) -> None:
         self.evidence.append(evidence)
-        self.queue.extend(tokens)
         for link, end in zip(evidence.links, ends, strict=True):
             self.named[len(self.tokens) + end] = link
+        self.extend(tokens)
 
-    def force(self, answer: list[int]) -> None:
-        self.queue = deque(answer)  # a look-up that does not fit is cut short
-        self.is_truncated = True
+    def close(self) -> None:
+        """Force the answer marker."""
+        self.tokens += self.writer.encode(ANSWER)
+        self.is_truncated = self.is_ended = True
 
 
-def _advance(
+def _go_on(
     model: ReasoningRecommender,
-    rows: list[_Row],
-    active: list[int],
-    current: list[int],
-    is_own: list[bool],
+    thoughts: list[_Thought],
+    rows: list[int],
+    drawn: list[int],
     look_up: LookUp | None,
     group_size: int,
 ) -> None:
-    """Append this step's tokens, and queue the evidence that written ones ask for."""
-    closing, ending = model.writer.closing_tokens, model.writer.end_ids
+    """Append what was drawn for each of the rows, and the evidence that it asks for."""
+    writer = model.writer
     asking, items = [], []
-    for r in active:
-        row = rows[r]
-        row.tokens.append(current[r])
-        if is_own[r] and current[r] in ending:
-            row.force(model.writer.encode(ANSWER))
+    for r, token in zip(rows, drawn, strict=True):
+        thought = thoughts[r]
+        if token in writer.end_ids:
+            thought.tokens.append(token)
+            thought.close()
             continue
-        if look_up is None or not is_own[r] or current[r] not in closing:
-            continue
-        item = model.writer.asked_item(str(model.tokenizer.decode(row.tokens)))
-        if item is not None:
+        item = None
+        if look_up is not None and token in writer.closing_tokens:
+            item = writer.asked_by([*thought.tokens, token])
+        if item is None:
+            thought.extend([token])
+        else:
+            thought.tokens.append(token)
             asking.append(r)
             items.append(item)
     if look_up is None or not asking:
         return
     found = look_up([r // group_size for r in asking], items)
     for r, evidence in zip(asking, found, strict=True):
-        rows[r].insert(
-            evidence, *model.writer.lookup_tokens([k.item_index for k in evidence.links])
+        thoughts[r].insert(evidence, *writer.lookup_tokens([k.item_index for k in evidence.links]))
+
+
+FEW_UNDER_WAY = 0.25
+"""Share of thoughts that have one token to be read, below which those that have several, a
+question and its answer, wait for them no longer."""
+
+FEW_ENDED = 0.25
+"""Share of ended thoughts from which on the cache is copied without them."""
+
+
+class _Reader:
+    """Lets the backbone read thoughts behind their prompts, each at a pace of its own.
+
+    Ends of rows that have no token to be read are filled up with padding that nobody attends to.
+    Where layers look back over a window of the cache, padding would use it up: there all thoughts
+    are read token by token.
+    """
+
+    def __init__(
+        self, model: ReasoningRecommender, prompts: Prompts, group_size: int, most_tokens: int
+    ) -> None:
+        states, self.cache, is_prompt = _read_prompts(model, prompts)
+        T = is_prompt.shape[1]
+        self.model = model
+        self.pre_states = states.repeat_interleave(group_size, 0)
+        self.rows = list(range(len(self.pre_states)))
+        """Thoughts under way, in the order of the cache."""
+        self._start = prompts.lengths.repeat(group_size)
+        self._is_seen = is_prompt.repeat_interleave(group_size, 0)
+        layers = self.cache.layers
+        self._any_pace = model.takes_own_masks(T + most_tokens) and all(
+            type(layer) is DynamicLayer for layer in layers
+        )
+        for i, layer in enumerate(layers):
+            if type(layer) is DynamicLayer:
+                layers[i] = _ReservedLayer(layer, group_size, T + most_tokens)
+            else:
+                layer.batch_repeat_interleave(group_size)
+
+    def read(self, thoughts: list[_Thought]) -> tuple[list[int], Tensor]:
+        """Read some tokens; return the thoughts that were read up to now, and their states."""
+        under_way = [thoughts[r] for r in self.rows]
+        unread = np.array([thought.num_unread for thought in under_way])
+        counts = self._counts(unread)
+        (A, C), device = (len(counts), counts.max()), self.model.device
+        ids = np.full((A, C), self.model.writer.pad_id)
+        for a, thought in enumerate(under_way):
+            begin = thought.num_read
+            ids[a, : counts[a]] = thought.tokens[begin : begin + counts[a]]
+        step = np.arange(C)
+        start = [
+            self._start[r] + thought.num_read
+            for r, thought in zip(self.rows, under_way, strict=True)
+        ]
+        is_token = torch.from_numpy(step < counts[:, None]).to(device)
+        self._is_seen = torch.cat([self._is_seen, is_token], 1)
+        embeddings = self.model.embed(torch.from_numpy(ids).to(device))
+        hidden = self.model.run_backbone(
+            embeddings,
+            attention_mask=self._mask(C, embeddings.dtype),
+            position_ids=torch.from_numpy(np.array(start)[:, None] + step).to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        for thought, count in zip(under_way, counts.tolist(), strict=True):
+            thought.num_read += count
+        ready = np.flatnonzero((counts > 0) & (counts == unread))
+        index = torch.from_numpy(ready).to(device)
+        last = torch.from_numpy(counts[ready] - 1).to(device)
+        return [self.rows[a] for a in ready.tolist()], hidden[index, last]
+
+    def _counts(self, unread: np.ndarray) -> np.ndarray:
+        """Return how many tokens of each row are read next."""
+        one = np.minimum(unread, 1)
+        if not self._any_pace:
+            return one
+        single = unread == 1
+        return one * single if single.sum() >= max(1, FEW_UNDER_WAY * one.sum()) else unread
+
+    def _mask(self, num_new: int, dtype: torch.dtype) -> Tensor:
+        if not self._any_pace:
+            return self._is_seen.long()
+        may_attend = self._is_seen[:, None, None, :].repeat(1, 1, num_new, 1)
+        within = torch.ones((num_new, num_new), dtype=torch.bool, device=may_attend.device)
+        may_attend[..., -num_new:] &= within.tril()
+        bias = torch.zeros(may_attend.shape, dtype=dtype, device=may_attend.device)
+        return bias.masked_fill_(~may_attend, torch.finfo(dtype).min)
+
+    def leave_behind(self, thoughts: list[_Thought]) -> None:
+        """Drop the rows of thoughts that have ended, once they are more than a few."""
+        kept = [
+            a for a, r in enumerate(self.rows)
+            if not thoughts[r].is_ended or thoughts[r].num_unread
+        ]  # fmt: skip
+        if kept and len(self.rows) - len(kept) < FEW_ENDED * len(self.rows):
+            return
+        self.rows = [self.rows[a] for a in kept]
+        if kept:
+            index = torch.tensor(kept, device=self.model.device)
+            self._is_seen = self._is_seen[index]
+            self.cache.batch_select_indices(index)
+
+
+class _ReservedLayer(DynamicLayer):
+    """Keys and values of one layer, with room for those to come, so that none is copied again.
+
+    Args:
+        layer: What the prompts left, each of whose rows becomes ``group_size`` rows.
+    """
+
+    def __init__(self, layer: DynamicLayer, group_size: int, room: int) -> None:
+        super().__init__()
+        assert layer.keys is not None and layer.values is not None
+        self.lazy_initialization(layer.keys, layer.values)
+        self._length = 0
+        self._room = torch.empty(0)
+        self._reserve(
+            torch.stack([layer.keys, layer.values]).repeat_interleave(group_size, 1), room
         )
 
+    def _reserve(self, kept: Tensor, room: int) -> None:
+        """Take over keys and values (2, R, heads, T, width) with room for ``room`` tokens."""
+        self._length = kept.shape[3]
+        self._room = kept.new_empty((*kept.shape[:3], room, kept.shape[4]))
+        self._room[..., : self._length, :] = kept
+        self.keys, self.values = self._room[..., : self._length, :]
 
-def _named(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        start, stop = self._length, self._length + key_states.shape[2]
+        if stop > self._room.shape[3]:
+            self._reserve(self._room[..., :start, :], stop + stop // 4)
+        self._length = stop
+        self._room[0, ..., start:stop, :] = key_states
+        self._room[1, ..., start:stop, :] = value_states
+        self.keys, self.values = self._room[..., :stop, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._reserve(self._room[:, indices, :, : self._length], self._room.shape[3])
+
+
+def _named(rows: list[_Thought], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return where each thought names what it looked up, the items, and their weights, padded."""
     # a forced end can cut the last look-up short: what was not read is not found
     read = [[(at, link) for at, link in row.named.items() if at < len(row.tokens)] for row in rows]
@@ -230,13 +372,18 @@ def _named(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _draw(
-    logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None
+    logits: Tensor, temperature: float, top_k: int, uniform: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return token ids (R,) and their temperature-1 log-probabilities (R,)."""
+    """Return token ids (R,) and their temperature-1 log-probabilities (R,).
+
+    Args:
+        uniform: (R,), random numbers in [0, 1); needed unless ``temperature`` is 0.
+    """
     logp = logits.log_softmax(-1)
     if temperature == 0:
         best = logp.max(-1)
         return best.indices, best.values
+    assert uniform is not None
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -245,18 +392,17 @@ def _draw(
     heated = logits if logits is logp else (logits / temperature).log_softmax(-1)
     # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
     # multinomial draw over the vocabulary on a CPU
-    cumulative = heated.exp().cumsum(-1)
-    uniform = torch.rand((len(logits), 1), generator=generator, device=logits.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    # `exp` is slow at -inf: those are set to 0 by themselves
+    share = heated.clamp(min=-80.0).exp().masked_fill_(heated < -80.0, 0.0)
+    cumulative = share.cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     return drawn[:, 0], logp.gather(-1, drawn)[:, 0]
 
 
-def _read_prompts(
-    model: ReasoningRecommender, prompts: Prompts
-) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Return states after the prompts (P, D), the cache, lengths (P,), and which places of the
-    cache hold a prompt (P, T)."""
+def _read_prompts(model: ReasoningRecommender, prompts: Prompts) -> tuple[Tensor, Any, Tensor]:
+    """Return states after the prompts (P, D), the cache, and which places of it hold a prompt
+    (P, T)."""
     ids = torch.from_numpy(prompts.token_ids).to(model.device)
     lengths = torch.from_numpy(prompts.lengths).to(model.device)
     place = torch.arange(ids.shape[1], device=ids.device)
@@ -276,7 +422,7 @@ def _read_prompts(
         use_cache=True,
     )
     states = read_states(out.last_hidden_state, last[:, None])[:, 0]
-    return states, out.past_key_values, lengths, is_prompt
+    return states, out.past_key_values, is_prompt
 
 
 @torch.no_grad()

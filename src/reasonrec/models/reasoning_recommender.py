@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
+from reasonrec import ranks
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.config import HeadConfig, WeightsConfig
@@ -50,8 +51,8 @@ learned: about log 2, the recency of the verbaliser. Greedy thoughts of the tiny
 in the order of small differences between titles."""
 
 MOST_LOGITS = 2**27
-"""Token logits that are held at a time, in entries: half a GiB. Where there are more, they are
-computed in parts, and once more in the backward pass."""
+"""Token logits, or scores of next items, that are held at a time, in entries: half a GiB. Where
+there are more, they are computed in parts, and once more in the backward pass."""
 
 
 @dataclass
@@ -132,6 +133,18 @@ class _Given(nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
         return _GivenOutput(last_hidden_state=self.states)  # pyright: ignore[reportArgumentType]
+
+
+class _SomeTokens(nn.Module):
+    """Stands for an output embedding and knows some tokens only."""
+
+    def __init__(self, output: nn.Linear, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight = output.weight.index_select(0, tokens)
+        self.bias = None if output.bias is None else output.bias[tokens]
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.weight, self.bias)
 
 
 def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
@@ -266,27 +279,54 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             asked: (R, K), tokens that the thought has written so far; padded likewise.
             previous: (R,), the token before.
         """
-        logits = self._plain_logits(states).float()
-        if self.is_title.numel():
-            logits = logits * TINY_SHARPNESS
-            shown = self.is_title[seen]
-            logits = logits + self._recency(seen, shown, logits.shape[-1])
-            open_titles = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, seen, shown)
-            was_asked = torch.zeros_like(open_titles).scatter(-1, asked, self.is_title[asked])
-            open_titles &= ~was_asked
-            asks = (previous == self.writer.encode(AFTER)[-1]) & open_titles.any(-1)
-            closed = torch.where(asks[:, None], ~open_titles, self.is_title)
-            must_ask = ~self.is_title[asked].any(-1) & shown.any(-1)
-            closed[:, self.writer.encode(ANSWER)[0]] |= must_ask
-            logits = logits.masked_fill(closed, -torch.inf)
-        return logits.index_fill(-1, self.never_written, -torch.inf)
+        if not self.is_title.numel():
+            return self._plain_logits(states).float().index_fill(-1, self.never_written, -torch.inf)
+        logits = torch.full((len(states), len(self.is_title)), -torch.inf, device=states.device)
+        for row, token, found in self._choices(states, seen, asked, previous):
+            logits[row[:, None], token] = found
+        return logits
 
-    def _plain_logits(self, states: Tensor) -> Tensor:
-        """Return the backbone's own logits (R, V) of states (R, D), capped or scaled as it does."""
+    def _choices(
+        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows (K,), tokens (C,) and logits (K, C): titles for the rows that are to name one,
+        words for all others. What is not yielded is never written."""
+        shown, was_asked = self.is_title[seen], self.is_title[asked]
+        row = (previous == self.writer.encode(AFTER)[-1]).nonzero()[:, 0]
+        open_titles = self.is_title.new_zeros((len(row), len(self.is_title)))
+        open_titles = open_titles.scatter(-1, seen[row], shown[row])
+        open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked[row], was_asked[row])
+        asks = open_titles.any(-1)
+        row, open_titles = row[asks], open_titles[asks]
+        if len(row):
+            token = self.is_title.nonzero()[:, 0]
+            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            recency = self._recency(seen[row], shown[row], len(self.is_title))
+            logits = logits + recency.index_select(-1, token)
+            is_closed = ~open_titles.index_select(-1, token)
+            yield row, token, logits.masked_fill(is_closed, -torch.inf)
+        names_none = torch.ones_like(previous, dtype=torch.bool).index_fill(0, row, False)
+        row, token = names_none.nonzero()[:, 0], (~self.is_title).nonzero()[:, 0]
+        if len(row):
+            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
+            must_ask = ~was_asked[row].any(-1) & shown[row].any(-1)
+            is_closed |= must_ask[:, None] & (token == self.writer.encode(ANSWER)[0])
+            yield row, token, logits.masked_fill_(is_closed, -torch.inf)
+
+    def _plain_logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the backbone's own logits of states (R, D), capped or scaled as it does: of all
+        tokens (R, V), or of some (R, C)."""
         # its forward runs on a copy whose layers are replaced by what they would have returned
         head = copy.copy(self.backbone)
-        given = _Given(states[None])
-        head.__dict__["_modules"] = {**self.backbone._modules, head.base_model_prefix: given}
+        modules = {**self.backbone._modules, head.base_model_prefix: _Given(states[None])}
+        if tokens is not None:
+            output = self.backbone.get_output_embeddings()
+            name = next((name for name, module in modules.items() if module is output), None)
+            if name is None:  # somewhere deeper: make all
+                return self._plain_logits(states).index_select(-1, tokens)
+            modules[name] = _SomeTokens(output, tokens)
+        head.__dict__["_modules"] = modules
         return head(inputs_embeds=states[None], use_cache=False).logits[0]
 
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
@@ -336,6 +376,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         batch: Batch,
         *,
         with_tokens: bool = True,
+        with_scores: bool = True,
         with_post: bool = False,
         entropy_gradient: bool = False,
     ) -> Outputs:
@@ -343,6 +384,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
         Args:
             with_tokens: Whether to compute the language head on written tokens.
+            with_scores: Whether to score the states after thoughts.
             with_post: Whether to also score the ungated state after the thought.
             entropy_gradient: Whether the entropy of tokens is to be trained.
         """
@@ -353,12 +395,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
-            logits = self.score_states(F.dropout(states, drop, self.training), rows)
-            outputs.next_item_logp = -F.cross_entropy(
-                logits,
-                batch.next_item[wanted],
-                reduction="none",
-                label_smoothing=self.head.label_smoothing if self.training else 0.0,
+            outputs.next_item_logp = self._next_item_logp(
+                F.dropout(states, drop, self.training), batch.next_item[wanted], rows
             )
         if batch.branch_at is None:
             return outputs
@@ -370,7 +408,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             found = Evidence(batch.named_item, batch.named_weight)
         if hidden_branch is None:  # evidence that no thought asked for
             outputs.pre_states = pre
-            outputs.think_logits = self.score_thoughts(pre, pre, found, rows)
+            if with_scores:
+                outputs.think_logits = self.score_thoughts(pre, pre, found, rows)
             return outputs
         assert batch.branch_lengths is not None
         B, G, S, D = hidden_branch.shape
@@ -379,14 +418,31 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             B, G, D
         )
         outputs.pre_states, outputs.post_states = pre, post
-        outputs.think_logits = self.score_thoughts(pre, post, found, rows)
-        if with_post:
+        if with_scores:
+            outputs.think_logits = self.score_thoughts(pre, post, found, rows)
+        if with_scores and with_post:
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:
             outputs.token_logp, outputs.token_entropy = self._token_logp(
                 batch, hidden_branch, entropy_gradient
             )
         return outputs
+
+    def _next_item_logp(self, states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
+        """Return log p (M,) of items (M,) from states (M, D), smoothed while training."""
+        smoothing = self.head.label_smoothing if self.training else 0.0
+
+        def of_part(states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
+            scores = self.score_states(states, rows)
+            return -F.cross_entropy(scores, item, reduction="none", label_smoothing=smoothing)
+
+        most = max(1, MOST_LOGITS // self.num_items)
+        if len(item) <= most:
+            return of_part(states, item, rows)
+        parts = zip(states.split(most), item.split(most), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([of_part(*part, rows) for part in parts])
+        return torch.cat([checkpoint(of_part, *part, rows, use_reentrant=False) for part in parts])
 
     def _token_logp(
         self, batch: Batch, hidden_branch: Tensor, entropy_gradient: bool
@@ -430,26 +486,36 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         position = torch.arange(batch.trunk_ids.shape[1], device=s.device)
         seen = batch.trunk_ids[b].where(position <= batch.branch_at[b, g][:, None], pad)  # (W, T)
         previous = batch.branch_ids[b, g, s - 1]
-        logp = self.language_logits(states, seen, asked, previous).log_softmax(-1)  # (W, V)
-        chosen = logp.gather(-1, batch.branch_ids[b, g, s][:, None])[:, 0]
-        if entropy_gradient:  # that of `entr` is infinite at tokens that are never written
-            return chosen, -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
-        with torch.no_grad():
-            return chosen, torch.special.entr(logp.exp()).sum(-1)
+        wanted = batch.branch_ids[b, g, s]
+        if not self.is_title.numel():
+            logits = self.language_logits(states, seen, asked, previous)
+            return _logp_and_entropy(logits, wanted, entropy_gradient)
+        chosen = torch.full(s.shape, -torch.inf, device=s.device)
+        entropy = torch.zeros_like(chosen)
+        for row, token, logits in self._choices(states, seen, asked, previous):
+            # neither needs a row over the whole vocabulary, of which most is closed to it
+            place = torch.searchsorted(token, wanted[row]).clamp(max=len(token) - 1)
+            found, spread = _logp_and_entropy(logits, place, entropy_gradient)
+            is_choice = token[place] == wanted[row]
+            chosen = chosen.index_copy(0, row, found.masked_fill(~is_choice, -torch.inf))
+            entropy = entropy.index_copy(0, row, spread)
+        return chosen, entropy
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
         if batch.branch_ids is None:
             return self._plain_rows(batch.trunk_ids, batch.trunk_lengths), None
         longest = batch.trunk_ids.shape[1] + batch.branch_ids.shape[-1]
-        return self._hidden_shared(batch) if self._branches(longest) else self._hidden_apart(batch)
+        if self.takes_own_masks(longest):
+            return self._hidden_shared(batch)
+        return self._hidden_apart(batch)
 
-    def _branches(self, longest: int) -> bool:
-        """Return whether one pass may hold a trunk and branches of ``longest`` tokens together.
+    def takes_own_masks(self, longest: int) -> bool:
+        """Return whether positions and an attention mask of ours mean what they say.
 
-        It may where the backbone takes positions and an attention mask of ours as they are. Tried
-        once, on a few tokens. Layers that look back over a window would not see its end in a mask
-        of ours, so a longer sequence gets a row of its own.
+        Then one pass may hold a trunk and branches of ``longest`` tokens together. Tried once, on
+        a few tokens. Layers that look back over a window would not see its end in a mask of ours,
+        so a longer sequence gets a row of its own.
         """
         if self._can_branch is None:
             self._can_branch = self._try_branches()
@@ -558,7 +624,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
         if not labels:
             return None
-        targets = torch.cat(labels).unique()
+        # those of all ranks: each scores its rows against the targets of the whole batch
+        targets = ranks.gathered(torch.cat(labels)).unique()
         targets = targets[targets >= 0]
         rows = self.encode_items(targets)
         self.item_table.store(targets, rows.detach())
@@ -643,6 +710,18 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             raise CheckpointError(
                 f"{folder} does not fit this model: missing {missing}, unexpected {unexpected}"
             )
+
+
+def _logp_and_entropy(
+    logits: Tensor, wanted: Tensor, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,)."""
+    logp = logits.log_softmax(-1)
+    chosen = logp.gather(-1, wanted[:, None])[:, 0]
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
+        kept = logp.clamp(min=-80.0)
+        return chosen, -(kept.exp() * kept).sum(-1)
 
 
 def branch_attention(

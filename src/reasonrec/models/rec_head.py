@@ -46,7 +46,8 @@ def score_catalogue(
         state, item_rows = state.float(), item_rows.float()
         if similarity == "cosine":
             state, item_rows = F.normalize(state, dim=-1), F.normalize(item_rows, dim=-1)
-        return state @ item_rows.T / temperature  # (..., D) @ (D, N) -> (..., N)
+        scores = state @ item_rows.T  # (..., D) @ (D, N) -> (..., N)
+        return scores if temperature == 1 else scores.div_(temperature)  # no second (..., N)
 
 
 class GatedReadout(nn.Module):
@@ -109,10 +110,16 @@ class EvidencePointer(nn.Module):
         is_found = found.item_index >= 0
         item = found.item_index.clamp(min=0)
         logp = scores.log_softmax(-1)
-        share, pointed = self.shares(logp.gather(-1, item), post, found)
-        rest = logp + torch.log1p(-share)
-        added = torch.zeros_like(rest).scatter_add(-1, item, share * pointed * is_found)
-        return rest + torch.log1p(added / rest.clamp(min=-60).exp())
+        logp_found = logp.gather(-1, item)
+        share, pointed = self.shares(logp_found, post, found)
+        rest = torch.log1p(-share)
+        same = found.item_index[..., :, None] == found.item_index[..., None, :]
+        slot = same.to(torch.uint8).argmax(-1)  # an item that is found twice counts at its first
+        is_first = is_found & (slot == torch.arange(slot.shape[-1], device=slot.device))
+        added = torch.zeros_like(pointed).scatter_add(-1, slot, share * pointed * is_found)
+        gained = torch.log1p(added / (logp_found + rest).clamp(min=-60).exp()) * is_first
+        # all but the few found items change by one constant: two (..., N) in all
+        return (logp + rest).scatter_add_(-1, item, gained)
 
     def shares(self, logp: Tensor, post: Tensor, found: Evidence) -> tuple[Tensor, Tensor]:
         """Return the share of all evidence (..., 1), and how it is split over titles (..., E).

@@ -246,6 +246,13 @@ class PromptWriter:
         inside = "".join(f" [{self.titles[i]}]" for i in found) if len(found) else NOTHING
         return f"{FOUND}{inside}{NEXT}"
 
+    def asked_by(self, tokens: Sequence[int]) -> int | None:
+        """Return the item that a thought, written so far and ending in a title, asks about."""
+        if self.title_token_ids is not None:
+            # a title is the last token, and the word before it has at most six
+            tokens = tokens[-1 - len(AFTER) :]
+        return self.asked_item(str(self.tokenizer.decode(list(tokens))))
+
     def asked_item(self, thought: str) -> int | None:
         """Return the item that a thought, written so far, asks the graph about, if it does."""
         _, after, title = thought.rpartition(f"{AFTER} [")

@@ -1,6 +1,7 @@
 """What training can be told. Imports no torch, so that ``--help`` stays quick."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -12,6 +13,7 @@ Schedule = Literal[
 ]
 TokenMean = Literal["tokens", "rollouts", "sum"]
 ItemTerm = Literal["best", "positive", "all"]
+EngineKind = Literal["sampler", "vllm-colocated", "vllm-server"]
 
 
 class OptimiserConfig(Config):
@@ -33,7 +35,7 @@ class OptimiserConfig(Config):
     """How the learning rate goes on after it; names are those of transformers."""
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = 64
-    """Rows per step and process: windows, or prompts in reinforcement learning."""
+    """Rows per step, over all processes together: windows, or prompts in reinforcement learning."""
     num_validations: PositiveInt = 10
     """How often in a run the model is validated and a checkpoint is written."""
     refresh_items_every: PositiveInt = 100
@@ -45,6 +47,40 @@ class OptimiserConfig(Config):
     stead. 0 keeps the weights themselves."""
     num_threads: NonNegativeInt = 0
     """Threads of torch. 0 leaves them as they are."""
+
+
+class EngineConfig(Config):
+    """Who writes the rollouts of reinforcement learning. ``docs/scaling.md`` says what each needs.
+
+    With ``sampler``, the default, the other keys say nothing.
+    """
+
+    kind: EngineKind = "sampler"
+    """Our own sampler, vLLM inside this process, or a vLLM server."""
+    handover: Literal["merged", "adapter"] = "merged"
+    """What vLLM is handed after every step: all weights, adapters worked into a copy of them, or
+    the adapters alone (needs ``weights.lora``)."""
+    url: str = "http://127.0.0.1:8000"
+    """Of the server."""
+    folder: Path | None = None
+    """Folder through which weights are handed over, which the server must see under the same path;
+    one in memory, as ``/dev/shm/rollouts``, is the quickest. None: a temporary folder."""
+    concurrency: PositiveInt = 64
+    """Requests that wait at the server at a time."""
+    timeout_s: PositiveFloat = 600.0
+    """How long one request to the server may take."""
+    memory_frac: float = Field(default=0.4, gt=0, le=1)
+    """Colocated: share of the GPU's memory that vLLM may take beside training."""
+    max_length: PositiveInt = 2048
+    """Colocated: tokens of a prompt and its thought together."""
+    eager: bool = False
+    """Colocated: start without capturing graphs of the GPU; slower to write, quicker to start."""
+
+    def decides(self) -> dict[str, Any]:
+        """Return what a manifest says of the engine: what can move a number, nothing by default."""
+        if self.kind == "sampler":
+            return {}
+        return {"engine": {"kind": self.kind, "handover": self.handover}}
 
 
 class SftLossConfig(Config):

@@ -3,6 +3,10 @@
 Data order is drawn up before the run, so a checkpoint plus a position is all that resuming needs:
 weights, optimiser, schedule, random states and step come back, and the numbers are those of a run
 that was never interrupted. Devices, DDP, FSDP2 and DeepSpeed come with the Trainer.
+
+Several processes (`reasonrec.ranks`) share each batch of that order: each takes a run of its rows,
+so that together they do what one process does. The first alone validates and writes files; the
+others are told what came out.
 """
 
 import json
@@ -10,7 +14,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from reasonrec.errors import CheckpointError, ReasonrecError
+from reasonrec import ranks
+from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.rng import stream_seed
 from reasonrec.training.config import OptimiserConfig
 
 LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
@@ -63,14 +70,24 @@ def fit(
 
     The weights of the best validation are in the model at the end. ``out/metrics.jsonl`` receives
     a row for every logged step; ``out/checkpoints`` is removed when the run is done.
+
+    Raises:
+        ConfigError: The rows of a step cannot be shared out evenly among the processes.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    num_steps = -(-len(data) // config.batch_size)  # pyright: ignore[reportArgumentType]
+    W = ranks.num_ranks()
+    if config.batch_size % W:
+        raise ConfigError(
+            f"optimiser.batch_size counts the rows of all processes, so {W} of them need a "
+            f"multiple of {W}; got {config.batch_size}"
+        )
+    batches = RankBatches(len(data), config.batch_size, rank=ranks.rank(), num_ranks=W)  # pyright: ignore[reportArgumentType]
+    num_steps = len(batches)
     every = max(1, num_steps // config.num_validations)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size // W,
         max_steps=num_steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -94,30 +111,66 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
-        seed=seed,
+        # dropout of its own for each process: the rows that they hold are others
+        seed=seed if ranks.is_first() else stream_seed(seed, "rank", ranks.rank()),
         data_seed=seed,
+        ddp_find_unused_parameters=True,
+        ddp_broadcast_buffers=False,
     )
+    arguments._n_gpu = min(arguments._n_gpu, 1)  # else one process would drive every GPU
     metrics = MetricsFile(out / "metrics.jsonl")
     trainer = _Trainer(
         model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate,
         callbacks=[metrics, _Bar(label, num_steps)],
         loss=loss, validate=validate, metrics=metrics, best=out / "best",
-        config=config,
+        config=config, batches=batches,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    last = last_checkpoint(out / "checkpoints")
+    last = ranks.first_alone(lambda: _go_back(out))
     if last is None:
         model.refresh_items()
-    if last:
-        shutil.copytree(last / "best", out / "best", dirs_exist_ok=True)
     for name in ("transformers.trainer", "transformers.trainer_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with warnings.catch_warnings():  # the Trainer knows the old name of a setting of DDP alone
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
     _load_weights(model, out / "best" / "model.safetensors")
     model.eval()
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
     return Fitted(score["step"], score[CHOSEN_BY], metrics.seconds)
+
+
+def _go_back(out: Path) -> Path | None:
+    """Return the checkpoint to continue from, if any, and put back the best of its time."""
+    last = last_checkpoint(out / "checkpoints")
+    if last is not None:
+        shutil.copytree(last / "best", out / "best", dirs_exist_ok=True)
+    return last
+
+
+class RankBatches(Sampler[list[int]]):
+    """The rows of each step that one process takes: a run of the batch that all of them share.
+
+    A last batch with fewer rows than processes is left out.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, *, rank: int, num_ranks: int) -> None:
+        self.num_rows, self.batch_size, self.rank, self.num_ranks = (
+            num_rows, batch_size, rank, num_ranks,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        whole, left = divmod(self.num_rows, self.batch_size)
+        return whole + (left >= self.num_ranks)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(len(self)):
+            begin = step * self.batch_size
+            rows = range(begin, min(begin + self.batch_size, self.num_rows))
+            of_rank = len(rows) * self.rank // self.num_ranks
+            end = len(rows) * (self.rank + 1) // self.num_ranks
+            yield list(rows[of_rank:end])
 
 
 def _save_weights(model: ReasoningRecommender, path: Path) -> None:
@@ -177,6 +230,8 @@ class MetricsFile(TrainerCallback):
             self._sums.setdefault(name, []).append(value)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not ranks.is_first():
+            return
         elapsed = self.seconds + time.perf_counter() - self._started
         row = {"step": step, "seconds": round(elapsed, 2)} | values
         with self.path.open("a", encoding="utf-8") as file:
@@ -189,6 +244,8 @@ class MetricsFile(TrainerCallback):
         kept = [row for row in rows if row["step"] <= state.global_step]
         self.seconds = kept[-1]["seconds"] if kept else 0.0
         self._started = time.perf_counter()
+        if not ranks.is_first():
+            return
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def on_log(
@@ -231,7 +288,8 @@ class _Bar(TrainerCallback):
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(),
             TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
+            console=Console(file=sys.stderr),
+            disable=not (sys.stderr.isatty() and ranks.is_first()),
         )  # fmt: skip
         self._task = self._progress.add_task(label, total=total)
 
@@ -313,9 +371,11 @@ class _Trainer(Trainer):
         metrics: MetricsFile,
         best: Path,
         config: OptimiserConfig,
+        batches: RankBatches,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._batches = batches
         self._config = config
         self._last: tuple[int, dict[str, float]] | None = None
         self._mean = _MeanOfWeights(self._recommender, config.averaging)
@@ -323,7 +383,17 @@ class _Trainer(Trainer):
             self.add_callback(self._mean)
         self._loss, self._validate, self._metrics, self._best = loss, validate, metrics, best
         self.model_accepts_loss_kwargs = False
-        best.mkdir(parents=True, exist_ok=True)
+        ranks.first_alone(lambda: best.mkdir(parents=True, exist_ok=True))
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self._batches.num_ranks == 1:
+            return super().get_train_dataloader()
+        # not through accelerate, which deals out whole batches, and repeats rows to fill the last
+        return DataLoader(
+            self.train_dataset,  # pyright: ignore[reportArgumentType]
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # pyright: ignore[reportArgumentType]
@@ -360,7 +430,7 @@ class _Trainer(Trainer):
             if table.steps_since_refresh > self._config.refresh_items_every:
                 recommender.refresh_items()
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
-        self._metrics.add(parts)
+        self._metrics.add(ranks.mean_of(parts))
         return (value, {}) if return_outputs else value
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -385,8 +455,15 @@ class _Trainer(Trainer):
         """Validate the model as it is, and keep it if it is the best so far."""
         model.eval()
         model.refresh_items()
-        values = self._validate(model)
+        values, waited = ranks.first_alone(lambda: self._judge(model))
         model.train()
+        if self._config.patience:
+            self.control.should_training_stop |= waited >= self._config.patience
+        return values
+
+    def _judge(self, model: ReasoningRecommender) -> tuple[dict[str, float], int]:
+        """Return what validation says, and how many validations ago it was best."""
+        values = self._validate(model)
         step = self.state.global_step
         self._metrics.write(step, values)
         path = self._best / "score.json"
@@ -395,10 +472,8 @@ class _Trainer(Trainer):
             _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
             path.write_text(json.dumps({"step": step} | values))
-        elif self._config.patience:
-            waited = (step - best["step"]) // self.args.eval_steps
-            self.control.should_training_stop |= waited >= self._config.patience
-        return values
+            return values, 0
+        return values, int((step - best["step"]) // self.args.eval_steps)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
@@ -414,6 +489,10 @@ class _Trainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        ranks.wait()  # each process has written its random state
+        ranks.first_alone(lambda: self._complete(folder))
+
+    def _complete(self, folder: Path) -> None:
         # the best so far belongs to the state: a resumed run must not remember later bests
         shutil.copytree(self._best, folder / "best", dirs_exist_ok=True)
         sizes = json.dumps(_sizes(folder))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.errors import TraceError
 from reasonrec.models.answers import AnsweringModel, TextBatch
 from reasonrec.rng import stream
@@ -122,11 +123,14 @@ def reasoned_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted mean of ``-log p`` over tokens of thoughts and answers, and its parts.
 
+    The mean is over the tokens of all processes together.
+
     Source: R2Rec, SFT objective (``docs/paper_index.md``, entry *SFT*).
     """
     batch = TextBatch(inputs["token_ids"], inputs["position_ids"], inputs["weight"])
     logp, _ = model(batch)
-    loss = -(logp * batch.weight).sum() / batch.weight.sum().clamp(min=1e-9)
+    (total,) = ranks.mean_counts(float(batch.weight.sum()))
+    loss = -(logp * batch.weight).sum() / max(total, 1e-9)
     with torch.no_grad():
         is_answer = batch.weight == batch.weight.max()
         is_thought = (batch.weight > 0) & ~is_answer

@@ -8,6 +8,7 @@ import torch
 from tests.toy_models import toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
+from reasonrec.models.reasoning_recommender import TINY_SHARPNESS
 from reasonrec.models.rec_head import Evidence, EvidencePointer
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.training.config import SftLossConfig
@@ -153,6 +154,34 @@ def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
     assert (logits[:, never] == -torch.inf).all()
     # with an empty prompt no title may be asked about either
     assert logits.isfinite().sum() == 3 * (logits.shape[1] - 3 - model.num_items)
+
+
+def test_what_may_be_written_is_what_the_rules_say_row_by_row():
+    model = toy_model()
+    generator = torch.Generator().manual_seed(0)
+    titles, pad = model.item_table.title_token_ids, model.writer.pad_id
+    after, answer = model.writer.encode(" After")[-1], model.writer.encode("<answer>")[0]
+    is_there = torch.rand((200, 4), generator=generator) < 0.6
+    seen = titles[torch.randint(12, (200, 4), generator=generator)].where(is_there, pad)
+    asked = seen[:, :2].where(torch.rand((200, 2), generator=generator) < 0.5, pad)
+    previous = torch.where(torch.rand(200, generator=generator) < 0.5, after, 7)
+    states = torch.randn((200, 16), generator=generator)
+    logits = model.language_logits(states, seen, asked, previous)
+    never = set(model.never_written.tolist())
+    words = set(range(logits.shape[1])) - set(titles.tolist()) - never
+    num_asking = 0
+    for r in range(200):
+        shown, done = set(seen[r].tolist()) - {pad}, set(asked[r].tolist()) - {pad}
+        may_write = words if done or not shown else words - {answer}
+        if previous[r] == after and shown - done:
+            may_write = shown - done
+            num_asking += 1
+        assert set(logits[r].isfinite().nonzero()[:, 0].tolist()) == may_write
+    assert 20 < num_asking < 180
+    plain = model._plain_logits(states) * TINY_SHARPNESS
+    finite = logits[:, sorted(words)].where(logits[:, sorted(words)].isfinite(), 0.0)
+    expected = plain[:, sorted(words)].where(finite != 0, 0.0)
+    assert torch.equal(finite, expected)
 
 
 def test_how_recent_a_title_is_adds_to_asking_about_it():

@@ -255,8 +255,7 @@ def test_a_thought_ends_however_the_answer_marker_is_spelled(folders):
     tokenizer, writer = model.tokenizer, model.writer
     letters = [tokenizer.encode(c, add_special_tokens=False)[0] for c in "a<answer>"]
     assert letters[1:] != writer.encode("<answer>") or len(writer.encode("<answer>")) == 8
-    silent = [5] * (len(writer.opening) - 1)  # what is forced is not what is said
-    _speak(model, [*silent, *letters, *[5] * 20])
+    _speak(model, [*letters, *[5] * 20])
     written = think(
         model, writer.prompts(Histories.from_lists([[2, 3]])), None, max_tokens=30, temperature=0
     )
@@ -270,8 +269,7 @@ def test_a_model_that_ends_its_turn_has_its_marker_forced_without_token_loss(fol
     model.writer.pad_id = 0
     tokenizer, writer = model.tokenizer, model.writer
     assert writer.end_ids == {tokenizer.eos_token_id}
-    silent = [5] * (len(writer.opening) - 1)
-    _speak(model, [*silent, 9, tokenizer.eos_token_id, *[5] * 30])
+    _speak(model, [9, tokenizer.eos_token_id, *[5] * 30])
     written = think(
         model, writer.prompts(Histories.from_lists([[2, 3]])), None, max_tokens=30, temperature=0
     )

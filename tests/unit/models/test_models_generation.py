@@ -28,6 +28,90 @@ def _generate(model, look_up=None, *, G=4, temperature=1.0, max_tokens=10, seed=
     )  # fmt: skip
 
 
+@torch.no_grad()
+def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
+    """The slow obvious way: every token of every thought from a pass over all before it."""
+    writer, prompts = model.writer, model.writer.prompts(_histories())
+    generator = torch.Generator().manual_seed(seed)
+    num_rows, limit = 3 * G, len(writer.opening) + max_tokens
+    answer = writer.encode("<answer>")
+    uniform = [torch.rand((num_rows, 1), generator=generator) for _ in range(limit + len(answer))]
+    thoughts, marks, logps = [], [], []
+    for r in range(num_rows):
+        prompt = prompts.token_ids[r // G, : prompts.lengths[r // G]].tolist()
+        tokens, written, logp = list(writer.opening), [], []
+        queue, is_forced = [], False
+        while tokens[-len(answer) :] != answer or queue:
+            if len(tokens) >= limit and not is_forced:
+                queue, is_forced = list(answer), True
+            if queue:
+                tokens.append(queue.pop(0))
+                continue
+            states = model.run_backbone(
+                model.embed(torch.tensor([prompt + tokens])), use_cache=False
+            ).last_hidden_state[:, -1]
+            own = [tokens[s] for s in written] or [writer.pad_id]
+            logits = model.language_logits(
+                states, torch.tensor([prompt]), torch.tensor([own]), torch.tensor([tokens[-1]])
+            )[0]
+            if temperature == 0:
+                token = int(logits.argmax())
+            else:
+                cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+                token = int((cumulative <= uniform[len(tokens) - 1][r]).sum())
+            written.append(len(tokens))
+            logp.append(float(logits.log_softmax(-1)[token]))
+            tokens.append(token)
+            item = writer.asked_item(texts(model, tokens))
+            if look_up is not None and token in writer.closing_tokens and item is not None:
+                (found,) = look_up([r // G], [item])
+                queue, _ = writer.lookup_tokens([link.item_index for link in found.links])
+        thoughts.append(tokens)
+        marks.append(written)
+        logps.append(logp)
+    return thoughts, marks, logps
+
+
+def _answers(rows, items):
+    """A graph that answers with nothing, one item or two."""
+    return [
+        Lookup(i, tuple(Link((i + k + 1) % 12, 1.0, 1, 0) for k in range(i % 3))) for i in items
+    ]
+
+
+@pytest.mark.parametrize(("temperature", "max_tokens"), [(0.0, 24), (1.0, 30), (1.3, 5)])
+def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature, max_tokens):
+    model = toy_model()
+    titles = model.writer.title_token_ids.tolist()
+    with torch.no_grad():  # a head that wants to ask, so that thoughts fall out of step
+        wanted = [*titles, *model.writer.encode(" After"), *model.writer.encode("<answer>")]
+        model.backbone.get_input_embeddings().weight[wanted] *= 3
+    given = {"G": 4, "temperature": temperature, "max_tokens": max_tokens, "seed": 4}
+    written = _generate(model, _answers, **given)
+    thoughts, marks, logps = _one_by_one(model, _answers, **given)
+    if temperature == 1.0:
+        assert len({len(tokens) for tokens in thoughts}) > 2
+        assert max(map(len, written.evidence)) > 1
+    for r in range(12):
+        length = int(written.lengths[r])
+        assert written.token_ids[r, :length].tolist() == thoughts[r]
+        assert written.is_written[r].nonzero()[:, 0].tolist() == marks[r]
+        found = written.token_logp[r][written.is_written[r]]
+        torch.testing.assert_close(found, torch.tensor(logps[r]), atol=1e-4, rtol=0)
+
+
+def test_the_token_head_is_applied_to_drawn_tokens_alone():
+    model = toy_model()
+    rows, plain = [], model._plain_logits
+    model._plain_logits = lambda states, *rest: (rows.append(len(states)), plain(states, *rest))[1]
+    written = _generate(model, _always(0), max_tokens=20)
+    assert sum(rows) == int(written.is_written.sum())
+    rows.clear()
+    batch = _as_batch(model, written, G=4)
+    model(batch)
+    assert sum(rows) == int(written.is_written.sum())
+
+
 def _as_batch(model, written, G):
     prompts = model.writer.prompts(_histories())
     lengths = torch.from_numpy(prompts.lengths)

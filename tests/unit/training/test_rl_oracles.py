@@ -224,8 +224,8 @@ def test_the_reward_for_uncertainty_is_the_mean_entropy_and_raises_it():
 
 def test_top_k_draws_among_the_likeliest_and_keeps_the_probability_among_all():
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-    drawn, logp = _draw(logits, 2.0, 2, generator)
+    uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    drawn, logp = _draw(logits, 2.0, 2, uniform)
     assert set(drawn.tolist()) == {1, 2}
     # heated by 2, the two left are e^1.5 : e^1
     share = 1 / (1 + math.exp(-0.5))
@@ -233,5 +233,5 @@ def test_top_k_draws_among_the_likeliest_and_keeps_the_probability_among_all():
     whole = logits[0].log_softmax(-1)
     assert torch.equal(logp, whole[drawn])
     # every token is among the likeliest 9: the draw is that without the switch
-    again, expected = (_draw(logits, 1.0, k, torch.Generator().manual_seed(0))[0] for k in (9, 0))
+    again, expected = (_draw(logits, 1.0, k, uniform)[0] for k in (9, 0))
     assert torch.equal(again, expected)

@@ -16,19 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec import ranks
 from reasonrec.models.answers import (
     AnsweringModel,
     TextBatch,
+    Written,
     answer_log_probs,
     prompts_of,
     text_batch,
-    write,
 )
 from reasonrec.rng import stream_seed
 from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text, student_answer
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.contract import RolloutEngine
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import token_objective
 from reasonrec.training.rl.text_rewards import Reward, Rollout, pairwise_order
 
@@ -39,11 +42,31 @@ class WrittenRollouts:
 
     batch: TextBatch
     """R = P * G rows; weight 1 on what was drawn."""
+    sampler_logp: Tensor
+    """(R, T), float32, what the engine says of each drawn token; 0 elsewhere."""
     labelled: TextBatch | None
     """Own thoughts with the true answer behind them, weight 1 on the answer."""
     advantages_P_G: Tensor
     statistics: dict[str, float]
     old_logp: Tensor | None = None
+
+    def of_part(self, begin: int, end: int, num_events: int) -> "WrittenRollouts":
+        """Return the rollouts about some of the events, which have equally many each."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            per_event = len(tensor) // num_events
+            return tensor[begin * per_event : end * per_event]
+
+        def cut_batch(batch: TextBatch) -> TextBatch:
+            return TextBatch(*(cut(tensor) for tensor in vars(batch).values()))
+
+        return WrittenRollouts(
+            cut_batch(self.batch),
+            cut(self.sampler_logp),
+            None if self.labelled is None else cut_batch(self.labelled),
+            cut(self.advantages_P_G),
+            self.statistics,
+        )
 
 
 class Grpo:
@@ -56,13 +79,16 @@ class Grpo:
         rewards: Sequence[tuple[float, Reward]],
         *,
         seed: int,
+        engine: RolloutEngine | None = None,
     ) -> None:
         """Args:
+        engine: Who writes the rollouts; our own sampler unless told otherwise.
         questions: With pairs (``config.pairwise_weight`` above 0), each question with a label is
             followed by the one about the item that the same user did not touch.
         rewards: Functions and their weights; their weighted sum is the reward.
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
+        self.engine = engine or Sampler()
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -70,15 +96,25 @@ class Grpo:
         """Return the loss of one step and what there is to log about it."""
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
-        if self._events is None or not torch.equal(inputs["event"], self._events):
+        # where processes share a batch, each writes the whole of it, so that all draw as one would,
+        # and learns from its own part
+        events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
+        if self._events is None or not torch.equal(events, self._events):
             started = time.perf_counter()
-            self._events = inputs["event"]
+            own = getattr(model, "module", model)  # the model itself where DDP wraps it
+            self.engine.sync(own)
+            synced = time.perf_counter()
+            self._events = events
+            first = int(keys[0])
             self._rollouts = self._roll_out(
-                getattr(model, "module", model),  # the model itself where DDP wraps it
-                inputs["event"].tolist(),
-                stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+                own, events.tolist(), stream_seed(self.seed, "rollout", first)
             )
-            parts["rl/rollout_seconds"] = time.perf_counter() - started
+            if len(events) > len(inputs["event"]):
+                begin = int(inputs["key"][0]) - first
+                end = begin + len(inputs["event"])
+                self._rollouts = self._rollouts.of_part(begin, end, len(events))
+            parts["rl/sync_seconds"] = synced - started
+            parts["rl/rollout_seconds"] = time.perf_counter() - synced
         rollouts = self._rollouts
         assert rollouts is not None
         loss, logged = grpo_loss(model, rollouts, self.config)
@@ -89,7 +125,9 @@ class Grpo:
     ) -> WrittenRollouts:
         size = 2 if self.config.pairwise_weight else 1
         asked = [self.questions[size * r + side] for r in rows for side in range(size)]
-        texts, replies, marks, is_written = _write(model, asked, self.config, generator_seed)
+        texts, replies, marks, written = _write(
+            model, self.engine, asked, self.config, generator_seed
+        )
         rewards = np.array(
             [sum(w * reward(text) for w, reward in self.rewards) for text in texts]
         ).reshape(len(asked), -1)
@@ -104,9 +142,10 @@ class Grpo:
         rewards_P_G = torch.tensor(rewards, dtype=torch.float32)
         advantages = advantages_within_groups(rewards_P_G, self.config.advantage)
         batch = text_batch([(text, at) for text, at, _ in replies], model.writer.pad_id)
-        for r, (_, at, _) in enumerate(replies):
-            written = is_written[r]
-            batch.weight[r, at : at + len(written)] = torch.tensor(written, dtype=torch.float32)
+        sampler_logp = torch.zeros_like(batch.weight)
+        for r, (_, at, length) in enumerate(replies):
+            batch.weight[r, at : at + length] = written.is_written[r, :length].float().cpu()
+            sampler_logp[r, at : at + length] = written.token_logp[r, :length].cpu()
         labelled = None
         if self.config.answer_weight:
             true = [
@@ -121,23 +160,27 @@ class Grpo:
             labelled = text_batch(true, model.writer.pad_id).to(model.device)
         return WrittenRollouts(
             batch.to(model.device),
+            sampler_logp.to(model.device),
             labelled,
             advantages.to(model.device),
-            _statistics(texts, rewards_P_G, advantages, [len(w) for w in is_written]),
+            _statistics(texts, rewards_P_G, advantages, written.lengths.tolist()),
         )
 
 
 def _write(
-    model: AnsweringModel, asked: Sequence[Question], config: GrpoConfig, generator_seed: int
-) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], list[list[bool]]]:
-    """Return rollouts, their tokens with the prompt's length, answer places, what was drawn."""
-    generator = torch.Generator(model.device)
-    generator.manual_seed(generator_seed)
+    model: AnsweringModel,
+    engine: RolloutEngine,
+    asked: Sequence[Question],
+    config: GrpoConfig,
+    generator_seed: int,
+) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], Written]:
+    """Return rollouts, their tokens with the lengths of prompt and reply, answer places, and what
+    the engine wrote."""
     prompts = prompts_of(model, asked)
-    written = write(
-        model, prompts, max_tokens=config.max_tokens, group_size=config.group_size,
-        temperature=config.temperature, generator=generator,
-        max_answer_tokens=config.max_answer_tokens,
+    written = engine.write(
+        prompts, max_tokens=config.max_tokens, group_size=config.group_size,
+        temperature=config.temperature, max_answer_tokens=config.max_answer_tokens,
+        seed=generator_seed,
     )  # fmt: skip
     texts: list[tuple[list[int], int, int]] = []
     marks: list[int] = []
@@ -165,8 +208,7 @@ def _write(
                 probabilities=np.exp(log_probs[r].astype(np.float64)),
             )
         )
-    drawn = [written.is_written[r, : text[2]].tolist() for r, text in enumerate(texts)]
-    return rollouts, texts, marks, drawn
+    return rollouts, texts, marks, written
 
 
 def grpo_loss(
@@ -187,11 +229,22 @@ def grpo_loss(
         is_written.reshape(shape), clip_low=config.clip_low, clip_high=config.clip_high,
         mean_over=config.token_mean,
     )  # fmt: skip
+    # each mean is over what this process holds; its share makes it one over the whole batch
+    of_tokens, of_rollouts, of_labels = ranks.shares(
+        int(is_written.sum()),
+        rollouts.advantages_P_G.numel(),
+        0 if rollouts.labelled is None else len(rollouts.labelled.token_ids),
+    )
+    loss = loss * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     logged = dict(rollouts.statistics)
-    logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1))
+    logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1)) * of_tokens
+    apart = (old_logp - rollouts.sampler_logp).abs()[is_written]
+    logged["rl/sampler_mismatch"] = max(
+        ranks.gathered_objects(float(apart.max()) if apart.numel() else 0.0)
+    )
     if rollouts.labelled is not None:
         true, _ = model(rollouts.labelled)
-        answers = -true.sum(1).mean()
+        answers = -true.sum(1).mean() * of_labels
         loss = loss + config.answer_weight * answers
         logged["rl/answer_loss"] = float(answers.detach())
     return loss, logged

@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reasonrec.training.config import ItemTerm, TokenMean
+from reasonrec.training.rl.rewards import in_parts
 
 
 def clipped_objective(
@@ -110,17 +112,27 @@ def log_prob_of_targets(
     masked_P_N: Tensor,
     *,
     over: Literal["batch", "catalogue"],
+    targets: Tensor | None = None,
 ) -> Tensor:
     """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
 
     An item of the user's history is never a negative; a target that several prompts share is one
     item, so it is never its own negative.
+
+    Args:
+        targets: Those of the whole batch, where these prompts are a part of it.
     """
-    if over == "catalogue":
-        compared = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
-    else:
+    if over == "batch":
         in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
-        in_batch[target_P] = True
-        compared = scores_P_G_N.masked_fill((masked_P_N | ~in_batch)[:, None, :], -torch.inf)
-    index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
-    return compared.log_softmax(-1).gather(-1, index)[..., 0]
+        in_batch[target_P if targets is None else targets] = True
+        masked_P_N = masked_P_N | ~in_batch
+    parts = list(in_parts(scores_P_G_N, target_P, masked_P_N))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([_log_prob(*part) for part in parts])
+    # computed again in the backward pass: kept, the parts would be the copy that they avoid
+    return torch.cat([checkpoint(_log_prob, *part, use_reentrant=False) for part in parts])
+
+
+def _log_prob(scores: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    logp = scores.masked_fill(masked[:, None, :], -torch.inf).log_softmax(-1)
+    return logp.gather(-1, target[:, None, None].expand(*scores.shape[:2], 1))[..., 0]

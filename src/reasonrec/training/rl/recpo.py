@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.models.generation import Generated, think
+from reasonrec.models.generation import Part
 from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
@@ -21,6 +22,8 @@ from reasonrec.traces.prompts import ANSWER, PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.contract import RolloutEngine, Thoughts
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import (
     item_objective,
     item_weights,
@@ -76,6 +79,8 @@ class Rollouts:
 
     batch: Batch
     target_P: Tensor
+    targets: Tensor
+    """Of the whole batch: those of all processes that share it."""
     masked_P_N: Tensor
     sampler_logp_P_G_S: Tensor
     is_truncated_P_G: Tensor
@@ -122,8 +127,13 @@ class Recpo:
         *,
         seed: int,
         start: StartingPoint | None = None,
+        engine: RolloutEngine | None = None,
     ) -> None:
+        """Args:
+        engine: Who writes the rollouts; our own sampler unless told otherwise.
+        """
         self.config = config
+        self.engine = engine or Sampler()
         self.start = start
         self.log = log
         self.verbaliser = verbaliser
@@ -136,19 +146,26 @@ class Recpo:
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
         started = time.perf_counter()
-        is_new = self._events is None or not torch.equal(inputs["event"], self._events)
-        if is_new:
-            self._events = inputs["event"]
+        # where processes share a batch, they decide by the whole of it, and draw as one would
+        events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
+        if self._events is None or not torch.equal(events, self._events):
+            self._events = events
+            first, G = int(keys[0]), num_sampled(self.config)
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
+            self.engine.sync(own)
+            synced = time.perf_counter()
             self._rollouts = roll_out(
                 own,
                 self.log,
                 self.verbaliser,
                 inputs["event"].cpu().numpy(),
                 self.config,
-                generator_seed=stream_seed(self.seed, "rollout", int(inputs["key"][0])),
+                generator_seed=stream_seed(self.seed, "rollout", first),
+                engine=self.engine,
+                part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
             )
-            parts["rl/rollout_seconds"] = time.perf_counter() - started
+            parts["rl/sync_seconds"] = synced - started
+            parts["rl/rollout_seconds"] = time.perf_counter() - synced
             if self.start is not None:
                 batch = self._rollouts.batch
                 self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
@@ -167,23 +184,29 @@ def roll_out(
     config: RecpoConfig,
     *,
     generator_seed: int,
+    engine: RolloutEngine | None = None,
+    part: Part | None = None,
 ) -> Rollouts:
-    """Return G thoughts for the history before each log position, token in, token out."""
+    """Return G thoughts for the history before each log position, token in, token out.
+
+    Args:
+        engine: Who writes them, synced with the model; None: our sampler.
+        part: Which rollouts of a larger batch these are, where processes share it.
+    """
     histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
-    generator = torch.Generator(model.device)
-    generator.manual_seed(generator_seed)
-    num_sampled = config.group_size - config.empty_rollout
-    written = think(
-        model, prompts, look_up_for(verbaliser, histories),
-        max_tokens=config.max_tokens, group_size=num_sampled,
-        temperature=config.temperature, top_k=config.top_k, generator=generator,
+    G = num_sampled(config)
+    written = (engine or Sampler(model)).think(
+        prompts, look_up_for(verbaliser, histories),
+        max_tokens=config.max_tokens, group_size=G,
+        temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
-    P, G = len(event), num_sampled
+    P = len(event)
     rollouts = Rollouts(
         batch=rollout_batch(model, log, event, written, P, G),
         target_P=target,
+        targets=ranks.gathered(target),
         masked_P_N=masked_items(histories, target, model.num_items),
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
@@ -195,6 +218,11 @@ def roll_out(
             model, rollouts.batch, rollouts.target_P, rollouts.masked_P_N
         )
     return rollouts
+
+
+def num_sampled(config: RecpoConfig) -> int:
+    """Return how many rollouts of a group are written: all, or all but the empty thought."""
+    return config.group_size - config.empty_rollout
 
 
 def with_empty_rollout(rollouts: Rollouts, writer: PromptWriter) -> Rollouts:
@@ -238,7 +266,7 @@ def rollout_batch(
     model: ReasoningRecommender,
     log: InteractionLog,
     event: np.ndarray,
-    written: Generated,
+    written: Thoughts,
     P: int,
     G: int,
 ) -> Batch:
@@ -287,13 +315,21 @@ def recpo_loss(
     scores, logp = outputs.think_logits, outputs.token_logp
     batch, target = rollouts.batch, rollouts.target_P
     assert scores is not None and logp is not None and batch.is_written is not None
-    item_logp = log_prob_of_targets(scores, target, rollouts.masked_P_N, over=config.item_softmax)
+    item_logp = log_prob_of_targets(
+        scores, target, rollouts.masked_P_N, over=config.item_softmax, targets=rollouts.targets
+    )
     is_written = batch.is_written
+    # each mean below is over what this process holds; its share makes it one over the whole batch
+    of_tokens, of_rollouts, of_next_items = ranks.shares(
+        int(is_written.sum()),
+        target.numel() * config.group_size,
+        0 if outputs.next_item_logp is None else outputs.next_item_logp.numel(),
+    )
     if rollouts.rewards_P_G is None:
         with torch.no_grad():
-            ranks = ranks_of_targets(scores, target, rollouts.masked_P_N)
+            places = ranks_of_targets(scores, target, rollouts.masked_P_N)
             rollouts.rewards_P_G = fused_reward(
-                ndcg_reward(ranks, config.reward_at),
+                ndcg_reward(places, config.reward_at),
                 softmax_reward(scores, target, rollouts.masked_P_N),
                 beta=config.beta,
             )
@@ -304,22 +340,23 @@ def recpo_loss(
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     advantages = advantages_within_groups(rewards, config.advantage)
     flat = is_flat(rewards)
-    of_tokens = advantages
+    learned_from = advantages
     if rollouts.sentences is not None:
         thought = config.thought_weight * advantages[..., None]
-        of_tokens = thought + config.sentence_weight * rollouts.sentences.token_advantages
+        learned_from = thought + config.sentence_weight * rollouts.sentences.token_advantages
     elif config.thought_weight != 1:
-        of_tokens = config.thought_weight * advantages
+        learned_from = config.thought_weight * advantages
     tokens = token_objective(
-        logp, old_logp, of_tokens, is_written, **clip, mean_over=config.token_mean
-    )
+        logp, old_logp, learned_from, is_written, **clip, mean_over=config.token_mean
+    ) * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     weights = item_weights(advantages, config.item_term)
-    items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip)
+    items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip) * of_rollouts
     loss = -(tokens + config.item_weight * items)
     if config.flat_groups == "cross-entropy" and flat.any():
-        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean()
+        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean() * of_rollouts
     if config.next_item_weight and outputs.next_item_logp is not None:
-        loss = loss - config.next_item_weight * outputs.next_item_logp.mean()
+        known = outputs.next_item_logp.mean() * of_next_items
+        loss = loss - config.next_item_weight * known
     logged = _rollout_statistics(outputs, rollouts, advantages, flat, config)
     if config.empty_rollout:
         gain = rewards[:, :-1].mean(1) - rewards[:, -1]
@@ -327,12 +364,14 @@ def recpo_loss(
         logged["rl/frac_think_wins"] = (gain > 0).float().mean().item()
     if rollouts.sentences is not None:
         logged |= rollouts.sentences.statistics()
+    for name in ("rl/entropy", "rl/frac_clipped"):
+        logged[name] *= of_tokens
     if rollouts.start_token_logp_P_G_S is not None:
-        distance = kl_to_start(logp, rollouts.start_token_logp_P_G_S, is_written)
+        distance = kl_to_start(logp, rollouts.start_token_logp_P_G_S, is_written) * of_tokens
         loss = loss + config.kl_weight * distance
         logged["rl/kl_to_start"] = distance.item()
     if config.entropy_weight and outputs.token_entropy is not None:
-        entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1)
+        entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1) * of_tokens
         loss = loss - config.entropy_weight * entropy
     return loss, logged
 
@@ -359,5 +398,7 @@ def _rollout_statistics(
         "rl/frac_truncated": rollouts.is_truncated_P_G.float().mean().item(),
         "rl/entropy": (outputs.token_entropy.sum() / num_written).item(),
         "rl/frac_clipped": (outside.sum() / num_written).item(),
-        "rl/sampler_mismatch": mismatch.max().item() if mismatch.numel() else 0.0,
+        "rl/sampler_mismatch": max(
+            ranks.gathered_objects(mismatch.max().item() if mismatch.numel() else 0.0)
+        ),
     }

@@ -1,7 +1,21 @@
 """Rewards from recommendation labels alone (R²ec). P prompts, G rollouts each, N items."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+MOST_SCORES = 2**24
+"""Item scores that are compared at a time, in entries: 64 MiB. Where there are more, a few prompts
+are looked at after the other, so that no masked copy of all scores exists."""
+
+
+def in_parts(scores_P_G_N: Tensor, *by_prompt: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the scores, and tensors with a row a prompt, of a few prompts after the other."""
+    P, G, N = scores_P_G_N.shape
+    most = min(P, max(1, MOST_SCORES // (G * N)))
+    # `split`, not slices: the gradient of a slice is as large as the whole
+    return zip(*(tensor.split(most) for tensor in (scores_P_G_N, *by_prompt)), strict=True)
 
 
 def ranks_of_targets(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor) -> Tensor:
@@ -13,13 +27,19 @@ def ranks_of_targets(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor)
     Args:
         masked_P_N: True for items that may not be recommended; never true for the target.
     """
-    target_scores = scores_P_G_N.gather(
-        -1, target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
-    )
-    allowed = ~masked_P_N[:, None, :]
-    greater = ((scores_P_G_N > target_scores) & allowed).sum(-1)
-    ties = ((scores_P_G_N == target_scores) & allowed).sum(-1) - 1
-    return 1.0 + greater.float() + 0.5 * ties.float()
+    ranks = []
+    for scores, target, masked in in_parts(scores_P_G_N, target_P, masked_P_N):
+        target_scores = _of_targets(scores, target)[..., None]
+        allowed = ~masked[:, None, :]
+        greater = ((scores > target_scores) & allowed).sum(-1)
+        ties = ((scores == target_scores) & allowed).sum(-1) - 1
+        ranks.append(1.0 + greater.float() + 0.5 * ties.float())
+    return torch.cat(ranks)
+
+
+def _of_targets(values_P_G_N: Tensor, target_P: Tensor) -> Tensor:
+    index = target_P[:, None, None].expand(*values_P_G_N.shape[:2], 1)
+    return values_P_G_N.gather(-1, index)[..., 0]
 
 
 def ndcg_reward(rank: Tensor, k: int) -> Tensor:
@@ -32,9 +52,12 @@ def softmax_reward(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor) -
 
     It separates rollouts that reach the same rank.
     """
-    allowed = scores_P_G_N.masked_fill(masked_P_N[:, None, :], -torch.inf)
-    index = target_P[:, None, None].expand(*scores_P_G_N.shape[:2], 1)
-    return allowed.softmax(-1).gather(-1, index)[..., 0]
+    return torch.cat(
+        [
+            _of_targets(scores.masked_fill(masked[:, None, :], -torch.inf).softmax(-1), target)
+            for scores, target, masked in in_parts(scores_P_G_N, target_P, masked_P_N)
+        ]
+    )
 
 
 def fused_reward(discrete: Tensor, continuous: Tensor, *, beta: float) -> Tensor:

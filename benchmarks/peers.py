@@ -1,0 +1,236 @@
+"""Tune every peer on a real data set, measure it on the test queries, write the table.
+
+    make peers
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018 --budget 4
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers ml-100k --methods sasrec esasrec
+    REASONREC_DATA=... python benchmarks/peers.py runs/untuned office-2018 --budget 0 --seeds 0
+    python benchmarks/peers.py runs/peers --only-write
+
+A peer is a baseline of another library (docs/baselines.md). Each line but the last prepares, tunes
+and measures the named sets, one method after the other, each in folders of its own, and goes on
+where it stopped; a budget of 0 leaves the settings at their defaults. Every line writes
+docs/results/peers.md from what is finished in its folder. Every command that runs is one that
+anybody can type. Settings are chosen by NDCG@10 on validation. The follow counter, untuned, stands
+beside the peers: it takes no time, and a model that stays below it has learned nothing that
+counting does not know. Nothing is typed in by hand.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec
+from scipy.sparse import csr_array
+
+from reasonrec.baselines.floor import CONFIGS
+from reasonrec.baselines.history import taken_items
+from reasonrec.baselines.peers import PEERS
+from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.protocol import MetricRow, read_rows
+from reasonrec.evaluation.table import MethodLine, short, summarise
+from reasonrec.evaluation.tuning import Trial, read_trials
+from reasonrec.machine import describe_machine
+from reasonrec.manifest import read_manifest
+from reasonrec.metrics import metric_values
+
+COUNTER = "follow-counter"
+HEADINGS = (
+    "method", "library", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "valid",
+    "trials", "epochs", "fit s", "tune s",
+)  # fmt: skip
+HEAD = """# Baselines of other libraries
+
+Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare`, `tune` and
+`evaluate`; which library each method is, how it is asked and what is searched stands in
+[../baselines.md](../baselines.md). Where there were trials, settings were chosen by NDCG@10 on
+validation; validation also stops training; the test part was answered once. All methods are
+trained on `train` alone; the history of a test query holds the validation item, for all alike. The
+follow counter, at its defaults, stands beside the peers; tuned, it is in [floor.md](floor.md).
+Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
+deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
+the weights that were kept, a mean over seeds. Seconds are wall-clock, beside other work, and say
+an order of magnitude.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("--budget", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*SEEDS])
+    parser.add_argument("--methods", nargs="*", choices=[*PEERS], default=[*PEERS])
+    parser.add_argument("--only-write", action="store_true")
+    asked = parser.parse_args()
+    if not asked.only_write:
+        for name in asked.sets:
+            run_set(name, asked.runs / name, asked.methods, asked.budget, asked.seeds)
+            write_page(asked.runs)
+    write_page(asked.runs)
+
+
+def run_set(name: str, folder: Path, methods: list[str], budget: int, seeds: list[int]) -> None:
+    """Prepare one set, and tune and measure the named methods on it."""
+    data = folder / "data"
+    reasonrec("prepare", name, "--out", data, *PREPARE[name])
+    reasonrec("evaluate", COUNTER, "--data", data, "--out", folder / COUNTER)
+    for method in methods:
+        given = []
+        if budget:
+            tuned = folder / f"tune-{method}"
+            reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
+            given = ["--params", tuned]
+        for seed in seeds:
+            out = folder / f"{method}-{seed}"
+            reasonrec("evaluate", method, "--data", data, "--out", out, *given, "--seed", seed)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is finished of one peer on one set."""
+
+    method: str
+    rows: list[MetricRow]
+    trials: list[Trial]
+    """Of the search; none if the defaults were measured."""
+    told: list[dict]
+    """What the peer wrote of each run."""
+
+
+def write_page(runs: Path) -> None:
+    sections = []
+    for name in PREPARE:
+        found = [one for method in PEERS if (one := read_measured(runs / name, method))]
+        if found:
+            sections.append(write_set(name, runs / name, found))
+    page = ROOT / "docs" / "results" / "peers.md"
+    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+
+
+def read_measured(folder: Path, method: str) -> Measured | None:
+    """Return what a peer reached, over the seeds that are finished; None if there is none."""
+    done = sorted(folder.glob(f"{method}-*/manifest.json"))
+    if not done:
+        return None
+    tuned = folder / f"tune-{method}"
+    peers = [one.parent / "methods" / method / "peer" / "peer.json" for one in done]
+    return Measured(
+        method,
+        rows=[row for one in done for row in read_rows(one.parent / "metrics.json")],
+        trials=read_trials(tuned / "trials.jsonl") if tuned.exists() else [],
+        told=[json.loads(one.read_text(encoding="utf-8")) for one in peers],
+    )
+
+
+def write_set(name: str, folder: Path, found: list[Measured]) -> str:
+    """Return the section of one set."""
+    counter = read_rows(folder / COUNTER / "metrics.json")
+    summary = summarise([*counter, *(row for one in found for row in one.rows)], COLUMNS)
+    best = [max(line.cells[i].value for line in summary if line.cells[i]) for i in range(4)]
+    finished = [*folder.glob("*-*/manifest.json")]
+    commits = sorted({str(read_manifest(one.parent)["commit"])[:10] for one in finished})
+    budgets = sorted({len(one.trials) for one in found})
+    untuned = "" if budgets[0] else " (0: the defaults, nothing was searched)"
+    items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
+    lines = [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
+        f"{counter[0].n:,} test queries, {items['items']:,} items. Trials for "
+        f"each method: {', '.join(map(str, budgets))}{untuned}; commit {', '.join(commits)}; "
+        f"{describe_machine(ROOT).cpu}, one thread beside other work.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- | --- |" + " --: |" * (len(HEADINGS) - 2),
+    ]
+    of = {one.method: one for one in found}
+    for line in summary:
+        lines.append(table_line(line, best, of.get(line.method), counter))
+    reference = next(line.cells[1].value for line in summary if line.method == COUNTER)
+    below = [
+        line.method for line in summary if line.method in of and line.cells[1].value < reference
+    ]
+    lines += [
+        "",
+        f"Below the untuned follow counter by NDCG@10: {', '.join(below) or 'none'}. Settings "
+        "that are not the defaults:",
+        "",
+    ]
+    for one in found:
+        defaults = CONFIGS[one.method]().model_dump()
+        settings = one.told[0]["job"]["settings"]
+        changed = [f"{k} {v:g}" for k, v in settings.items() if v != defaults[k]]
+        lines.append(f"- {one.method}: {', '.join(changed) or 'the defaults'}")
+    lines += ["", *evidence_table(folder, [COUNTER, *of])]
+    return "\n".join(lines) + "\n"
+
+
+def evidence_table(folder: Path, methods: list[str]) -> list[str]:
+    """Return NDCG@10 by what training knows of the way from a history to its target."""
+    dataset = Dataset.load(folder / "data")
+    taken = csr_array(taken_items(dataset.train, dataset.num_items))
+    # who took both: (N, N), and for a query its row of the target at the items of the history
+    together = (taken.T @ taken).tocsr()
+    asked = dataset.test
+    histories = asked.histories()
+    is_met = np.zeros(len(asked), bool)
+    for row, target in enumerate(asked.target):
+        beside = together.indices[together.indptr[target] : together.indptr[target + 1]]
+        is_met[row] = np.isin(histories.row(row)[histories.row(row) != target], beside).any()
+    is_seen = np.isin(asked.target, dataset.train.item_index)
+    parts = {
+        "taken together with an item of the history": is_met,
+        "seen in training, but never together": is_seen & ~is_met,
+        "never seen in training": ~is_seen,
+    }
+    lines = [
+        "NDCG@10 by what training holds of the target, full catalogue, mean over seeds:",
+        "",
+        "| target | queries | " + " | ".join(methods) + " |",
+        "| --- |" + " --: |" * (len(methods) + 1),
+    ]
+    values = {method: ndcg_of_queries(folder, method) for method in methods}
+    for word, chosen in parts.items():
+        cells = [short(values[m][chosen].mean()) if chosen.any() else "-" for m in methods]
+        lines.append("| " + " | ".join([word, f"{chosen.sum():,}", *cells]) + " |")
+    return lines
+
+
+def ndcg_of_queries(folder: Path, method: str) -> np.ndarray:
+    """Return NDCG@10 of every test query, a mean over the seeds that are finished. (Q,)."""
+    done = sorted(folder.glob(f"{method}-*/manifest.json")) or [folder / method / "manifest.json"]
+    seeds = []
+    for one in done:
+        ranks = pl.read_parquet(one.parent / "per_query.parquet")
+        ranks = ranks.filter(pl.col("protocol") == "full").sort("query")
+        seeds.append(metric_values("ndcg@10", ranks["rank"].to_numpy()))
+    return np.mean(seeds, axis=0)
+
+
+def table_line(
+    line: MethodLine, best: list[float], peer: Measured | None, counter: list[MetricRow]
+) -> str:
+    cells = []
+    for cell, top in zip(line.cells, best):
+        spread = "" if cell.seed_sd is None else f" ± {short(cell.seed_sd)}"
+        value = f"**{short(cell.value)}**" if cell.value == top else short(cell.value)
+        cells.append(value + spread)
+    if peer is None:
+        costs = ["-", "-", "-", f"{fit_seconds(counter, line.method):.1f}", "-"]
+        return "| " + " | ".join([line.method, "ours", str(line.num_seeds), *cells, *costs]) + " |"
+    values = [trial.value for trial in peer.trials if trial.value is not None]
+    spent = sum(trial.fit_seconds + trial.score_seconds for trial in peer.trials)
+    epochs = sum(one["epochs"] for one in peer.told) / len(peer.told)
+    costs = [
+        short(max(values)) if values else "-", str(len(peer.trials)), f"{epochs:.0f}",
+        f"{fit_seconds(peer.rows, peer.method):.0f}", f"{spent:.0f}",
+    ]  # fmt: skip
+    words = [peer.method, peer.told[0]["library"], str(line.num_seeds), *cells, *costs]
+    return "| " + " | ".join(words) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Who writes rollouts: our own sampler, or vLLM, behind one protocol."""

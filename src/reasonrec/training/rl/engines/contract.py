@@ -1,0 +1,86 @@
+"""What reinforcement learning asks of whoever writes its rollouts.
+
+An engine writes with the weights that it was last handed by `sync`, token ids in, token ids out.
+What it says about probabilities is never trained on: the training pass computes its own, and the
+difference of the two is logged after every sync (``rl/sampler_mismatch``), which tells when an
+engine writes with other weights than are trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from reasonrec.models.answers import Written
+from reasonrec.models.generation import LookUp, Part
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.traces.prompts import Prompts
+
+
+@dataclass
+class Thoughts:
+    """R thoughts, G for each of P prompts, prompt by prompt: `Generated` without its states, which
+    the training pass reads for itself."""
+
+    token_ids: Tensor
+    """(R, S), from the opening to the end of the answer marker, right-padded."""
+    lengths: Tensor
+    """(R,)."""
+    is_written: Tensor
+    """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
+    token_logp: Tensor
+    """(R, S), float32, the engine's own log-probability of each written token; 0 elsewhere."""
+    named_item: Tensor
+    """(R, E), items that were looked up; -1 for none."""
+    named_weight: Tensor
+    """(R, E), float32, how strongly the graph holds with each; 0 for none."""
+    is_truncated: Tensor
+    """(R,), True where the marker had to be forced."""
+
+
+class RolloutEngine(Protocol):
+    """Writes rollouts with the weights of the last `sync`."""
+
+    def sync(self, model: ReasoningRecommender) -> None:
+        """Take over the model's weights as they are now. Never changes the model."""
+        ...
+
+    def think(
+        self,
+        prompts: Prompts,
+        look_up: LookUp | None,
+        *,
+        max_tokens: int,
+        group_size: int,
+        temperature: float,
+        top_k: int,
+        seed: int,
+        part: Part | None = None,
+    ) -> Thoughts:
+        """Return ``group_size`` thoughts for every prompt (R²ec); arguments as in
+        `models.generation.think`.
+
+        Args:
+            seed: The same seed, prompts and weights give the same thoughts.
+            part: Which rows of a larger batch these are, where several processes share it.
+        """
+        ...
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        group_size: int,
+        temperature: float,
+        max_answer_tokens: int,
+        seed: int,
+    ) -> Written:
+        """Return ``group_size`` thoughts and answers for every prompt (R2Rec); arguments as in
+        `models.answers.write`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; it is not used again."""
+        ...
