@@ -16,6 +16,9 @@ from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.config import SftLossConfig
+from reasonrec.training.examples import WindowDataset, schedule_windows
+from reasonrec.training.losses import sft_loss
 
 TOY_SHAPE = TinyConfig(width=16, num_layers=2, num_heads=2, feed_forward_width=32, vocab_size=300)
 
@@ -56,6 +59,30 @@ def toy_verbaliser(model: ReasoningRecommender, dataset: Dataset, **thought: Any
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     catalogue = toy_catalogue(dataset.num_items)
     return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**{"num_people": 0} | thought))
+
+
+def talking_toy(dataset: Dataset, *, num_steps: int = 40, **thought: Any) -> ReasoningRecommender:
+    """Return a toy that has learned for some steps to write, and so to ask, as the verbaliser does,
+    and that gives what it finds a share of its belief."""
+    model = toy_model(dataset.num_items)
+    windows = schedule_windows(
+        dataset.train, max_history=8, num_epochs=num_steps, batch_size=8, seed=0
+    )
+    data = WindowDataset(
+        dataset.train, windows, model.writer,
+        verbaliser=toy_verbaliser(model, dataset, **thought), num_branches=2,
+    )  # fmt: skip
+    words = SftLossConfig(next_item=0.0, think=0.0, post=0.0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for step in range(num_steps):
+        loss, _ = sft_loss(model, data.__getitems__(range(step * 8, step * 8 + 8)), words)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert model.pointer is not None
+    with torch.no_grad():
+        model.pointer.amount.fill_(0.5)
+    return model.eval()
 
 
 def ring_rows(num_users: int, num_items: int, length: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from reasonrec.methods.baselines.config import Baseline, BaselinesConfig
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 
-What = Literal["no-think", "sft", "recpo", "r2ec", "r2rec"] | Baseline
+What = Literal["no-think", "evidence", "sft", "recpo", "gate", "r2ec", "r2rec"] | Baseline
 
 
 def train(
@@ -29,7 +29,9 @@ def train(
     """Train the recommender: without thoughts, with taught thoughts, with rewarded thoughts.
 
     r2ec trains all stages: OUT/no-think, OUT/think-sft, OUT/think-recpo by default. A run that
-    was interrupted continues from its last checkpoint and ends with the same numbers.
+    was interrupted continues from its last checkpoint and ends with the same numbers. evidence is
+    the control of thinking: what thoughts look up, and no thought; gate learns for whom thinking is
+    worth its tokens. Both are left out unless --stages names them.
 
     Started by torchrun, several processes train one model together, and one of them writes:
     torchrun --nproc-per-node 2 -m -- reasonrec train ... (docs/scaling.md).
@@ -54,7 +56,8 @@ def train(
         what: The stage, r2ec or r2rec for all stages of a method, or a baseline.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
-        start: Folder of the stage before: no-think for sft and r2rec, sft for recpo.
+        start: Folder of the stage before: no-think for evidence, sft and r2rec, sft for recpo, one
+            that thinks for gate.
         seed: Draws weights, order and samples.
     """
     from rich.console import Console
@@ -89,6 +92,13 @@ def train(
         manifest = read_manifest(folder)
         score = manifest["best_score"]
         best = "" if score is None else f"valid NDCG {score:.4f} at step {manifest['best_step']}, "
+        if "gate" in manifest:
+            gate = manifest["gate"]
+            best = (
+                f"valid NDCG {gate['value']:.4f} with {gate['tokens']:.1f} tokens, silent "
+                f"{gate['silent_value']:.4f}, always thinking {gate['think_value']:.4f} with "
+                f"{gate['think_tokens']:.1f}, "
+            )
         Console(highlight=False).print(
             f"{manifest['method']}: {best}{manifest['seconds']:.0f} s, written: {folder}"
         )

@@ -29,6 +29,9 @@ class EvaluateConfig(Config):
     """Draws the negatives, for all methods alike."""
     num_timed_users: NonNegativeInt = 30
     """Users asked one at a time to measure latency."""
+    trajectory: bool = False
+    """Whether the target's rank after every sentence of each thought is measured too, for methods
+    that think; they then think twice."""
     tune: NonNegativeInt = 0
     """Settings of each floor method tried on validation first; 0 keeps the defaults."""
 

@@ -13,10 +13,10 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
 from reasonrec.evaluation.protocol import FILES, MetricRow, read_evaluation
 from reasonrec.evaluation.significance import resampling_users
+from reasonrec.evaluation.trajectory import TRAJECTORY
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
 
-TRAJECTORY = "trajectory.parquet"
 """Beside an evaluation, where it was traced: ``query``, ``step`` of the thought, ``rank`` of the
 target after it, and ``method`` where the folder holds several."""
 AUDITS = "audits.json"

@@ -30,6 +30,7 @@ from reasonrec.evaluation.protocol import (
     read_evaluation,
     write_evaluation,
 )
+from reasonrec.evaluation.trajectory import TRAJECTORY, trace_thoughts
 from reasonrec.evaluation.tuning import tune_baseline, write_trials
 from reasonrec.evaluation.tuning_config import TuneConfig
 from reasonrec.manifest import (
@@ -40,6 +41,7 @@ from reasonrec.manifest import (
     stopwatch,
     write_manifest,
 )
+from reasonrec.models.recommenders import ThinkingRecommender
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,11 @@ def _measure_one(
             else lambda done, total: report(contestant.label, done, total),
         )
         outputs = write_evaluation(folder, [evaluation])
+        if config.trajectory and isinstance(recommender, ThinkingRecommender):
+            queries = dataset.queries(config.part)
+            rows = chosen_queries(queries, None, config.num_queries, config.part)
+            trace_thoughts(recommender, queries, rows).write_parquet(folder / TRAJECTORY)
+            outputs.append(TRAJECTORY)
     write_manifest(
         folder,
         stage="evaluate-method",

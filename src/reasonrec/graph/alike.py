@@ -47,6 +47,10 @@ class AlikeTable:
         links = tuple(Link(item, weight, 1, person) for item, weight in pairs if item >= 0)
         return Lookup(int(self.via_item[row, place]), links, kind="alike")
 
+    def records(self, row: int) -> list[Lookup]:
+        """Return the answers of everybody who is alike, most alike first."""
+        return [self.record(row, place) for place in range((self.user_index[row] >= 0).sum())]
+
 
 def people_alike(
     graph: InteractionGraph,

@@ -25,7 +25,7 @@ from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.manifest import is_finished, make_folder, read_manifest, stopwatch, write_manifest
-from reasonrec.methods.r2ec import load_recommender, train
+from reasonrec.methods.r2ec import METHOD_OF_STAGE, load_recommender, train
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.records import Recommendation
 from reasonrec.serving.recommender import recommend
@@ -155,7 +155,7 @@ def _contestants(
     contestants = [floor_contestant(name, dataset, seed=seed, tune=tune) for name in FLOOR]
     for folder in folders:
         source = read_manifest(folder)["fingerprint"]
-        if folder.name != "no-think":
+        if folder.name not in ("no-think", METHOD_OF_STAGE["gate"]):
             contestants.append(
                 Contestant(
                     f"{folder.name}-silent", seed, source + "/silent",

@@ -11,9 +11,9 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
-from reasonrec.data.dataset import Dataset, Queries
-from reasonrec.errors import CheckpointError, DataError
+from reasonrec.data.dataset import Dataset, InteractionLog, Queries
+from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
@@ -33,14 +33,27 @@ from reasonrec.manifest import (
     make_folder,
     read_manifest,
     start_stage,
+    stopwatch,
     write_manifest,
 )
-from reasonrec.methods.r2ec_config import InferenceConfig, R2ecConfig, SftStage, Stage
+from reasonrec.methods.r2ec_config import (
+    TRUNK_STAGES,
+    InferenceConfig,
+    R2ecConfig,
+    SftStage,
+    Stage,
+)
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
+from reasonrec.models.gate import FILE, ThinkingGate
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
+from reasonrec.models.recommenders import (
+    EvidenceRecommender,
+    GatedThinkingRecommender,
+    NoThinkRecommender,
+    ThinkingRecommender,
+)
 from reasonrec.records import Histories, Recommendation
 from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
@@ -55,6 +68,7 @@ from reasonrec.training.examples import (
     keep_batch,
     schedule_windows,
 )
+from reasonrec.training.gating import learn_gate
 from reasonrec.training.loop import LossFunction, fit
 from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.engines.choice import build_engine
@@ -63,10 +77,13 @@ from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
+    "evidence": "evidence-no-think",
     "sft": "think-sft",
     "recpo": "think-recpo",
+    "gate": "think-gated",
 }
-FOLDERS = tuple(METHOD_OF_STAGE.values())
+"""The folder of each stage in a run; its method has the same name, but a gate that of the model
+that it stands before, with ``/gated`` behind it."""
 
 
 def train_stage(
@@ -81,8 +98,8 @@ def train_stage(
     """Train one stage into ``out`` and return it; a finished folder is left as it is.
 
     Args:
-        start: Folder of the stage before among ``config.stages``: no-think for SFT, SFT for RecPO.
-            None for the first of them.
+        start: Folder of the stage before among ``config.stages``: no-think for SFT and for the
+            evidence alone, SFT for RecPO, any that thinks for the gate. None for the first of them.
 
     Raises:
         DataError: The data set has nothing to train or validate on.
@@ -90,24 +107,33 @@ def train_stage(
             another run.
     """
     ranks.join()
+    if stage == "gate":
+        ranks.first_alone(lambda: _train_gate(dataset, config, out=out, seed=seed, start=start))
+        return out
     out = ranks.first_alone(lambda: make_folder(out))
     stages = list(config.stages)
-    earlier = stages[: stages.index(stage)] if stage in stages else []
-    if (start is None) != (not earlier) or stage not in stages:
+    before_it = _stage_before(stage, config)
+    is_known = stage in stages or stage == "evidence"  # from which nothing else starts
+    if (start is None) != (before_it is None) or not is_known:
         raise CheckpointError(
-            "no-think starts from nothing; sft needs --start with a no-think folder, recpo one "
-            f"with a supervised model. Stage {stage} got start = {start}, with stages = "
+            "no-think starts from nothing; evidence and sft need --start with a no-think folder, "
+            f"recpo one with a supervised model. Stage {stage} got start = {start}, with stages = "
             f"{stages}, of which the first starts from the backbone"
         )
     inputs = {"data": dataset.fingerprint}
-    if start is not None:
+    if start is not None and before_it is not None:
         before = checked_manifest(start, dataset)
-        wanted = METHOD_OF_STAGE[earlier[-1]]
+        wanted = METHOD_OF_STAGE[before_it]
         if before["method"] != wanted:
             raise CheckpointError(
                 f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
         inputs["start"] = before["fingerprint"]
+    if stage == "evidence" and not (config.head.pointer and config.thought.num_lookups):
+        raise ConfigError(
+            "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
+            f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
+        )
     asked = _keys_of(stage, config)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
@@ -134,12 +160,14 @@ def train_stage(
         data, loss, optimiser = _stage_parts(stage, model, parts, engine)
         torch.manual_seed(seed)
         fitted = fit(
-            model, data, loss, parts.validate(model, thinks=stage != "no-think"), optimiser,
+            model, data, loss, parts.validate(model, stage), optimiser,
             out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
         )  # fmt: skip
 
     def finish() -> None:
-        calibrated = parts.calibrate(model) if stage != "no-think" and config.calibrate else None
+        calibrated = None
+        if stage != "no-think" and config.calibrate:
+            calibrated = parts.calibrate(model, stage)
         model.save_pretrained(out / "model")
         files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
         write_manifest(
@@ -164,6 +192,55 @@ def train_stage(
     return out
 
 
+def _train_gate(
+    dataset: Dataset, config: R2ecConfig, *, out: Path, seed: int, start: Path | None
+) -> Path:
+    """Learn when the model of ``start`` is to think; its folder is named, not copied."""
+    thinks = [METHOD_OF_STAGE["sft"], METHOD_OF_STAGE["recpo"]]
+    before = None if start is None else checked_manifest(start, dataset)
+    if start is None or before is None or before["method"] not in thinks:
+        raise CheckpointError(
+            f"stage gate needs --start with a {' or '.join(thinks)} folder; got "
+            f"{start if before is None else before['method']}"
+        )
+    out = make_folder(out)
+    inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
+    asked = _keys_of("gate", config)
+    if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
+        return out
+    _check_trainable("gate", dataset)
+    start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
+    thinking = load_recommender(start, dataset)
+    assert isinstance(thinking, ThinkingRecommender)
+    with stopwatch() as spent:
+        events = _held_out(dataset.train, config)
+        if not len(events):
+            events = events_with_history(dataset.train)
+        events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
+        queries = _Parts(dataset, config, seed).queries()
+        gate, choice = learn_gate(
+            thinking,
+            (dataset.train.histories_before(events), dataset.train.item_index[events]),
+            (queries.histories(), queries.target),
+            config.gate,
+        )
+        gate.save(out)
+    write_manifest(
+        out, stage="train", inputs=inputs, config=asked, outputs=[FILE], seconds=spent[0],
+        seed=seed,
+        extra={
+            "method": f"{thinking.name}/gated",
+            "trained_on": "train",
+            "data_folder": os.path.relpath(dataset.folder, out),
+            "start_folder": os.path.relpath(start, out),
+            "best_step": None,
+            "best_score": None,
+            "gate": {k: v for k, v in asdict(choice).items() if k != "threshold"},
+        },
+    )  # fmt: skip
+    return out
+
+
 def train(
     dataset: Dataset,
     config: R2ecConfig,
@@ -173,16 +250,17 @@ def train(
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Train the stages, by default no-think, SFT and RecPO, into folders of ``out``."""
-    folders: list[Path] = []
+    folders: dict[Stage, Path] = {}
     _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
     for stage in config.stages:
         method = METHOD_OF_STAGE[stage]
         announce(method)
-        start = folders[-1] if folders else None
-        folders.append(
-            train_stage(stage, dataset, config, out=out / method, seed=seed, start=start)
+        before = _stage_before(stage, config)
+        start = None if before is None else folders[before]
+        folders[stage] = train_stage(
+            stage, dataset, config, out=out / method, seed=seed, start=start
         )
-    return folders
+    return list(folders.values())
 
 
 def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> Recommender:
@@ -196,24 +274,38 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
     manifest = checked_manifest(folder, dataset)
-    model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
     name: str = manifest["method"]
+    if "start_folder" in manifest:
+        start = Path(folder) / manifest["start_folder"]
+        thinking = load_recommender(start, dataset, thinks=thinks)
+        if read_manifest(start)["fingerprint"] != manifest["inputs"]["start"]:
+            raise CheckpointError(
+                f"{folder} is a gate before another model than {start} holds now; train it again"
+            )
+        if not isinstance(thinking, ThinkingRecommender):
+            return thinking
+        return GatedThinkingRecommender(thinking, ThinkingGate.load(folder))
+    model = ReasoningRecommender.from_pretrained(Path(folder) / "model")
     if name == "no-think":
         return NoThinkRecommender(model)
     if not thinks:
         return NoThinkRecommender(model, name=f"{name}/silent")
+    has_evidence_alone = name == METHOD_OF_STAGE["evidence"]
     try:
         thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
-        inference = InferenceConfig.model_validate(manifest["config"]["inference"])
+        inference = InferenceConfig.model_validate(manifest["config"].get("inference", {}))
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{folder} was trained with settings that this version does not know ({error}); "
             "train again"
         ) from None
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
+    verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought)
+    if has_evidence_alone:
+        return EvidenceRecommender(model, verbaliser)
     return ThinkingRecommender(
         model,
-        Verbaliser(model.writer, graph, dataset.catalogue, thought),
+        verbaliser,
         name=name,
         max_tokens=manifest["config"]["max_tokens"],
         temperature=inference.temperature,
@@ -279,26 +371,32 @@ class _Parts:
     def queries(self) -> Queries:
         return validation_queries(self.dataset, self.config.num_valid_queries)
 
-    def calibrate(self, model: ReasoningRecommender) -> dict[str, list[float]]:
+    def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
         """Choose the shares of looked-up evidence by what ranks validation best."""
         queries = self.queries()
-        thinking = ThinkingRecommender(
-            model, self.verbaliser(model), max_tokens=max_tokens(self.config)
-        )
-        return calibrate_shares(thinking, queries.histories(), queries.target)
+        recommender = self.recommender(model, self.verbaliser(model), stage)
+        return calibrate_shares(recommender, queries.histories(), queries.target)
+
+    def recommender(
+        self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage
+    ) -> ThinkingRecommender | EvidenceRecommender:
+        """Return the model as it is validated: it thinks greedily, or has its evidence alone."""
+        if stage == "evidence":
+            return EvidenceRecommender(model, verbaliser)
+        return ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
 
     def validate(
-        self, model: ReasoningRecommender, *, thinks: bool
+        self, model: ReasoningRecommender, stage: Stage
     ) -> Callable[[ReasoningRecommender], dict[str, float]]:
         queries = self.queries()
         histories = queries.histories()
-        verbaliser = self.verbaliser(model) if thinks else None
+        verbaliser = self.verbaliser(model) if stage != "no-think" else None
 
         def measure(model: ReasoningRecommender) -> dict[str, float]:
             silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
-            thinking = ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
+            thinking = self.recommender(model, verbaliser, stage)
             spoken = validation_accuracy(thinking, queries, histories)
             return {
                 **{f"valid/{name}": value for name, value in spoken.items()},
@@ -306,6 +404,20 @@ class _Parts:
             }
 
         return measure
+
+
+def _held_out(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+    return hold_out_last(
+        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
+    )
+
+
+def _stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
+    """Return the stage that one starts from, None for the backbone as it is."""
+    in_order: tuple[Stage, ...] = get_args(Stage)
+    earlier = in_order[: in_order.index(stage)]
+    trunk: list[Stage] = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
+    return trunk[-1] if trunk else None
 
 
 def max_tokens(config: R2ecConfig) -> int:
@@ -318,9 +430,7 @@ def _stage_parts(
 ) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
-    held_out = hold_out_last(
-        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
-    )
+    held_out = _held_out(log, config)
     if stage == "recpo":
         recpo = config.recpo.recpo
         eligible = held_out if len(held_out) else events_with_history(log)
@@ -335,7 +445,8 @@ def _stage_parts(
             recpo, log, parts.verbaliser(model), seed=seed, start=start, engine=engine
         )  # fmt: skip
         return sample, learner, config.recpo.optimiser
-    chosen = config.no_think if stage == "no-think" else config.sft
+    own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
+    chosen = own[stage]
     is_sft = isinstance(chosen, SftStage)
     log = log if is_sft else log.without(held_out)
     windows = schedule_windows(
@@ -346,7 +457,8 @@ def _stage_parts(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model) if is_sft else None,
         num_branches=chosen.num_branches if is_sft else 0,
-        held_out=held_out if is_sft and len(held_out) else None, seed=seed,
+        held_out=held_out if is_sft and len(held_out) else None,
+        writes=stage != "evidence", seed=seed,
     )  # fmt: skip
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
@@ -385,7 +497,9 @@ def ranking_accuracy(
 def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(mode="json")
-    own = {"no-think": "no_think", "sft": "sft", "recpo": "recpo"}[stage]
+    own = stage.replace("-", "_")
+    if stage == "gate":  # the rest is that of the model that it stands before
+        return {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]
@@ -414,7 +528,7 @@ def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
 
 def _check_trainable(stage: Stage, dataset: Dataset) -> None:
     """Refuse data that has no position to learn from, or nothing to choose the best step by."""
-    needed = 3 if stage == "recpo" else 2
+    needed = 3 if stage in ("recpo", "gate") else 2
     most = int(np.diff(dataset.train.user_offsets).max(initial=0))
     if most < needed or len(dataset.valid) == 0:
         raise DataError(

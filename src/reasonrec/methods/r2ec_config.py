@@ -16,12 +16,15 @@ from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.traces.config import PromptConfig, ThoughtConfig
 from reasonrec.training.config import (
     EngineConfig,
+    GateConfig,
     OptimiserConfig,
     RecpoConfig,
     SftLossConfig,
 )
 
-Stage = Literal["no-think", "sft", "recpo"]
+Stage = Literal["no-think", "evidence", "sft", "recpo", "gate"]
+TRUNK_STAGES: tuple[Stage, ...] = ("no-think", "sft", "recpo")
+"""Stages that later ones start from."""
 
 
 class NoThinkStage(Config):
@@ -52,6 +55,14 @@ class SftStage(Config):
         batch_size=32,
         num_validations=2,
     )
+
+
+class EvidenceStage(SftStage):
+    """The control of thinking, ours: the evidence of thoughts, and no thought.
+
+    Defaults are those of SFT, so that both learn from the same positions in as many steps; the
+    weights of words (``loss.tokens``, ``loss.post``) have nothing to weigh here.
+    """
 
 
 class RecpoStage(Config):
@@ -121,7 +132,9 @@ class R2ecConfig(Config):
     method: Literal["r2ec"] = "r2ec"
     stages: tuple[Stage, ...] = ("no-think", "sft", "recpo")
     """Which stages are trained, each from the one before; the first starts from the backbone as it
-    is. A backbone that follows instructions can do RecPO alone, as in the paper."""
+    is. A backbone that follows instructions can do RecPO alone, as in the paper. ``evidence``,
+    ours, is a branch from no-think that no other stage starts from: the control of thinking.
+    ``gate``, ours, learns for whom the last of them is worth thinking about."""
     backbone: str = "tiny"
     """``tiny``, or a folder or hub name of any causal LM."""
     tiny: TinyConfig = TinyConfig()
@@ -130,8 +143,10 @@ class R2ecConfig(Config):
     head: HeadConfig = HeadConfig()
     thought: ThoughtConfig = ThoughtConfig()
     no_think: NoThinkStage = NoThinkStage()
+    evidence: EvidenceStage = EvidenceStage()
     sft: SftStage = SftStage()
     recpo: RecpoStage = RecpoStage()
+    gate: GateConfig = GateConfig()
     inference: InferenceConfig = InferenceConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     calibrate: bool = True

@@ -68,11 +68,14 @@ class Batch:
     next_item: Tensor | None = None
     """(B, H + 1), the item to predict there; -100 where there is none."""
     branch_ids: Tensor | None = None
-    """(B, G, S), thoughts from their opening to the end of the answer marker, right-padded."""
+    """(B, G, S), thoughts from their opening to the end of the answer marker, right-padded. Without
+    them, ``branch_at`` and ``named_item`` are evidence that stands there without a thought."""
     branch_lengths: Tensor | None = None
     """(B, G). 0 for a branch that does not exist."""
     branch_at: Tensor | None = None
     """(B, G), trunk position of the last token that the branch may see."""
+    pre_at: Tensor | None = None
+    """(B, G), trunk position of the state before the thought, where it is not ``branch_at``."""
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
     named_item: Tensor | None = None
@@ -396,20 +399,26 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             outputs.next_item_logp = self._next_item_logp(
                 F.dropout(states, drop, self.training), batch.next_item[wanted], rows
             )
-        if hidden_branch is None:
+        if batch.branch_at is None:
             return outputs
-        assert batch.branch_lengths is not None and batch.branch_at is not None
+        before = batch.branch_at if batch.pre_at is None else batch.pre_at
+        pre = read_states(hidden_trunk, before)  # (B, G, D)
+        found = None
+        if batch.named_item is not None:
+            assert batch.named_weight is not None and batch.named_kind is not None
+            found = Evidence(batch.named_item, batch.named_weight, batch.named_kind)
+        if hidden_branch is None:  # evidence that no thought asked for
+            outputs.pre_states = pre
+            if with_scores:
+                outputs.think_logits = self.score_thoughts(pre, pre, found, rows)
+            return outputs
+        assert batch.branch_lengths is not None
         B, G, S, D = hidden_branch.shape
         last = (batch.branch_lengths - 1).clamp(min=0)
         post = read_states(hidden_branch.reshape(B * G, S, D), last.reshape(B * G, 1)).reshape(
             B, G, D
         )
-        pre = read_states(hidden_trunk, batch.branch_at)  # (B, G, D)
         outputs.pre_states, outputs.post_states = pre, post
-        found = None
-        if batch.named_item is not None:
-            assert batch.named_weight is not None and batch.named_kind is not None
-            found = Evidence(batch.named_item, batch.named_weight, batch.named_kind)
         if with_scores:
             outputs.think_logits = self.score_thoughts(pre, post, found, rows)
         if with_scores and with_post:

@@ -1,4 +1,6 @@
-"""The trained model as a recommender: without a thought, and with one."""
+"""The trained model as a recommender: without a thought, with one, with one where it pays, and with
+its evidence alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from reasonrec.models.gate import ThinkingGate
 from reasonrec.models.generation import Generated, LookUp, read_prompts, think
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import SOMEBODY
-from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.traces.verbaliser import Verbaliser, named_columns
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,118 @@ class ThinkingRecommender:
         return self.model.writer.thought_text(tokens)
 
     @torch.no_grad()
-    def rank_with(self, written: Generated) -> np.ndarray:
-        """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged."""
+    def rank_with(self, written: Generated, *, first: int | None = None) -> np.ndarray:
+        """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged.
+
+        Args:
+            first: How many of each history's samples count; None for all.
+        """
         found = Evidence(written.named_item, written.named_weight, written.named_kind)
         scores = self.model.score_thoughts(written.pre_states, written.post_states, found)
         if self.num_samples > 1:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
-            scores = grouped.logsumexp(1) - np.log(self.num_samples)
+            grouped = grouped[:, :first]
+            scores = grouped.logsumexp(1) - np.log(grouped.shape[1])
         return scores.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class GatedThinkingRecommender:
+    """Thinks where a gate says that it pays, and ranks without a thought elsewhere.
+
+    Meets `reasonrec.baselines.contract.Recommender`.
+    """
+
+    thinking: ThinkingRecommender
+    gate: ThinkingGate
+    batch_size: int = 128
+
+    @property
+    def name(self) -> str:
+        return f"{self.thinking.name}/gated"
+
+    @property
+    def model(self) -> ReasoningRecommender:
+        return self.thinking.model
+
+    def score(self, histories: Histories) -> Scored:
+        self.model.eval()
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        thoughts = [""] * len(histories)
+        num_tokens = np.zeros(len(histories), np.int64)
+        evidence: list[tuple[Lookup, ...]] = [()] * len(histories)
+        for rows in _batches(len(histories), self.batch_size):
+            part = histories.take(rows)
+            with torch.no_grad():
+                states = read_prompts(self.model, self.model.writer.prompts(part))
+                scores[rows] = self.model.score_states(states).cpu().numpy()
+            chosen = rows[self.gate.thinks(states.cpu().numpy())]
+            if not len(chosen):
+                continue
+            thought = self.thinking.score(histories.take(chosen))
+            assert thought.thoughts is not None and thought.num_tokens is not None
+            assert thought.evidence is not None
+            scores[chosen], num_tokens[chosen] = thought.scores, thought.num_tokens
+            for row, text, found in zip(
+                chosen.tolist(), thought.thoughts, thought.evidence, strict=True
+            ):
+                thoughts[row], evidence[row] = text, found
+        return Scored(scores, tuple(thoughts), num_tokens, tuple(evidence))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the graph holds about the newest items of B histories, with no thought written."""
+
+    pre_states: torch.Tensor
+    """(B, D), after the prompt."""
+    named_item: torch.Tensor
+    """(B, E), found items; -1 for none."""
+    named_weight: torch.Tensor
+    """(B, E), float32, how strongly the graph holds with each; 0 for none."""
+    named_kind: torch.Tensor
+    """(B, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
+    evidence: list[list[Lookup]]
+
+
+@dataclass(frozen=True)
+class EvidenceRecommender:
+    """Ranks with the evidence that thoughts look up, and with no thought: their control.
+
+    A fixed rule, people alike and newest items, stands for the questions of a thought. What is
+    found takes a share of the probability as it does after a thought, and the state is that after
+    the prompt. Meets `reasonrec.baselines.contract.Recommender`.
+    """
+
+    model: ReasoningRecommender
+    verbaliser: Verbaliser
+    name: str = "evidence-no-think"
+    batch_size: int = 256
+
+    def score(self, histories: Histories) -> Scored:
+        scores = np.empty((len(histories), self.model.num_items), np.float32)
+        evidence: list[tuple[Lookup, ...]] = []
+        for rows in _batches(len(histories), self.batch_size):
+            gathered = self.write(histories.take(rows))
+            scores[rows] = self.rank_with(gathered)
+            evidence += [tuple(found) for found in gathered.evidence]
+        return Scored(scores, evidence=tuple(evidence))
+
+    @torch.no_grad()
+    def write(self, histories: Histories) -> Gathered:
+        """Return the states after the prompts and what is found; nothing is written."""
+        self.model.eval()
+        states = read_prompts(self.model, self.model.writer.prompts(histories))
+        evidence = self.verbaliser.gather(histories)
+        found = (torch.from_numpy(column).to(states.device) for column in named_columns(evidence))
+        return Gathered(states, *found, evidence)
+
+    @torch.no_grad()
+    def rank_with(self, gathered: Gathered) -> np.ndarray:
+        """Return the scores (B, N) that the evidence leads to."""
+        found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
+        states = gathered.pre_states
+        return self.model.score_thoughts(states, states, found).cpu().numpy()
 
 
 def score_given(
@@ -161,6 +268,36 @@ def score_given(
         with torch.no_grad():
             outputs = model(batch.to(model.device), with_tokens=False)
         scores[rows] = outputs.think_logits[:, 0].cpu().numpy()
+    return scores
+
+
+@torch.no_grad()
+def score_found(
+    model: ReasoningRecommender,
+    histories: Histories,
+    thoughts: Sequence[GivenThought],
+    *,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Return the scores of what thoughts found beside the state before them: not a word is read.
+
+    Args:
+        thoughts: One for every history.
+
+    Returns:
+        (B, N), float32.
+    """
+    model.eval()
+    scores = np.empty((len(histories), model.num_items), np.float32)
+    for rows in _batches(len(histories), batch_size):
+        states = read_prompts(model, model.writer.prompts(histories.take(rows)))
+        part = [thoughts[r] for r in rows]
+        found = Evidence(
+            _padded([one.named_item for one in part], -1)[:, 0].to(states.device),
+            _padded([one.named_weight for one in part], 0.0)[:, 0].to(states.device),
+            _padded([one.named_kind for one in part], 0)[:, 0].to(states.device),
+        )
+        scores[rows] = model.score_thoughts(states, states, found).cpu().numpy()
     return scores
 
 

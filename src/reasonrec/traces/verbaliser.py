@@ -15,7 +15,7 @@ from reasonrec.data.dataset import Catalogue
 from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import LookupTable, look_up
-from reasonrec.records import LOOKUP_KINDS, Histories, Link, LookupKind
+from reasonrec.records import LOOKUP_KINDS, Histories, Link, Lookup, LookupKind
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, PromptWriter, as_data
@@ -108,7 +108,9 @@ class Verbaliser:
         """
         if num_visible is None:
             num_visible = np.minimum(histories.lengths, self.writer.max_history)
-        via_item = self._choose(histories, seed, keys, num_visible)
+        width = self.config.lookup_window
+        noise = [stream(seed, "verbaliser", int(key)).gumbel(size=width) for key in keys]
+        via_item = self._choose(histories, num_visible, np.stack(noise))
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         people = self.people_alike(histories)
         person = np.zeros((len(histories), 0), np.int32) if people is None else people.user_index
@@ -118,9 +120,8 @@ class Verbaliser:
         for b in range(len(histories)):
             draft = _Draft(self.writer)
             draft.add(self.writer.encode(taste[b]), is_written=True)
-            if people is not None:
-                for place in np.flatnonzero(person[b] >= 0).tolist():
-                    draft.ask(alike, people.record(b, place).links, "alike")
+            for one in [] if people is None else people.records(b):
+                draft.ask(alike, one.links, "alike")
             for j, table in enumerate(found):
                 via = int(via_item[b, j])
                 if via >= 0:
@@ -138,6 +139,29 @@ class Verbaliser:
             via_item=via_item,
             person=person,
         )
+
+    def gather(
+        self, histories: Histories, *, num_visible: np.ndarray | None = None
+    ) -> list[list[Lookup]]:
+        """Return for every history what a fixed rule asks the graph, and what it answers.
+
+        The people most alike, then the newest items: what `write` asks about, without a draw.
+
+        Args:
+            num_visible: As for `write`.
+        """
+        if num_visible is None:
+            num_visible = np.minimum(histories.lengths, self.writer.max_history)
+        no_noise = np.zeros((len(histories), self.config.lookup_window))
+        via_item = self._choose(histories, num_visible, no_noise)
+        tables = [self.look_up(histories, column) for column in via_item.T]
+        people = self.people_alike(histories)
+        gathered: list[list[Lookup]] = []
+        for b, row in enumerate(via_item.tolist()):
+            found = [] if people is None else people.records(b)
+            found += [table.record(b, via) for via, table in zip(row, tables) if via >= 0]
+            gathered.append(found)
+        return gathered
 
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
@@ -169,12 +193,15 @@ class Verbaliser:
         return words
 
     def _choose(
-        self, histories: Histories, seed: int, keys: np.ndarray, num_visible: np.ndarray
+        self, histories: Histories, num_visible: np.ndarray, noise: np.ndarray
     ) -> np.ndarray:
-        """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none."""
+        """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none.
+
+        Args:
+            noise: (B, lookup_window), Gumbel; zeros take the newest items.
+        """
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
         age = np.arange(W)
-        noise = np.stack([stream(seed, "verbaliser", int(key)).gumbel(size=W) for key in keys])
         preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
         visible = age < num_visible[:, None]
         item = np.full((B, W), -1, np.int32)
@@ -211,6 +238,31 @@ class _Draft:
         self.named += links
         self.named_kind += [LOOKUP_KINDS.index(kind)] * len(links)
         self.add(answer, is_written=False)
+
+
+def pad_named(rows: Sequence[Sequence[float]], filling: float) -> np.ndarray:
+    """Return ragged rows as (R, E), padded on the right; float32 or int64 as ``filling`` is."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    dtype = np.float32 if isinstance(filling, float) else np.int64
+    padded = np.full(inside.shape, filling, dtype)
+    padded[inside] = [value for row in rows for value in row]
+    return padded
+
+
+def named_columns(
+    evidence: Sequence[Sequence[Lookup]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the items, weights and kinds of everything that was found, each (R, E), padded."""
+    found = [
+        [(link, LOOKUP_KINDS.index(one.kind)) for one in row for link in one.links]
+        for row in evidence
+    ]
+    return (
+        pad_named([[link.item_index for link, _ in row] for row in found], -1),
+        pad_named([[link.weight for link, _ in row] for row in found], 0.0),
+        pad_named([[kind for _, kind in row] for row in found], 0),
+    )
 
 
 def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:

@@ -8,6 +8,7 @@ on validation.
 """
 
 import itertools
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.recommenders import ThinkingRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import LOOKUP_KINDS, Histories
 
 AMOUNTS = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 0.9)
@@ -24,9 +25,23 @@ FROM_STATE = (0.0, 0.5, 1.0)
 """How far the ranking without evidence says which evidence counts."""
 
 
+class RanksWithEvidence(Protocol):
+    """A recommender that gathers evidence, in a thought or without one, and then ranks with it."""
+
+    @property
+    def model(self) -> ReasoningRecommender: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def write(self, histories: Histories, /) -> Any: ...
+
+    def rank_with(self, written: Any, /) -> np.ndarray: ...
+
+
 @torch.no_grad()
 def calibrate_shares(
-    recommender: ThinkingRecommender, histories: Histories, target: np.ndarray
+    recommender: RanksWithEvidence, histories: Histories, target: np.ndarray
 ) -> dict[str, list[float]]:
     """Choose amount and split of every kind of evidence, in place, and return what was chosen.
 

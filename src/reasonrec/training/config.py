@@ -97,6 +97,18 @@ class SftLossConfig(Config):
     """Written tokens of the thought."""
 
 
+class GateConfig(Config):
+    """When to think: a gate on the state before the thought. Ours; the paper always thinks."""
+
+    gain: Literal["log_prob", "ndcg"] = "log_prob"
+    """What is predicted: how much a thought adds to the target's log-probability, or to its NDCG
+    without cut-off. The threshold is chosen by NDCG in any case."""
+    max_mean_tokens: NonNegativeFloat | None = None
+    """Most tokens of thought a query, a mean over validation; None for no budget."""
+    max_events: PositiveInt = 2000
+    """Held-out training events that the gain is measured on: all, or a seeded sample of them."""
+
+
 class RecpoConfig(Config):
     """RecPO. Defaults without a remark are the paper's (R²ec, appendix D)."""
 
@@ -128,6 +140,15 @@ class RecpoConfig(Config):
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"
     """What groups without spread in reward do: nothing, as in the paper, or train the
     recommendation of all their rollouts with weight 1 / G, since their label is known."""
+    thought_weight: NonNegativeFloat = 1.0
+    """Weight of the whole thought's advantage for its tokens. The paper: 1."""
+    sentence_weight: NonNegativeFloat = 0.0
+    """Weight of an advantage of their own for the tokens of each sentence and look-up: how much it
+    adds to the target's log-probability, above what the group's sentences of the same place add.
+    Ours; the paper rewards whole thoughts alone."""
+    empty_rollout: bool = False
+    """Whether the last rollout of each group is the empty thought, which nothing wrote and which
+    carries no token loss: the others are compared with silence too. Ours."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the distance of written tokens from the model that RL started from. The paper has
     none."""

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import PromptWriter
-from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.traces.verbaliser import Verbaliser, named_columns, pad_named
 
 NONE = -100
 """Label of a position without a target, as in torch's losses."""
@@ -118,6 +118,8 @@ class WindowDataset(TorchDataset):
             next-item targets here either, and the only ones that a thought is ranked for: a
             trunk that remembers the answer would learn that thoughts are of no use. None ranks
             for every thought.
+        writes: Whether the branches are thoughts; False puts what a fixed rule looks up there, the
+            newest items, without a word.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class WindowDataset(TorchDataset):
         verbaliser: Verbaliser | None = None,
         num_branches: int = 0,
         held_out: np.ndarray | None = None,
+        writes: bool = True,
         seed: int = 0,
     ) -> None:
         self.log = log
@@ -136,6 +139,7 @@ class WindowDataset(TorchDataset):
         self.writer = writer
         self.verbaliser = verbaliser
         self.num_branches = num_branches
+        self.writes = writes
         self.is_held_out: np.ndarray | None = None
         if held_out is not None:
             self.is_held_out = np.zeros(len(log), bool)
@@ -190,6 +194,19 @@ class WindowDataset(TorchDataset):
         event = (start[:, None] + column).ravel()
         exists = np.repeat(length > 0, G)  # a lone first event leaves nothing to think about
         histories = self.log.histories_before(event)
+        is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
+        target = np.where(is_ranked, self.log.item_index[event], NONE)
+        labels = {
+            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
+            "target": torch.from_numpy(target).long().reshape(len(index), G),
+        }
+        if not self.writes:
+            gathered = self.verbaliser.gather(histories, num_visible=column.ravel())
+            names = ("named_item", "named_weight", "named_kind")
+            found = (torch.from_numpy(part) for part in named_columns(gathered))
+            return labels | {
+                name: part.reshape(len(index), G, -1) for name, part in zip(names, found)
+            }
         keys = (index[:, None] * G + np.arange(G)).ravel()
         thoughts = self.verbaliser.write(
             histories, seed=self.seed, keys=keys, num_visible=column.ravel()
@@ -201,17 +218,13 @@ class WindowDataset(TorchDataset):
         named_weight = pad_named(thoughts.named_weight, 0.0)
         named_kind = pad_named(thoughts.named_kind, 0)
         B, S = len(index), ids.shape[1]
-        is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
-        target = np.where(is_ranked, self.log.item_index[event], NONE)
-        return {
+        return labels | {
             "branch_ids": torch.from_numpy(ids).reshape(B, G, S),
             "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
-            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
             "named_kind": torch.from_numpy(named_kind).reshape(B, G, -1),
-            "target": torch.from_numpy(target).long().reshape(B, G),
         }
 
 
@@ -226,16 +239,6 @@ def pad_branches(
     written = np.zeros(inside.shape, bool)
     written[inside] = [mark for row in is_written for mark in row]
     return ids, lengths, written
-
-
-def pad_named(rows: Sequence[Sequence[float]], filling: float) -> np.ndarray:
-    """Return ragged rows as (R, E), padded on the right; float32 or int64 as ``filling`` is."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    dtype = np.float32 if isinstance(filling, float) else np.int64
-    padded = np.full(inside.shape, filling, dtype)
-    padded[inside] = [value for row in rows for value in row]
-    return padded
 
 
 def keep_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,14 +16,15 @@ def sft_loss(
 
     Next-item is a mean over dense positions, after-thought a mean over branches with a target,
     tokens a mean over written tokens, of all processes together. The prompt and looked-up evidence
-    carry no token loss.
+    carry no token loss; evidence without a thought is ranked with, and writes nothing.
     """
     batch = Batch(**inputs)
     assert batch.next_item is not None
     counts = [int((batch.next_item >= 0).sum()), 0, 0]
     if batch.target is not None:
-        assert batch.is_written is not None
-        counts[1:] = int(batch.is_written[..., 1:].sum()), int((batch.target >= 0).sum())
+        written = batch.is_written
+        counts[1] = 0 if written is None else int(written[..., 1:].sum())
+        counts[2] = int((batch.target >= 0).sum())
     num_next, num_written, num_wanted = ranks.mean_counts(*counts)
     # DDP waits for the gradient of all that was computed; one process keeps to its random numbers
     with_scores = num_wanted > 0 or ranks.num_ranks() == 1
@@ -33,9 +34,10 @@ def sft_loss(
     parts = {"train/next_item": next_item.item()}
     if batch.target is None:
         return loss, parts
-    tokens = -outputs.token_logp.sum() / (num_written or 1)
-    loss = loss + config.tokens * tokens
-    parts["train/tokens"] = tokens.item()
+    if batch.is_written is not None:
+        tokens = -outputs.token_logp.sum() / (num_written or 1)
+        loss = loss + config.tokens * tokens
+        parts["train/tokens"] = tokens.item()
     if not num_wanted:
         return loss, parts
     wanted = batch.target >= 0

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from tests.toy_models import TOY_SHAPE, plain_tokenizer, ring_rows, toy_catalogue, toy_model
 from tests.toy_models import toy_verbaliser as verbaliser_of
 from tests.toys import toy_dataset
@@ -51,6 +51,7 @@ from reasonrec.evaluation.faithfulness.stage import read_faithfulness
 from reasonrec.methods.r2ec import train_stage
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
 from reasonrec.models.config import HeadConfig
+from reasonrec.models.generation import read_prompts
 from reasonrec.models.recommenders import (
     GivenThought,
     NoThinkRecommender,
@@ -310,7 +311,28 @@ def test_the_targets_probability_and_rank_are_those_of_a_slow_count():
 
 def test_a_model_without_pointer_is_not_asked_about_it():
     *_, cases = conditions_of(pointer=False)
-    assert "unpointed" not in set(cases["condition"])
+    assert not {"unpointed", "wordless"} & set(cases["condition"])
+
+
+def test_without_words_the_state_before_the_thought_meets_what_it_found():
+    model, histories, targets, thoughts, cases = conditions_of()
+    assert model.readout.gate.abs().max() > 0  # words change the state here
+    wordless = cases.filter(pl.col("condition") == "wordless")
+    assert len(wordless) > 0
+    p = softmax(NoThinkRecommender(model).score(histories).scores.astype(np.float64), axis=1)
+    # all weights of the pointer are .3: amount, and the powers of belief, weight and their sum
+    for row, log_prob in wordless.select("row", "log_prob").rows():
+        found = [one for piece in thoughts[row].pieces for one in piece.named]
+        weight = np.array([(p[row, one.item_index] * one.weight) ** 0.3 for one in found])
+        state = read_prompts(model, model.writer.prompts(histories.take(np.array([row]))))
+        trust = model.pointer.trust(state).item() + 0.3 * np.log(sum(one.weight for one in found))
+        share = 0.3 / (1 + np.exp(-trust))
+        mixed = (1 - share) * p[row]
+        for one, part in zip(found, weight / weight.sum(), strict=True):
+            mixed[one.item_index] += share * part
+        rivals = [i for i in range(N) if i == targets[row] or i not in histories.row(row)]
+        expected = np.log(mixed[targets[row]] / mixed[rivals].sum())
+        assert log_prob == pytest.approx(expected, abs=1e-3)
 
 
 def test_effects_are_means_of_differences_on_the_same_queries():

@@ -6,11 +6,22 @@ import pytest
 from tests.toy_models import TOY_SHAPE, ring_rows, toy_catalogue
 from tests.toys import toy_dataset
 
-from reasonrec.errors import CheckpointError
-from reasonrec.methods.r2ec import METHOD_OF_STAGE, R2ec, load_recommender
-from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, RecpoStage, SftStage
+from reasonrec.errors import CheckpointError, ConfigError
+from reasonrec.evaluation.protocol import evaluate
+from reasonrec.manifest import read_manifest
+from reasonrec.methods.r2ec import METHOD_OF_STAGE, R2ec, load_recommender, train, train_stage
+from reasonrec.methods.r2ec_config import (
+    EvidenceStage,
+    NoThinkStage,
+    R2ecConfig,
+    RecpoStage,
+    SftStage,
+)
 from reasonrec.models.config import HeadConfig
-from reasonrec.training.config import OptimiserConfig, RecpoConfig
+from reasonrec.serving.recommender import recommend
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig
+from reasonrec.training.loop import read_metrics
 
 N = 12
 OPTIMISER = OptimiserConfig(batch_size=8, num_validations=1)
@@ -37,7 +48,7 @@ def fitted(tmp_path_factory):
 
 
 def test_fit_leaves_a_finished_folder_for_every_stage(fitted):
-    for method in METHOD_OF_STAGE.values():
+    for method in (METHOD_OF_STAGE[stage] for stage in CONFIG.stages):
         assert (fitted.out / method / "manifest.json").exists()
         assert (fitted.out / method / "metrics.jsonl").stat().st_size
     assert fitted.recommender.name == "think-recpo"
@@ -78,3 +89,91 @@ def test_a_model_of_other_data_is_refused(fitted):
     other = dataclasses.replace(shop(), fingerprint="other")
     with pytest.raises(CheckpointError, match="trained on other data"):
         load_recommender(fitted.out / "think-recpo", other)
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+    config = CONFIG.model_copy(
+        update={
+            "stages": ("no-think", "evidence", "sft"),
+            "evidence": EvidenceStage(num_epochs=1, num_branches=1, optimiser=OPTIMISER),
+        }
+    )
+    out = tmp_path_factory.mktemp("control")
+    return out, config, train(shop(), config, out=out, seed=3)
+
+
+def test_the_control_is_a_branch_from_no_think_that_nothing_starts_from(controlled):
+    out, _, folders = controlled
+    assert [folder.name for folder in folders] == ["no-think", "evidence-no-think", "think-sft"]
+    start = read_manifest(out / "no-think")["fingerprint"]
+    for method in ("evidence-no-think", "think-sft"):
+        manifest = read_manifest(out / method)
+        assert (manifest["method"], manifest["inputs"]["start"]) == (method, start)
+    steps = [
+        max(row["step"] for row in read_metrics(out / method / "metrics.jsonl"))
+        for method in ("evidence-no-think", "think-sft")
+    ]
+    assert steps[0] == steps[1]  # equal budget
+
+
+def test_the_control_recommends_with_chains_and_without_a_word(controlled):
+    out, _, _ = controlled
+    recommender = load_recommender(out / "evidence-no-think", shop())
+    assert recommender.name == "evidence-no-think"
+    (answer,) = recommend(recommender, shop(), ["u3"], k=3, explain=True)
+    assert answer.thought is None
+    assert answer.chains
+    measured = evaluate(recommender, shop(), num_timed_users=0)
+    tokens = [row.value for row in measured.rows if row.metric == "tokens"]
+    assert tokens == [0.0]
+    silent = load_recommender(out / "evidence-no-think", shop(), thinks=False)
+    assert silent.name == "evidence-no-think/silent"
+
+
+def test_training_the_control_changes_no_number_of_the_other_stages(controlled, tmp_path):
+    out, config, _ = controlled
+    without = config.model_copy(update={"stages": ("no-think", "sft")})
+    train(shop(), without, out=tmp_path, seed=3)
+    for method in ("no-think", "think-sft"):
+        files = [folder / method / "model" / "rec_head.safetensors" for folder in (out, tmp_path)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_control_needs_a_pointer_and_look_ups(controlled, tmp_path):
+    out, config, _ = controlled
+    mute = config.model_copy(update={"thought": ThoughtConfig(num_lookups=0)})
+    with pytest.raises(ConfigError, match=r"num_lookups of 1 or more; got True and 0"):
+        train_stage("evidence", shop(), mute, out=tmp_path, seed=3, start=out / "no-think")
+
+
+def test_a_gate_is_learned_before_a_finished_model_and_obeys_its_budget(controlled, tmp_path):
+    out, config, _ = controlled
+    budget = config.model_copy(update={"gate": GateConfig(max_mean_tokens=4.0)})
+    folder = train_stage(
+        "gate", shop(), budget, out=tmp_path / "g", seed=3, start=out / "think-sft"
+    )
+    recommender = load_recommender(folder, shop())
+    assert recommender.name == "think-sft/gated"
+    scored = recommender.score(shop().valid.histories())
+    said = read_manifest(folder)["gate"]
+    assert scored.num_tokens.mean() == pytest.approx(said["tokens"])
+    assert said["tokens"] <= 4.0 < said["think_tokens"]
+    assert said["value"] >= said["silent_value"]
+    assert load_recommender(folder, shop(), thinks=False).name == "think-sft/silent"
+    # finished: a second call reads, another budget is another run
+    assert (
+        train_stage("gate", shop(), budget, out=folder, seed=3, start=out / "think-sft") == folder
+    )
+    with pytest.raises(CheckpointError, match="another"):
+        train_stage("gate", shop(), config, out=folder, seed=3, start=out / "think-sft")
+    with pytest.raises(CheckpointError, match="think-sft or think-recpo folder; got no-think"):
+        train_stage("gate", shop(), config, out=tmp_path / "h", seed=3, start=out / "no-think")
+
+
+def test_a_gate_is_a_stage_of_a_road_that_names_it(controlled, tmp_path):
+    _, config, _ = controlled
+    road = config.model_copy(update={"stages": ("no-think", "sft", "gate")})
+    folders = train(shop(), road, out=tmp_path, seed=3)
+    assert [folder.name for folder in folders] == ["no-think", "think-sft", "think-gated"]
+    assert load_recommender(folders[-1], shop()).name == "think-sft/gated"

@@ -9,10 +9,10 @@ from tests.toys import toy_dataset
 from reasonrec.models.reasoning_recommender import Outputs
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.examples import events_with_history
+from reasonrec.training.rl.loss import log_prob_of_targets
 from reasonrec.training.rl.recpo import (
     PromptSample,
     Recpo,
-    log_prob_of_targets,
     masked_items,
     recpo_loss,
     roll_out,

@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reasonrec.models.anytime import cut_places
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
 from reasonrec.records import LOOKUP_KINDS, Lookup, LookupKind
-from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, NOTHING, PromptWriter
-
-_SENTENCE_ENDS = (".", "!", "?", ";")
+from reasonrec.traces.prompts import ANSWER, NOTHING, PromptWriter
 
 
 class Found(NamedTuple):
@@ -107,34 +106,23 @@ def take_apart(
         is_written: False for inserted and forced tokens.
         named: (place, item) of every found title, in order.
     """
-    begin = len(writer.opening)
-    end = len(tokens) - len(writer.encode(ANSWER))
     pieces: list[Piece] = []
     asked = iter(evidence)
-    start = begin
-    while start < end:
-        inserted = start
-        while inserted < end and is_written[inserted]:
-            inserted += 1
-        if inserted == end:  # the last words, with no answer of the graph behind them
-            pieces += _sentences(tokens[start:end], writer)
-            break
-        stop = inserted
-        while stop < end and not is_written[stop]:
-            stop += 1
-        lookup = next(asked)  # nothing is inserted but answers of the graph
-        word = writer.encode(AFTER if lookup.kind == "after" else ALIKE)
-        question = _last_place(tokens[start:inserted], word) + start
-        pieces += _sentences(tokens[start:question], writer)
-        weight = {link.item_index: link.weight for link in lookup.links}
-        kind = LOOKUP_KINDS.index(lookup.kind)
-        found = [
-            Found(at - question, item, weight[item], kind)
-            for at, item in named
-            if question <= at < stop
-        ]
-        via = lookup.via_item_index if lookup.kind == "after" else None
-        pieces.append(Piece(tuple(tokens[question:stop]), tuple(found), via, lookup.kind))
+    start = len(writer.opening)
+    for stop in cut_places(tokens, is_written, writer):
+        if all(is_written[start:stop]):
+            pieces.append(Piece(tuple(tokens[start:stop])))
+        else:
+            lookup = next(asked)  # nothing is inserted but answers of the graph
+            weight = {link.item_index: link.weight for link in lookup.links}
+            kind = LOOKUP_KINDS.index(lookup.kind)
+            found = [
+                Found(at - start, item, weight[item], kind)
+                for at, item in named
+                if start <= at < stop
+            ]
+            via = lookup.via_item_index if lookup.kind == "after" else None
+            pieces.append(Piece(tuple(tokens[start:stop]), tuple(found), via, lookup.kind))
         start = stop
     return tuple(pieces)
 
@@ -216,26 +204,3 @@ def shuffled_tokens(thought: Thought, rng: np.random.Generator, writer: PromptWr
 def filler(thought: Thought, token: int) -> Thought:
     """Return one token over and over, as long as the thought."""
     return Thought((Piece((token,) * thought.num_tokens),))
-
-
-def _sentences(tokens: Sequence[int], writer: PromptWriter) -> list[Piece]:
-    """Return written text cut after every token that ends a sentence outside of brackets."""
-    pieces, start, depth = [], 0, 0
-    for place, token in enumerate(tokens):
-        text = str(writer.tokenizer.decode([token]))
-        depth += text.count("[") - text.count("]")
-        if depth <= 0 and text.rstrip().endswith(_SENTENCE_ENDS):
-            pieces.append(Piece(tuple(tokens[start : place + 1])))
-            start = place + 1
-    if start < len(tokens):
-        pieces.append(Piece(tuple(tokens[start:])))
-    return pieces
-
-
-def _last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
-    """Return where ``wanted`` last begins, or 0: a backbone may spell it with other tokens."""
-    width = len(wanted)
-    for place in range(len(tokens) - width, -1, -1):
-        if list(tokens[place : place + width]) == list(wanted):
-            return place
-    return 0

@@ -27,7 +27,7 @@ from reasonrec.evaluation.significance import bootstrap_intervals, resampling_us
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.ranking import distinct_events, rank_targets, top_k
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender, score_given
+from reasonrec.models.recommenders import NoThinkRecommender, score_found, score_given
 from reasonrec.records import Histories
 from reasonrec.rng import stream
 
@@ -41,6 +41,7 @@ CONDITIONS = {
     "shuffled-pieces": "the same sentences and look-ups in another order",
     "shuffled-tokens": "all tokens in a random order; found titles stay whole",
     "unpointed": "the same words, but found items add nothing to their own scores",
+    "wordless": "what the thought found, beside the state before it: no words",
     "without-look-up": "each look-up left out once",
     "without-chain": "each found item left out once",
     "without-target-chain": "the found item that is the target left out, where there is one",
@@ -85,6 +86,8 @@ class _Case:
     """None ranks without a thought."""
     left_out: int = -1
     """History item that the prompt lacks; -1 for none."""
+    is_wordless: bool = False
+    """Rank with what the thought found and the state before it."""
 
 
 def score_conditions(
@@ -207,6 +210,7 @@ def _cases(
         yield _Case(row, "shuffled-tokens", shuffled_tokens(own, rng, writer))
     if model.pointer is not None and own.found:
         yield _Case(row, "unpointed", unpointed(own))
+        yield _Case(row, "wordless", own, is_wordless=True)
     for kept in range(1, len(own.pieces)):
         yield _Case(row, f"cut-{kept}", cut_after(own, kept))
     for place, piece in enumerate(own.pieces):
@@ -250,10 +254,13 @@ def _answers(
     scores = np.empty((len(cases), model.num_items), np.float32)
     silent = np.array([case.thought is None for case in cases])
     scores[silent] = NoThinkRecommender(model).score(shown.take(row[silent])).scores
-    left_out = np.array([case.left_out for case in cases])[~silent]
-    given = [assemble(one.thought, model.writer) for one in cases if one.thought is not None]
-    prompts = _without_items(shown.take(row[~silent]), left_out)
-    scores[~silent] = score_given(model, prompts, given)
+    wordless = np.array([case.is_wordless for case in cases])
+    left_out = np.array([case.left_out for case in cases])
+    for asked, score in ((wordless, score_found), (~silent & ~wordless, score_given)):
+        thoughts = [one.thought for one, is_asked in zip(cases, asked, strict=True) if is_asked]
+        given = [assemble(one, model.writer) for one in thoughts if one is not None]
+        prompts = _without_items(shown.take(row[asked]), left_out[asked])
+        scores[asked] = score(model, prompts, given)
 
     competing = histories.take(row)
     target = targets[row]

@@ -4,10 +4,14 @@ Departs from the official code, which multiplies advantages and token ratios int
 and so gives thoughts no gradient: here each token meets the advantage of its own rollout alone.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reasonrec.training.config import ItemTerm, TokenMean
+from reasonrec.training.rl.rewards import in_parts
 
 
 def clipped_objective(
@@ -32,7 +36,7 @@ def clipped_objective(
 def token_objective(
     logp_P_G_S: Tensor,
     old_logp_P_G_S: Tensor,
-    advantages_P_G: Tensor,
+    advantages: Tensor,
     is_written_P_G_S: Tensor,
     *,
     clip_low: float,
@@ -42,12 +46,14 @@ def token_objective(
     """Return the objective of the written tokens, a scalar to be maximised.
 
     Args:
+        advantages: Of each thought, (P, G), or of each token, (P, G, S).
         mean_over: ``tokens``: mean over all written tokens; ``rollouts``: mean within each rollout,
             then over rollouts; ``sum``: sum within each rollout, then mean over rollouts.
     """
-    advantage_P_G_S = advantages_P_G[:, :, None].expand_as(logp_P_G_S)
+    if advantages.dim() == 2:
+        advantages = advantages[:, :, None].expand_as(logp_P_G_S)
     each = clipped_objective(
-        logp_P_G_S, old_logp_P_G_S, advantage_P_G_S, clip_low=clip_low, clip_high=clip_high
+        logp_P_G_S, old_logp_P_G_S, advantages, clip_low=clip_low, clip_high=clip_high
     )
     each = each.masked_fill(~is_written_P_G_S, 0.0)
     if mean_over == "tokens":
@@ -98,3 +104,35 @@ def item_objective(
     return clipped_objective(
         logp_P_G, old_logp_P_G, weights_P_G, clip_low=clip_low, clip_high=clip_high
     ).mean()
+
+
+def log_prob_of_targets(
+    scores_P_G_N: Tensor,
+    target_P: Tensor,
+    masked_P_N: Tensor,
+    *,
+    over: Literal["batch", "catalogue"],
+    targets: Tensor | None = None,
+) -> Tensor:
+    """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
+
+    An item of the user's history is never a negative; a target that several prompts share is one
+    item, so it is never its own negative.
+
+    Args:
+        targets: Those of the whole batch, where these prompts are a part of it.
+    """
+    if over == "batch":
+        in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
+        in_batch[target_P if targets is None else targets] = True
+        masked_P_N = masked_P_N | ~in_batch
+    parts = list(in_parts(scores_P_G_N, target_P, masked_P_N))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([_log_prob(*part) for part in parts])
+    # computed again in the backward pass: kept, the parts would be the copy that they avoid
+    return torch.cat([checkpoint(_log_prob, *part, use_reentrant=False) for part in parts])
+
+
+def _log_prob(scores: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    logp = scores.masked_fill(masked[:, None, :], -torch.inf).log_softmax(-1)
+    return logp.gather(-1, target[:, None, None].expand(*scores.shape[:2], 1))[..., 0]

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
@@ -18,6 +18,7 @@ from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningReco
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
+from reasonrec.traces.prompts import ANSWER, PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
@@ -27,15 +28,16 @@ from reasonrec.training.rl.loss import (
     item_objective,
     item_weights,
     kl_to_start,
+    log_prob_of_targets,
     token_objective,
 )
 from reasonrec.training.rl.rewards import (
     fused_reward,
-    in_parts,
     ndcg_reward,
     ranks_of_targets,
     softmax_reward,
 )
+from reasonrec.training.rl.sentences import Sentences, measure_sentences
 
 
 class PromptSample(TorchDataset):
@@ -87,6 +89,8 @@ class Rollouts:
     old_item_logp_P_G: Tensor | None = None
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
+    sentences: Sentences | None = None
+    """What each sentence adds; where that has a weight."""
 
 
 class StartingPoint:
@@ -146,7 +150,7 @@ class Recpo:
         events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
         if self._events is None or not torch.equal(events, self._events):
             self._events = events
-            first, G = int(keys[0]), self.config.group_size
+            first, G = int(keys[0]), num_sampled(self.config)
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
             self.engine.sync(own)
             synced = time.perf_counter()
@@ -191,14 +195,15 @@ def roll_out(
     """
     histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
+    G = num_sampled(config)
     written = (engine or Sampler(model)).think(
         prompts, look_up_for(verbaliser, histories),
-        max_tokens=config.max_tokens, group_size=config.group_size,
+        max_tokens=config.max_tokens, group_size=G,
         temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
-    P, G = len(event), config.group_size
-    return Rollouts(
+    P = len(event)
+    rollouts = Rollouts(
         batch=rollout_batch(model, log, event, written, P, G),
         target_P=target,
         targets=ranks.gathered(target),
@@ -206,6 +211,56 @@ def roll_out(
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
     )
+    if config.empty_rollout:
+        rollouts = with_empty_rollout(rollouts, model.writer)
+    if config.sentence_weight:
+        rollouts.sentences = measure_sentences(
+            model, rollouts.batch, rollouts.target_P, rollouts.masked_P_N
+        )
+    return rollouts
+
+
+def num_sampled(config: RecpoConfig) -> int:
+    """Return how many rollouts of a group are written: all, or all but the empty thought."""
+    return config.group_size - config.empty_rollout
+
+
+def with_empty_rollout(rollouts: Rollouts, writer: PromptWriter) -> Rollouts:
+    """Return groups of one rollout more, the empty thought: opened, and closed by a forced marker.
+
+    None of its tokens is written, so that it teaches its group what silence earns and no words.
+    """
+    batch = rollouts.batch
+    assert batch.branch_ids is not None and batch.branch_at is not None
+    empty = torch.tensor(writer.opening + writer.encode(ANSWER), device=batch.branch_ids.device)
+    S = batch.branch_ids.shape[-1]
+
+    def widened(values_P_G_S: Tensor, filling: float) -> Tensor:
+        return F.pad(values_P_G_S, (0, max(0, len(empty) - S), 0, 1), value=filling)
+
+    branch_ids = widened(batch.branch_ids, writer.pad_id)
+    branch_ids[:, -1, : len(empty)] = empty
+    grown: dict[str, Tensor] = {
+        "branch_ids": branch_ids,
+        "branch_lengths": F.pad(_checked(batch.branch_lengths), (0, 1), value=len(empty)),
+        "branch_at": torch.cat([batch.branch_at, batch.branch_at[:, :1]], 1),
+        "is_written": widened(_checked(batch.is_written), False),
+        "named_item": F.pad(_checked(batch.named_item), (0, 0, 0, 1), value=-1),
+        "named_weight": F.pad(_checked(batch.named_weight), (0, 0, 0, 1)),
+        "named_kind": F.pad(_checked(batch.named_kind), (0, 0, 0, 1)),
+        "target": torch.cat([_checked(batch.target), rollouts.target_P[:, None]], 1),
+    }
+    return replace(
+        rollouts,
+        batch=replace(batch, **grown),
+        sampler_logp_P_G_S=widened(rollouts.sampler_logp_P_G_S, 0.0),
+        is_truncated_P_G=F.pad(rollouts.is_truncated_P_G, (0, 1), value=False),
+    )
+
+
+def _checked(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return values
 
 
 def rollout_batch(
@@ -287,8 +342,14 @@ def recpo_loss(
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     advantages = advantages_within_groups(rewards, config.advantage)
     flat = is_flat(rewards)
+    learned_from = advantages
+    if rollouts.sentences is not None:
+        thought = config.thought_weight * advantages[..., None]
+        learned_from = thought + config.sentence_weight * rollouts.sentences.token_advantages
+    elif config.thought_weight != 1:
+        learned_from = config.thought_weight * advantages
     tokens = token_objective(
-        logp, old_logp, advantages, is_written, **clip, mean_over=config.token_mean
+        logp, old_logp, learned_from, is_written, **clip, mean_over=config.token_mean
     ) * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     weights = item_weights(advantages, config.item_term)
     items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip) * of_rollouts
@@ -299,6 +360,12 @@ def recpo_loss(
         known = outputs.next_item_logp.mean() * of_next_items
         loss = loss - config.next_item_weight * known
     logged = _rollout_statistics(outputs, rollouts, advantages, flat, config)
+    if config.empty_rollout:
+        gain = rewards[:, :-1].mean(1) - rewards[:, -1]
+        logged["rl/think_gain"] = gain.mean().item()
+        logged["rl/frac_think_wins"] = (gain > 0).float().mean().item()
+    if rollouts.sentences is not None:
+        logged |= rollouts.sentences.statistics()
     for name in ("rl/entropy", "rl/frac_clipped"):
         logged[name] *= of_tokens
     if rollouts.start_token_logp_P_G_S is not None:
@@ -309,38 +376,6 @@ def recpo_loss(
         entropy = outputs.token_entropy.sum() / is_written.sum().clamp(min=1) * of_tokens
         loss = loss - config.entropy_weight * entropy
     return loss, logged
-
-
-def log_prob_of_targets(
-    scores_P_G_N: Tensor,
-    target_P: Tensor,
-    masked_P_N: Tensor,
-    *,
-    over: Literal["batch", "catalogue"],
-    targets: Tensor | None = None,
-) -> Tensor:
-    """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
-
-    An item of the user's history is never a negative; a target that several prompts share is one
-    item, so it is never its own negative.
-
-    Args:
-        targets: Those of the whole batch, where these prompts are a part of it.
-    """
-    if over == "batch":
-        in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
-        in_batch[target_P if targets is None else targets] = True
-        masked_P_N = masked_P_N | ~in_batch
-    parts = list(in_parts(scores_P_G_N, target_P, masked_P_N))
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return torch.cat([_log_prob(*part) for part in parts])
-    # computed again in the backward pass: kept, the parts would be the copy that they avoid
-    return torch.cat([checkpoint(_log_prob, *part, use_reentrant=False) for part in parts])
-
-
-def _log_prob(scores: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    logp = scores.masked_fill(masked[:, None, :], -torch.inf).log_softmax(-1)
-    return logp.gather(-1, target[:, None, None].expand(*scores.shape[:2], 1))[..., 0]
 
 
 @torch.no_grad()

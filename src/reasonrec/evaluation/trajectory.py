@@ -1,0 +1,56 @@
+"""Where the target stands after every sentence of a thought: step 0 has no words yet."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from reasonrec.data.dataset import Queries
+from reasonrec.models.anytime import batch_of, cuts_of, scores_along
+from reasonrec.models.ranking import rank_targets
+from reasonrec.models.recommenders import ThinkingRecommender
+
+TRAJECTORY = "trajectory.parquet"
+
+
+def trace_thoughts(
+    recommender: ThinkingRecommender, queries: Queries, rows: np.ndarray, *, batch_size: int = 64
+) -> pl.DataFrame:
+    """Return the target's rank after every beginning of each query's thought.
+
+    The thoughts are written once more; of a model that averages several, the first.
+
+    Args:
+        rows: Which queries, named so in the column ``query``.
+
+    Returns:
+        ``method``, ``query``, ``step``, ``rank``; a thought of S sentences and look-ups has steps
+        0 .. S.
+    """
+    recommender = replace(recommender, num_samples=1)
+    model = recommender.model
+    tables = []
+    for start in range(0, len(rows), batch_size):
+        asked = queries.take(rows[start : start + batch_size])
+        histories = asked.histories()
+        batch = batch_of(model, model.writer.prompts(histories), recommender.write(histories))
+        cuts = cuts_of(batch, model.writer)
+        scores = scores_along(model, batch, cuts)[:, 0].cpu().numpy()  # (B, K, N)
+        exists = cuts.exists[:, 0].cpu().numpy()
+        for step in range(scores.shape[1]):
+            there = np.flatnonzero(exists[:, step])
+            rank = rank_targets(
+                scores[there, step], asked.target[there], histories=histories.take(there),
+                mask="history-except-target",
+            )  # fmt: skip
+            tables.append(
+                pl.DataFrame(
+                    {
+                        "method": [recommender.name] * len(there),
+                        "query": rows[start + there].astype(np.int64),
+                        "step": np.full(len(there), step, np.int64),
+                        "rank": rank,
+                    }
+                )
+            )
+    return pl.concat(tables).sort("query", "step")

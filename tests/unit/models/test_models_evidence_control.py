@@ -1,0 +1,147 @@
+"""The control of thinking: what a thought would look up, and no thought."""
+
+import numpy as np
+import torch
+from tests.toy_models import ring_rows, toy_model, toy_verbaliser
+from tests.toys import toy_dataset
+
+from reasonrec.metrics import ndcg
+from reasonrec.models.ranking import rank_targets
+from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.models.recommenders import EvidenceRecommender, NoThinkRecommender
+from reasonrec.records import Histories
+from reasonrec.training.config import SftLossConfig
+from reasonrec.training.examples import WindowDataset, schedule_windows
+from reasonrec.training.losses import sft_loss
+
+N = 12
+TITLES = [f"Tale {i}" for i in range(N)]
+
+
+def _shop(num_users=8):
+    return toy_dataset(ring_rows(num_users, N, 9), TITLES)
+
+
+def _control(dataset, *, amount=0.0, **thought):
+    model = toy_model()
+    with torch.no_grad():
+        model.pointer.amount.fill_(amount)
+    return EvidenceRecommender(model, toy_verbaliser(model, dataset, **thought))
+
+
+def _windows(dataset, recommender, *, num_epochs=1, num_branches=2):
+    windows = schedule_windows(
+        dataset.train, max_history=8, num_epochs=num_epochs, batch_size=4, seed=0
+    )
+    return WindowDataset(
+        dataset.train, windows, recommender.model.writer, verbaliser=recommender.verbaliser,
+        num_branches=num_branches, writes=False, seed=0,
+    )  # fmt: skip
+
+
+def test_the_fixed_rule_asks_about_the_newest_items_each_once():
+    verbaliser = _control(_shop(), num_lookups=3).verbaliser
+    gathered = verbaliser.gather(Histories.from_lists([[5, 1, 2, 3, 2], [7], []]))
+    # the second 2 is the newest item and stands for both; two rows are shorter than three questions
+    assert [[one.via_item_index for one in row] for row in gathered] == [[2, 3, 1], [7], []]
+
+
+def test_the_fixed_rule_asks_about_the_people_that_a_thought_asks_about():
+    dataset = _shop()
+    verbaliser = _control(dataset, num_lookups=2, num_people=2).verbaliser
+    histories = dataset.valid.histories()
+    people = verbaliser.people_alike(histories)
+    gathered = verbaliser.gather(histories)
+    for b in range(len(histories)):
+        assert [one for one in gathered[b] if one.kind == "alike"] == people.records(b)
+    _, _, kind = named_columns(gathered)
+    assert set(kind.ravel().tolist()) == {0, 1}
+
+
+def test_the_evidence_is_what_a_thought_finds_that_asks_the_same():
+    dataset = _shop()
+    recommender = _control(dataset, num_lookups=3, lookup_window=3)  # all thoughts ask all three
+    histories = dataset.valid.histories()
+    gathered = recommender.write(histories)
+    thoughts = recommender.verbaliser.write(histories, seed=0, keys=np.arange(len(histories)))
+    for b in range(len(histories)):
+        found = gathered.named_item[b] >= 0
+        assert gathered.named_item[b, found].tolist() == thoughts.named_item[b]
+        assert gathered.named_weight[b, found].tolist() == thoughts.named_weight[b]
+        assert [one.via_item_index for one in gathered.evidence[b]] == thoughts.via_item[b].tolist()
+
+
+def test_evidence_takes_its_share_from_the_state_after_the_prompt():
+    dataset = _shop()
+    recommender = _control(dataset, amount=0.4, num_lookups=1)
+    histories = dataset.valid.histories().take(np.array([2]))
+    scored = recommender.score(histories)
+    silent = NoThinkRecommender(recommender.model).score(histories).scores[0].astype(np.float64)
+    p = np.exp(silent - silent.max())
+    p /= p.sum()
+    # amount .4, and trust sigmoid(0) = 1/2: a share of .2; p_found goes with p_state x weight
+    (lookup,) = scored.evidence[0]
+    parts = {link.item_index: p[link.item_index] * link.weight for link in lookup.links}
+    expected = 0.8 * p
+    for item, part in parts.items():
+        expected[item] += 0.2 * part / sum(parts.values())
+    assert len(parts) == 2
+    np.testing.assert_allclose(np.exp(scored.scores[0]), expected, rtol=1e-4)
+    assert scored.thoughts is None and scored.num_tokens is None
+
+
+def test_an_untrained_control_ranks_as_without_a_thought():
+    dataset = _shop()
+    recommender = _control(dataset)
+    histories = Histories.from_lists([[3, 4, 5], [0], []])
+    scores = recommender.score(histories).scores
+    silent = torch.from_numpy(NoThinkRecommender(recommender.model).score(histories).scores)
+    np.testing.assert_allclose(scores, silent.log_softmax(-1).numpy(), atol=1e-5)
+
+
+def test_training_sees_the_scores_that_serving_gives():
+    dataset = _shop()
+    recommender = _control(dataset, amount=0.3, num_lookups=2)
+    data = _windows(dataset, recommender)
+    batch = data.__getitems__([0, 3, 5])
+    assert "branch_ids" not in batch
+    outputs = recommender.model.eval()(Batch(**batch))
+    starts = dataset.train.user_offsets[dataset.train.user_index[data.windows.start[[0, 3, 5]]]]
+    column = (batch["branch_at"][..., None] == batch["item_ends"][:, None, :]).int().argmax(-1)
+    events = (starts[:, None] + column.numpy()).ravel()  # column j shows a user's first j events
+    assert batch["target"].flatten().tolist() == dataset.train.item_index[events].tolist()
+    served = recommender.score(dataset.train.histories_before(events)).scores
+    np.testing.assert_allclose(
+        outputs.think_logits.detach().reshape(-1, N).numpy(), served, atol=1e-4
+    )
+
+
+def test_it_learns_to_use_evidence_that_helps_and_writes_nothing():
+    dataset = toy_dataset(ring_rows(12, N, 8), TITLES)
+    recommender = _control(dataset, num_lookups=1)
+    data = _windows(dataset, recommender, num_epochs=30)
+    pointer = list(recommender.model.pointer.parameters())
+    optimiser = torch.optim.Adam(pointer, lr=3e-2)
+    weights = SftLossConfig(next_item=0.0, think=1.0)
+    for step in range(60):
+        loss, logged = sft_loss(
+            recommender.model, data.__getitems__(range(step, step + 8)), weights
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        assert "train/tokens" not in logged and "train/post" not in logged
+    histories, target = dataset.valid.histories(), dataset.valid.target
+    values = [
+        ndcg(
+            rank_targets(
+                one.score(histories).scores, target, histories=histories,
+                mask="history-except-target",
+            ),
+            10,
+        ).mean()
+        for one in (recommender, NoThinkRecommender(recommender.model))
+    ]  # fmt: skip
+    # neighbours walk the same ring, so what they took next is the answer; the trunk knows nothing
+    assert recommender.model.pointer.amount > 0.1
+    assert values[0] > values[1] + 0.1
