@@ -10,6 +10,7 @@ from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import EvidenceRecommender, NoThinkRecommender
 from reasonrec.records import Histories
+from reasonrec.traces.verbaliser import named_columns
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
