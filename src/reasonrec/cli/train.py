@@ -1,17 +1,17 @@
 """``reasonrec train``: one stage of a method, or all of them in a row."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
 from reasonrec.cli.numbers import Seed
 from reasonrec.errors import ConfigError
 from reasonrec.methods.baselines.config import Baseline, BaselinesConfig
-from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2ec_config import R2ecConfig, Stage
 from reasonrec.methods.r2rec_config import R2recConfig
 
-What = Literal["no-think", "evidence", "sft", "recpo", "gate", "r2ec", "r2rec"] | Baseline
+What = Stage | Literal["r2ec", "r2rec"] | Baseline
 
 
 def train(
@@ -83,11 +83,14 @@ def train(
             dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,
             announce=lambda name: console.print(f"· {name}"),
         )  # fmt: skip
-    elif what == "no-think" or what == "sft" or what == "recpo":
-        folders = [r2ec.train_stage(what, dataset, config, out=out, seed=seed, start=start)]
-    else:
+    elif what in get_args(Baseline):
         own = baselines or BaselinesConfig()
-        folders = [train_baseline(what, dataset, own, base=config, out=out, seed=seed)]
+        folders = [
+            train_baseline(cast(Baseline, what), dataset, own, base=config, out=out, seed=seed)
+        ]
+    else:
+        stage = cast(Stage, what)
+        folders = [r2ec.train_stage(stage, dataset, config, out=out, seed=seed, start=start)]
     for folder in folders if ranks.is_first() else []:
         manifest = read_manifest(folder)
         score = manifest["best_score"]

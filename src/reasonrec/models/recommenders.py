@@ -214,8 +214,9 @@ class EvidenceRecommender:
         self.model.eval()
         states = read_prompts(self.model, self.model.writer.prompts(histories))
         evidence = self.verbaliser.gather(histories)
-        found = (torch.from_numpy(column).to(states.device) for column in named_columns(evidence))
-        return Gathered(states, *found, evidence)
+        item, weight, kind = map(torch.from_numpy, named_columns(evidence))
+        device = states.device
+        return Gathered(states, item.to(device), weight.to(device), kind.to(device), evidence)
 
     @torch.no_grad()
     def rank_with(self, gathered: Gathered) -> np.ndarray:
