@@ -358,7 +358,7 @@ def set_section(name: str, folder: Path) -> tuple[str, float | None]:
         *table(lines),
     ]
     gain = hits[BLENDED] / hits[best] - 1 if BLENDED in hits else None
-    if len(hits) > len(BASELINES) + 1:
+    if any(method.startswith("r2rec") for method in hits):
         pairs = [
             (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
             ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),

@@ -41,7 +41,7 @@ from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.metrics import hit, ndcg
-from reasonrec.models.answers import AnsweringModel, with_words_of
+from reasonrec.models.answers import AnsweringModel, CopyingModel, with_words_of
 from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_effect
@@ -158,7 +158,7 @@ def train_stage(
         asked["rewards"] = [[weight, reward.__name__] for weight, reward in rewards]
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
-    model = AnsweringModel.from_pretrained(start / "model")
+    model = _kind(config).from_pretrained(start / "model")
     assert isinstance(model, AnsweringModel)
     model.head = model.head.model_copy(update={"dropout": config.dropout})
     first = _first_stage(start, dataset)
@@ -233,7 +233,7 @@ def load_recommender(
             f"{folder} was trained with settings that this version does not know ({error}); "
             "train again"
         ) from None
-    model = AnsweringModel.from_pretrained(folder / "model")
+    model = _kind(config).from_pretrained(folder / "model")
     assert isinstance(model, AnsweringModel)
     first = _first_stage(folder, dataset)
     ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
@@ -334,8 +334,9 @@ def _write_untuned(
     table = read_traces(out / "traces", kept=True)
     texts = [*table["prompt"].to_list(), *table["thought"].to_list()]
     answering = with_words_of(
-        model, texts, vocab_size=config.vocab_size, dropout=config.dropout, seed=seed
-    )
+        model, texts, vocab_size=config.vocab_size, dropout=config.dropout, seed=seed,
+        kind=_kind(config),
+    )  # fmt: skip
     recommender = (
         ChainCount.fit(dataset) if first is None else NoThinkRecommender(first, "no-think")
     )
@@ -490,12 +491,17 @@ def _measured_order(
     return asdict(effect)
 
 
+def _kind(config: R2recConfig) -> type[AnsweringModel]:
+    return CopyingModel if config.copies else AnsweringModel
+
+
 def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(
         mode="json", exclude={"traces": {"limits": True, "teacher": True}}
     )
-    kept = ["method", "task", "think", "traces", "vocab_size", "dropout", "max_tokens", "ranking"]
+    kept = ["method", "task", "think", "traces", "vocab_size", "copies", "dropout", "max_tokens"]
+    kept.append("ranking")
     if stage != "untuned":
         kept += [
             "blend",

@@ -90,6 +90,8 @@ class R2recConfig(Config):
     the same kind of events. Of the last event of each user, which no-think leaves out."""
     vocab_size: NonNegativeInt = 1024
     """Sub-word tokens that the tiny backbone learns from the traces; 0 keeps its own."""
+    copies: bool = True
+    """Whether the tiny backbone may copy titles from what it read (ours). Others need no help."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of input-embedding entries dropped in SFT."""
     max_tokens: PositiveInt = 100

@@ -59,15 +59,9 @@ class Written:
 
 
 class AnsweringModel(ReasoningRecommender):
-    """A causal LM over text. Its recommendation head travels along and is not used.
+    """A causal LM over text. Its recommendation head travels along and is not used."""
 
-    Where titles are single tokens, they can be copied from what was read (`TitleCopier`).
-    """
-
-    def __init__(self, *parts: Any, **more: Any) -> None:
-        super().__init__(*parts, **more)
-        width = self.backbone.get_output_embeddings().weight.shape[1]
-        self.copier = TitleCopier(width) if self.is_title.numel() else None
+    copier: TitleCopier | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: TextBatch
@@ -82,7 +76,7 @@ class AnsweringModel(ReasoningRecommender):
         ).last_hidden_state
         wanted = batch.weight > 0
         wanted[:, 0] = False  # nothing stands before it
-        logp = self._next_logp(batch, hidden, wanted.roll(-1, dims=1))
+        logp = self.following_logp(batch, hidden, wanted.roll(-1, dims=1))
         chosen = logp.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
         zeros = torch.zeros(wanted.shape, device=logp.device)
         entropy = zeros.clone()
@@ -90,7 +84,7 @@ class AnsweringModel(ReasoningRecommender):
             entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
         return zeros.masked_scatter(wanted, chosen), entropy
 
-    def _next_logp(self, batch: TextBatch, hidden: Tensor, asked: Tensor) -> Tensor:
+    def following_logp(self, batch: TextBatch, hidden: Tensor, asked: Tensor) -> Tensor:
         """Return log-probabilities (M, V) of what follows the M places where ``asked`` is True."""
         logits = self.token_logits(hidden[asked])
         if self.copier is None:
@@ -142,6 +136,15 @@ class AnsweringModel(ReasoningRecommender):
         return [self.writer.encode(student_answer(question, a)) for a in question.answers]
 
 
+class CopyingModel(AnsweringModel):
+    """One that can also copy titles from what it read, where titles are single tokens (R2Rec)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        width = self.backbone.get_output_embeddings().weight.shape[1]
+        self.copier = TitleCopier(width) if self.is_title.numel() else None
+
+
 class HeadlessModel(AnsweringModel):
     """A causal LM that keeps no item table, for methods that rank by what it writes."""
 
@@ -187,16 +190,18 @@ def with_words_of(
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(backbone.config, name, getattr(tokenizer, name))
             setattr(backbone.generation_config, name, getattr(tokenizer, name))
-    return kind(
-        backbone,
-        tokenizer,
-        model.titles,
-        model.head.model_copy(update={"dropout": dropout}),
-        model.item_ids,
-        model.item_texts,
-        prompt=model.writer.prompt,
-        weights=model.weights,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for what the kind adds
+        return kind(
+            backbone,
+            tokenizer,
+            model.titles,
+            model.head.model_copy(update={"dropout": dropout}),
+            model.item_ids,
+            model.item_texts,
+            prompt=model.writer.prompt,
+            weights=model.weights,
+        )
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -433,6 +438,24 @@ def answer_log_probs(
 
 def _are_single(answers: Sequence[Sequence[int]]) -> bool:
     return all(len(a) == 1 for a in answers) and len({a[0] for a in answers}) == len(answers)
+
+
+@torch.no_grad()
+def next_logp(
+    model: AnsweringModel, texts: Sequence[Sequence[int]], *, batch_size: int = 64
+) -> Tensor:
+    """Return the log-probabilities (R, V) of what follows each text, from one pass over it."""
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        batch = text_batch([(text, 0) for text in part], model.writer.pad_id).to(model.device)
+        hidden = model.run_backbone(
+            model.embed(batch.token_ids), position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        last = torch.tensor([len(text) - 1 for text in part], device=model.device)
+        is_last = torch.arange(hidden.shape[1], device=model.device) == last[:, None]
+        parts.append(model.following_logp(batch, hidden, is_last))
+    return torch.cat(parts)
 
 
 def text_batch(texts: Sequence[tuple[Sequence[int], int]], pad_id: int) -> TextBatch:

@@ -8,6 +8,7 @@ from tests.toy_traces import TITLES, hand_question
 
 from reasonrec.models.answers import (
     AnsweringModel,
+    CopyingModel,
     TextBatch,
     answer_log_probs,
     prompts_of,
@@ -15,6 +16,7 @@ from reasonrec.models.answers import (
     with_words_of,
     write,
 )
+from reasonrec.models.answers import next_logp as next_logp_of
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.traces.interaction_of_thought import student_prompt
@@ -25,8 +27,9 @@ from reasonrec.training.reasoned import PackedTexts, ReasonedText, reasoned_loss
 def answering(num_items: int = 12, seed: int = 0) -> AnsweringModel:
     texts = ["Chain 1: user, @1 (6 shared, usual 3.0). So it is the likeliest."] * 20
     return with_words_of(
-        toy_model(num_items, seed=seed), texts, vocab_size=300, dropout=0.0, seed=0
-    ).eval()
+        toy_model(num_items, seed=seed), texts, vocab_size=300, dropout=0.0, seed=0,
+        kind=CopyingModel,
+    ).eval()  # fmt: skip
 
 
 def foreign() -> AnsweringModel:
@@ -47,7 +50,15 @@ def next_logp(model: AnsweringModel, tokens: list[int]) -> torch.Tensor:
         hidden = model.run_backbone(model.embed(ids)).last_hidden_state
         batch = TextBatch(ids, place, torch.ones(1, len(tokens)))
         asked = torch.ones(1, len(tokens), dtype=torch.bool)
-        return model._next_logp(batch, hidden, asked)
+        return model.following_logp(batch, hidden, asked)
+
+
+def test_one_pass_says_what_follows_each_text():
+    model = answering()
+    texts = [model.prompt_tokens(text) for text in ("So [Tale 1] it is", "[Tale 2] 4 [Tale 3]")]
+    found = next_logp_of(model, texts)
+    for row, text in zip(found, texts, strict=True):
+        torch.testing.assert_close(row, next_logp(model, text)[-1], atol=1e-4, rtol=1e-4)
 
 
 def test_packed_texts_have_the_loss_of_each_alone():

@@ -7,7 +7,7 @@ what was written. Where a thought ends is decided here, from the tokens; that th
 too only saves it work.
 
 Only policies that draw from the plain logits of the backbone can be continued elsewhere. That of
-the tiny backbone with title tokens closes and shifts titles while it thinks; it is refused.
+the tiny backbone with title tokens closes, shifts or copies titles; it is refused.
 """
 
 import shutil
@@ -21,9 +21,9 @@ import torch
 
 from reasonrec import ranks
 from reasonrec.errors import ConfigError
-from reasonrec.models.answers import AnsweringModel, Written, padded
+from reasonrec.models.answers import AnsweringModel, Written, next_logp, padded
 from reasonrec.models.generation import LookUp, Part
-from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import LOOKUP_KINDS
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import ALIKE, ANSWER, Prompts
@@ -101,11 +101,12 @@ class ContinuationEngine:
         Raises:
             ConfigError: The model's policy is none that can be continued elsewhere.
         """
-        if not isinstance(model, AnsweringModel) and model.is_title.numel():
+        is_plain = isinstance(model, AnsweringModel) and model.copier is None
+        if model.is_title.numel() and not is_plain:
             raise ConfigError(
-                "engine.kind must be 'sampler' for R²ec with the tiny backbone: its thoughts close "
-                "and shift the tokens of titles while they are written, which no engine elsewhere "
-                "does. Any other backbone can be written for by vLLM"
+                "engine.kind must be 'sampler' for R²ec and R2Rec with the tiny backbone: their "
+                "thoughts close, shift or copy the tokens of titles while they are written, which "
+                "no engine elsewhere does. Any other backbone can be written for by vLLM"
             )
         folder = self._folder / f"{self.handover}-{self._count}"
         self._count += 1
@@ -235,7 +236,7 @@ class ContinuationEngine:
         device = model.device
         return Written(
             ids.to(device), lengths.to(device), answer_at.to(device), is_written.to(device),
-            logp.to(device), _states_after(model, texts), _truncated(rows).to(device),
+            logp.to(device), next_logp(model, texts), _truncated(rows).to(device),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -346,20 +347,3 @@ def _as_tensors(
 
 def _truncated(rows: Sequence[_Row]) -> torch.Tensor:
     return torch.tensor([row.is_truncated for row in rows])
-
-
-@torch.no_grad()
-def _states_after(
-    model: ReasoningRecommender, texts: Sequence[Sequence[int]], *, batch_size: int = 64
-) -> torch.Tensor:
-    """Return the states at the ends of texts, (R, D), from the model's own pass."""
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        ids, lengths = padded(texts[start : start + batch_size], model.writer.pad_id)
-        ids, lengths = ids.to(model.device), lengths.to(model.device)
-        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        hidden = model.run_backbone(
-            model.embed(ids), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        parts.append(read_states(hidden, (lengths - 1)[:, None])[:, 0])
-    return torch.cat(parts)
