@@ -257,7 +257,8 @@ def write(
         answer_at=torch.zeros(R, dtype=torch.long, device=device),
         is_written=torch.zeros((R, S), dtype=torch.bool, device=device),
         token_logp=torch.zeros((R, S), device=device),
-        marker_logp=torch.zeros((R, len(model.tokenizer)), device=device),
+        # as wide as what the head says, which may know more or fewer tokens than the tokenizer
+        marker_logp=torch.zeros((R, model.token_logits(states[:1]).shape[-1]), device=device),
         is_truncated=torch.zeros(R, dtype=torch.bool, device=device),
     )
     rows = torch.arange(R, device=device)  # those still under way, in the order of the cache

@@ -325,7 +325,9 @@ def test_without_words_the_state_before_the_thought_meets_what_it_found():
         found = [one for piece in thoughts[row].pieces for one in piece.named]
         weight = np.array([(p[row, one.item_index] * one.weight) ** 0.3 for one in found])
         state = read_prompts(model, model.writer.prompts(histories.take(np.array([row]))))
-        trust = model.pointer.trust(state).item() + 0.3 * np.log(sum(one.weight for one in found))
+        trust = model.pointer.trust(state)[0, 0].item() + 0.3 * np.log(
+            sum(one.weight for one in found)
+        )
         share = 0.3 / (1 + np.exp(-trust))
         mixed = (1 - share) * p[row]
         for one, part in zip(found, weight / weight.sum(), strict=True):

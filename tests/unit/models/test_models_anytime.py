@@ -147,6 +147,7 @@ def test_evidence_counts_from_the_look_up_that_found_it():
         is_written=torch.tensor([thoughts.is_written]),
         named_item=torch.tensor([thoughts.named_item]),
         named_weight=torch.tensor([thoughts.named_weight]),
+        named_kind=torch.tensor([thoughts.named_kind]),
     )  # fmt: skip
     cuts = cuts_of(batch, model.writer)
     assert cuts.num_found[0, 0].tolist() == [0, 0, 1, 2]  # empty, taste, one look-up, the other

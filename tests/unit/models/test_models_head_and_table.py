@@ -7,6 +7,7 @@ from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import GatedReadout, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories
+from reasonrec.traces.prompts import PROMPT_VERSION
 
 
 def test_scores_are_inner_products_over_temperature():
@@ -99,7 +100,7 @@ def test_a_model_of_another_prompt_version_is_refused(tmp_path):
     model = toy_model(num_items=3)
     model.save_pretrained(tmp_path)
     about = tmp_path / "reasonrec.json"
-    about.write_text(about.read_text().replace('"prompt_version": "1"', '"prompt_version": "0"'))
+    about.write_text(about.read_text().replace(f'_version": "{PROMPT_VERSION}"', '_version": "0"'))
     with pytest.raises(CheckpointError, match="prompt version 0"):
         ReasoningRecommender.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="folder of a saved model"):

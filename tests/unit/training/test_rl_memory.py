@@ -75,14 +75,14 @@ def test_found_items_cost_two_copies_of_the_scores_and_are_added_item_by_item():
         pointer.trust.weight.normal_()
     item = torch.tensor([[[3, 7, 3, 0], [5, -1, -1, -1]], [[-1, -1, -1, -1], [9, 8, 9, 9]]])
     weight = torch.rand(2, 2, 4) * (item >= 0)
-    post, found = torch.randn(2, 2, 8), Evidence(item, weight)
+    post, found = torch.randn(2, 2, 8), Evidence(item, weight, item % 2)
     scores = torch.randn(2, 2, N, requires_grad=True)
     with LiveTensors(lambda tensor: tensor.numel() >= scores.numel()) as live:
         mixed = pointer(scores, post, found)
     assert live.peak == 2 * 4 * scores.numel()
     # the slow way: probabilities, mixed over the whole catalogue
     prior = scores.softmax(-1)
-    share, pointed = pointer.shares(prior.log().gather(-1, item.clamp(min=0)), post, found)
+    share, given = pointer.shares(prior.log().gather(-1, item.clamp(min=0)), post, found)
     expected = (1 - share) * prior
     for b in range(2):
         for g in range(2):
@@ -90,7 +90,7 @@ def test_found_items_cost_two_copies_of_the_scores_and_are_added_item_by_item():
                 if item[b, g, e] >= 0:
                     one = torch.zeros_like(expected)
                     one[b, g, item[b, g, e]] = 1.0
-                    expected = expected + one * share[b, g] * pointed[b, g, e]
+                    expected = expected + one * given[b, g, e]
     torch.testing.assert_close(mixed, expected.log(), atol=1e-5, rtol=1e-5)
     weights = torch.randn_like(mixed)
     inputs = (scores, *pointer.parameters())
@@ -142,8 +142,8 @@ def test_a_prompt_is_read_once_for_all_its_thoughts_in_sampling_and_in_training(
     rollouts = _rollouts(model)
     num_prompts, longest = rollouts.batch.trunk_ids.shape
     assert counts[0] == num_prompts * longest  # not times G; then thoughts alone
-    # of 12 thoughts, at most a few tokens at a time: none of the prompts again
-    assert max(counts[1:]) <= 12 * 4
+    # of 12 thoughts, at most a question and its answer at a time: none of the prompts again
+    assert max(counts[1:]) <= 12 * 5
     counts.clear()
     with torch.no_grad():
         model(rollouts.batch)
