@@ -66,7 +66,7 @@ ABLATIONS = {
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
     "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
-    "three-chains": {"traces": {"evidence": {"num_chains": 3}}, "max_tokens": 140},
+    "copying": {"copies": True},
     "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
     "chains-counted": {"traces": {"evidence": {"support": "count"}}},
     "no-support": {"traces": {"evidence": {"show_support": False}}},

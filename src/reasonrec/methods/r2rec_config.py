@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from reasonrec.config import Config
-from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig, Task
+from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
 from reasonrec.training.config import EngineConfig, OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
 
@@ -84,17 +84,18 @@ class R2recConfig(Config):
     think: bool = True
     """Whether a thought is written before the answer. Without, training is direct-answer SFT."""
     traces: ReasonedTracesConfig = ReasonedTracesConfig(
-        num_questions=1600, events="last", max_rounds=4, evidence=EvidenceConfig(num_chains=2)
+        num_questions=1600, events="last", max_rounds=4
     )
     """Questions, evidence, teacher and filter of the traces that SFT learns from; RL asks about
     the same kind of events. Of the last event of each user, which no-think leaves out."""
     vocab_size: NonNegativeInt = 1024
     """Sub-word tokens that the tiny backbone learns from the traces; 0 keeps its own."""
-    copies: bool = True
-    """Whether the tiny backbone may copy titles from what it read (ours). Others need no help."""
+    copies: bool = False
+    """Whether the tiny backbone may copy titles from what it read (ours). It then names its
+    evidence sooner than it learns to write sentences; others need no help."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of input-embedding entries dropped in SFT."""
-    max_tokens: PositiveInt = 100
+    max_tokens: PositiveInt = 140
     """Of a thought, when ranking; then the answer marker is forced."""
     sft: ReasonedSftStage = ReasonedSftStage()
     rl: GrpoStage = GrpoStage()

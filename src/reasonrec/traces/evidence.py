@@ -34,8 +34,6 @@ from reasonrec.traces.prompts import as_data
 from reasonrec.traces.reasoned_config import EvidenceConfig, Support, Task
 
 ClosesOn = Literal["candidate", "history", "nothing"]
-PERCENTS = np.array([0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100])
-"""Shares of chains are told as the nearest of these: few numbers are learned sooner than many."""
 LIKENESS_GRADES = 9
 """Likeness is told in as many grades above 0."""
 MAX_SCALE = 21
@@ -487,8 +485,7 @@ def _asked(
 def _support(weight: np.ndarray, candidates: np.ndarray, kind: Support) -> list[tuple[int, ...]]:
     """Return what is shown of each candidate's weight: the count, or percent of the row's sum."""
     if kind == "steps":
-        percent = 100.0 * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
-        weight = PERCENTS[np.abs(percent[..., None] - PERCENTS).argmin(axis=-1)]
+        weight = 100.0 * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
     shown = np.rint(weight).astype(int)
     return [tuple(n[items >= 0].tolist()) for n, items in zip(shown, candidates)]
 

@@ -13,7 +13,7 @@ class GrpoConfig(Config):
     """Rollouts per question, G."""
     temperature: PositiveFloat = 1.0
     """Of sampling. At 1 samples and log-probabilities agree exactly."""
-    max_tokens: PositiveInt = 100
+    max_tokens: PositiveInt = 140
     """Of a thought; then the answer marker is forced."""
     max_answer_tokens: PositiveInt = 12
     """Of an answer, its end included."""
