@@ -372,7 +372,7 @@ def test_training_starts_from_the_stage_before_and_from_nothing_else(
 ):
     common = ["--data", finished / "data", "--out", tmp_path / "out", "--config", preset]
     for stage, start, message in (
-        ("sft", None, "sft needs --start"),
+        ("sft", None, "sft need --start"),
         ("no-think", "no-think", "no-think starts from nothing"),
         ("sft", "think-recpo", "starts from a no-think folder"),
         ("recpo", "no-think", "starts from a think-sft folder"),
