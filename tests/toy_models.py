@@ -45,7 +45,7 @@ def toy_model(
         toy_catalogue(num_items),
         backbone=backbone,
         tiny=TOY_SHAPE.model_copy(update={"init_std": 0.2}),
-        head=HeadConfig(**{"dropout": 0.0, "max_history": 8} | head),
+        head=HeadConfig(**{"dropout": 0.0, "max_history": 8, "least_asked": 1} | head),
         seed=seed,
     )
     if model.readout.gate is not None:
@@ -58,7 +58,8 @@ def toy_verbaliser(model: ReasoningRecommender, dataset: Dataset, **thought: Any
     """Return a verbaliser over the training graph of a toy data set."""
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     catalogue = toy_catalogue(dataset.num_items)
-    return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**{"num_people": 0} | thought))
+    plain = {"num_people": 0, "num_like": 0, "num_weighed": 0}
+    return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**plain | thought))
 
 
 def talking_toy(dataset: Dataset, *, num_steps: int = 40, **thought: Any) -> ReasoningRecommender:

@@ -1,13 +1,14 @@
 """Frozen nouns that cross stages. Axes: B rows, N catalogue, M events, Q queries, U users."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-LookupKind = Literal["after", "alike"]
-LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike")
-"""In this order everywhere that kinds are counted by number."""
+LookupKind = Literal["after", "alike", "like", "again"]
+LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike", "like", "again")
+"""Kinds of evidence: what people took around an item, what one person alike took, what reads like
+an item, and that item once more. In this order everywhere that kinds are counted by number."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,31 @@ class Scored:
 
 @dataclass(frozen=True)
 class Link:
-    """One closed step of a chain: user -> ``via`` item -> neighbour -> ``item``."""
+    """One closed step of a chain: user -> ``via`` item -> neighbour -> ``item``.
+
+    Or, where words lead on instead of people: user -> ``via`` item -> ``item`` that reads like it.
+    """
 
     item_index: int
     """The neighbours' next item, which the user has not touched."""
     weight: float
     """Sum over neighbours of 1 / (steps after ``via``) x overlap weight, divided by how often
-    ``via`` was taken to the power that was asked for. No unit, above 0."""
+    ``via`` was taken to the power that was asked for; of words, their cosine. No unit, above 0."""
     num_neighbours: int
-    """How many neighbours went from ``via`` to ``item``."""
+    """How many neighbours went from ``via`` to ``item``. 0 where words lead."""
     neighbour_index: int
-    """The neighbour with the largest share of ``weight``, named as witness. A user index."""
+    """The neighbour with the largest share of ``weight``, named as witness. A user index; -1 where
+    words lead."""
+
+
+class Found(NamedTuple):
+    """One item that an answer holds."""
+
+    item_index: int
+    weight: float
+    """As in ``Link.weight``."""
+    kind: int
+    """The place of its kind in ``LOOKUP_KINDS``."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +118,26 @@ class Lookup:
     via_item_index: int
     """The item that was asked about; of a person alike, the shared item that says most."""
     links: tuple[Link, ...] = field(default=())
-    kind: LookupKind = "after"
+    kind: Literal["after", "alike"] = "after"
     """after: what people took around an item. alike: what one person alike took lately."""
+    like: tuple[Link, ...] = field(default=())
+    """Items that read like the one that was asked about, which are no links of the graph."""
+    also: tuple[Found, ...] = field(default=())
+    """The rest of the answer: weighed for the ranking, too little to be quoted in the thought."""
+
+    @property
+    def named(self) -> tuple[tuple[Link, LookupKind], ...]:
+        """Everything that the answer quotes, in order, each with the kind of evidence it is."""
+        by_people: list[tuple[Link, LookupKind]] = [(link, self.kind) for link in self.links]
+        return (*by_people, *((link, "like") for link in self.like))
+
+    @property
+    def quoted(self) -> tuple[Found, ...]:
+        """`named`, as the ranking weighs it."""
+        return tuple(
+            Found(link.item_index, link.weight, LOOKUP_KINDS.index(kind))
+            for link, kind in self.named
+        )
 
 
 @dataclass(frozen=True)
@@ -133,8 +166,9 @@ class EvidenceChain:
 
     via_item_id: str
     via_title: str
-    neighbour_user_id: str
-    """The witness: the neighbour with the largest share of ``weight``."""
+    neighbour_user_id: str | None
+    """The witness: the neighbour with the largest share of ``weight``. None where the item's words,
+    not people, lead from ``via`` to it."""
     item_id: str
     title: str
     num_neighbours: int

@@ -36,9 +36,13 @@ class LookupTable:
 
     def record(self, row: int, via: int) -> Lookup:
         """Return one row as the evidence that a thought keeps."""
+        return Lookup(int(via), self.links(row))
+
+    def links(self, row: int, first: int | None = None) -> tuple[Link, ...]:
+        """Return the links of one row, or the first of them."""
         columns = (self.item_index, self.weight, self.num_neighbours, self.neighbour_index)
-        links = [Link(*values) for values in zip(*(column[row].tolist() for column in columns))]
-        return Lookup(int(via), tuple(link for link in links if link.item_index >= 0))
+        values = zip(*(column[row, :first].tolist() for column in columns))
+        return tuple(Link(*one) for one in values if one[0] >= 0)
 
 
 def look_up(

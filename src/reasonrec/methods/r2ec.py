@@ -59,7 +59,7 @@ from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.calibration import calibrate_shares
+from reasonrec.training.calibration import calibrate_evidence
 from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
@@ -152,6 +152,9 @@ def train_stage(
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
+    if model.pointer is not None:
+        counts = np.bincount(dataset.train.item_index, minlength=dataset.num_items)
+        model.pointer.count(torch.from_numpy(counts))
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
@@ -372,10 +375,10 @@ class _Parts:
         return validation_queries(self.dataset, self.config.num_valid_queries)
 
     def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
-        """Choose the shares of looked-up evidence by what ranks validation best."""
+        """Fit what looked-up evidence is worth to the validation queries."""
         queries = self.queries()
         recommender = self.recommender(model, self.verbaliser(model), stage)
-        return calibrate_shares(recommender, queries.histories(), queries.target)
+        return calibrate_evidence(recommender, queries.histories(), queries.target)
 
     def recommender(
         self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage

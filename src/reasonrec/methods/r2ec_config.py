@@ -150,8 +150,8 @@ class R2ecConfig(Config):
     inference: InferenceConfig = InferenceConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     calibrate: bool = True
-    """Whether the largest share of each kind of evidence, and how far the state splits it, are
-    chosen after SFT and after RecPO by what ranks validation best. Ours."""
+    """Whether what each kind of evidence is worth is fitted to the validation queries after SFT and
+    after RecPO, and kept where validation ranks better with it. Ours."""
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
 

@@ -98,54 +98,26 @@ def _last_place(tokens: Sequence[int], wanted: Sequence[int]) -> int:
     return 0
 
 
-def _num_found(
-    tokens: Sequence[int],
-    is_written: Sequence[bool],
-    named: Sequence[int],
-    places: Sequence[int],
-    writer: PromptWriter,
-) -> list[int]:
-    """Return how many of the titles in ``named``, in order, stand before each place.
-
-    Titles that a forced end kept out of the text count as the sampler counts them: with the whole
-    thought.
-    """
-    ends, at = [], 0
-    for item in named:
-        title = writer.item_tokens(item)
-        width = len(title)
-        # a title that was asked about is written; one that was found is inserted
-        starts = (
-            place
-            for place in range(at, len(tokens) - width + 1)
-            if list(tokens[place : place + width]) == title
-            and not any(is_written[place : place + width])
-        )
-        start = next(starts, None)
-        at = len(tokens) if start is None else start + width
-        ends.append(min(at, places[-1]))
-    return [sum(end <= place for end in ends) for place in places]
-
-
 def cuts_of(batch: Batch, writer: PromptWriter) -> Cuts:
     """Return where the thoughts of a batch can be cut."""
     assert batch.branch_ids is not None and batch.branch_lengths is not None
     assert batch.is_written is not None and batch.named_item is not None
+    assert batch.named_at is not None
     B, G = batch.branch_lengths.shape
     rows = zip(
         batch.branch_ids.flatten(0, 1).tolist(),
         batch.is_written.flatten(0, 1).tolist(),
         batch.branch_lengths.flatten().tolist(),
-        batch.named_item.flatten(0, 1).tolist(),
+        batch.named_at.flatten(0, 1).tolist(),
+        (batch.named_item >= 0).sum(-1).flatten().tolist(),
         strict=True,
     )
     all_places, all_found = [], []
-    for tokens, is_written, length, named in rows:
+    for tokens, is_written, length, named_at, num_named in rows:
         tokens, is_written = tokens[:length], is_written[:length]
         places = [len(writer.opening), *cut_places(tokens, is_written, writer)] if length else []
-        named = [item for item in named if item >= 0]
         all_places.append(places)
-        all_found.append(_num_found(tokens, is_written, named, places, writer))
+        all_found.append([sum(at < place for at in named_at[:num_named]) for place in places])
     most = max(len(places) for places in all_places)
     at = np.full((B * G, most), -1)
     found = np.zeros((B * G, most), np.int64)
@@ -216,6 +188,7 @@ def batch_of(model: ReasoningRecommender, prompts: Prompts, written: Generated) 
         branch_lengths=written.lengths.reshape(P, G),
         branch_at=(lengths - 1)[:, None].expand(P, G),
         is_written=written.is_written.reshape(P, G, -1),
+        named_at=written.named_at.reshape(P, G, -1),
         named_item=written.named_item.reshape(P, G, -1),
         named_weight=written.named_weight.reshape(P, G, -1),
         named_kind=written.named_kind.reshape(P, G, -1),

@@ -24,6 +24,7 @@ from reasonrec.traces.prompts import (
     ALIKE,
     FOUND,
     HISTORY,
+    LIKE,
     NEXT,
     NOTHING,
     THINK,
@@ -101,7 +102,7 @@ def catalogue_titles(catalogue: Catalogue) -> list[str]:
 def _tiny_tokenizer(
     titles: list[str], texts: list[str], tiny: TinyConfig
 ) -> PreTrainedTokenizerBase:
-    template = f"{HISTORY}{THINK} Mostly{AFTER}{ALIKE}{FOUND}{NOTHING}{NEXT} Item:"
+    template = f"{HISTORY}{THINK} Mostly{AFTER}{ALIKE}{FOUND}{NOTHING}{LIKE}{NEXT} Item:"
     return train_tokenizer(titles, [*texts, *([template] * 100)], vocab_size=tiny.vocab_size)
 
 

@@ -2,7 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reasonrec.config import Config
 
@@ -54,6 +61,9 @@ class HeadConfig(Config):
     pointer: bool = True
     """Let items that a look-up found in the thought add to their own scores, starting at nothing.
     Ours; the paper scores with the last state alone."""
+    least_asked: NonNegativeInt = 7
+    """Titles of its prompt that a thought asks about at least, all of them where there are fewer.
+    For backbones with a token for every title. Ours: left to itself the tiny model soon stops."""
     dropout: float = Field(default=0.4, ge=0, lt=1)
     """Share of input-embedding and state entries dropped while training."""
     token_dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
-from reasonrec.records import LOOKUP_KINDS, Link, Lookup
+from reasonrec.records import Found, Lookup
 from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup]]
@@ -44,7 +44,8 @@ class Generated:
     post_states: Tensor
     """(R, D), at the last token of the answer marker."""
     named_at: Tensor
-    """(R, E), where in a thought the title of each looked-up item ends; 0 for none."""
+    """(R, E), where in a thought the title of each looked-up item ends, or the answer, if it only
+    weighs; 0 for none."""
     named_item: Tensor
     """(R, E), which items those are; -1 for none."""
     named_weight: Tensor
@@ -128,7 +129,8 @@ def think(
     token_ids = pad_sequence(
         [torch.tensor(thought.tokens) for thought in thoughts], True, writer.pad_id
     )
-    named_at, named_item, named_weight, named_kind = _named(thoughts, device)
+    named = named_tensors([thought.named for thought in thoughts])
+    named_at, named_item, named_weight, named_kind = (column.to(device) for column in named)
     return Generated(
         token_ids=token_ids.to(device),
         lengths=torch.tensor([len(thought.tokens) for thought in thoughts], device=device),
@@ -157,9 +159,8 @@ class _Thought:
         self.tokens: list[int] = []
         self.num_read = 0
         self.evidence: list[Lookup] = []
-        self.named: dict[int, tuple[Link, int]] = {}
-        """Position of the end of a title -> the item as the graph holds it, and the kind of
-        question."""
+        self.named: list[tuple[int, Found]] = []
+        """What was found, and where it stands: at the end of a title, or of an answer."""
         self.is_truncated = self.is_ended = False
         self.extend(writer.opening)
 
@@ -178,12 +179,13 @@ class _Thought:
 
     def insert(self, evidence: Lookup, tokens: list[int], ends: list[int]) -> None:
         self.evidence.append(evidence)
-        for link, end in zip(evidence.links, ends, strict=True):
-            self.named[len(self.tokens) + end] = link, LOOKUP_KINDS.index(evidence.kind)
+        places = (len(self.tokens) + end for end in ends)
+        self.named += zip(places, (*evidence.quoted, *evidence.also), strict=True)
         self.extend(tokens)
 
     def close(self) -> None:
-        """Force the answer marker."""
+        """Force the answer marker; what it keeps out of the thought is not found."""
+        self.named = [(at, found) for at, found in self.named if at < len(self.tokens)]
         self.tokens += self.writer.encode(ANSWER)
         self.is_truncated = self.is_ended = True
 
@@ -219,7 +221,7 @@ def _go_on(
         return
     found = look_up([r // group_size for r in asking], items, places)
     for r, evidence in zip(asking, found, strict=True):
-        thoughts[r].insert(evidence, *writer.lookup_tokens([k.item_index for k in evidence.links]))
+        thoughts[r].insert(evidence, *writer.lookup_tokens(evidence))
 
 
 FEW_UNDER_WAY = 0.25
@@ -363,22 +365,22 @@ class _ReservedLayer(DynamicLayer):
         self._reserve(self._room[:, indices, :, : self._length], self._room.shape[3])
 
 
-def _named(rows: list[_Thought], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return where each thought names what it looked up, items, weights and kinds, padded."""
-    # a forced end can cut the last look-up short: what was not read is not found
-    read = [
-        [(at, *found) for at, found in row.named.items() if at < len(row.tokens)] for row in rows
-    ]
-    most = max((len(found) for found in read), default=0)
+def named_tensors(
+    rows: Sequence[Sequence[tuple[int, Found]]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return places, items, weights and kinds of what R thoughts found, each (R, E), padded."""
+    most = max((len(row) for row in rows), default=0)
     at = torch.zeros((len(rows), most), dtype=torch.long)
     item = torch.full_like(at, -1)
     weight, kind = torch.zeros(at.shape), torch.zeros_like(at)
-    for r, found in enumerate(read):
-        at[r, : len(found)] = torch.tensor([place for place, _, _ in found])
-        item[r, : len(found)] = torch.tensor([link.item_index for _, link, _ in found])
-        weight[r, : len(found)] = torch.tensor([link.weight for _, link, _ in found])
-        kind[r, : len(found)] = torch.tensor([number for _, _, number in found])
-    return at.to(device), item.to(device), weight.to(device), kind.to(device)
+    for r, row in enumerate(rows):
+        if not row:
+            continue
+        places, found = zip(*row, strict=True)
+        at[r, : len(row)] = torch.tensor(places)
+        for column, values in zip((item, weight, kind), zip(*found, strict=True), strict=True):
+            column[r, : len(row)] = torch.tensor(values, dtype=column.dtype)
+    return at, item, weight, kind
 
 
 def _draw(

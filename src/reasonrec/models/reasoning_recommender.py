@@ -40,7 +40,7 @@ from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, s
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
-FORMAT = 2
+FORMAT = 3
 TINY_SHARPNESS = 4.0
 """Scales the token logits of backbones with title tokens. Their words start as near-zero vectors
 beside trained titles; without it a few hundred steps leave the sampler a long tail of nonsense."""
@@ -78,6 +78,8 @@ class Batch:
     """(B, G), trunk position of the state before the thought, where it is not ``branch_at``."""
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
+    named_at: Tensor | None = None
+    """(B, G, E), where in a thought each looked-up item stands: needed to cut thoughts only."""
     named_item: Tensor | None = None
     """(B, G, E), items that each thought looked up; -1 for none."""
     named_weight: Tensor | None = None
@@ -198,7 +200,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
-        self.pointer = EvidencePointer(width) if head.pointer else None
+        self.pointer = EvidencePointer(width, len(titles)) if head.pointer else None
         self.asks_recent = nn.Parameter(torch.zeros(head.max_history))
         start = self.writer.encode(THINK)
         never: list[Any] = [self.writer.pad_id, tokenizer.bos_token_id]
@@ -260,7 +262,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         """
         mixed = F.dropout(self.readout(pre, post), self.head.dropout, self.training)
         scores = self.score_states(mixed, rows)
-        if self.pointer is None or found is None or found.item_index.shape[-1] == 0:
+        if self.pointer is None or found is None:
             return scores
         return self.pointer(scores, post, found)
 
@@ -272,8 +274,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         Some tokens are -inf, for the sampler and for training alike, so that both mean the same
         policy: padding, the begin token and the opening marker are never written; a title is
         written to ask about it and only then; a thought asks about titles of its own prompt, about
-        none of them twice, and about one at least where there is one. Where titles take several
-        tokens only the first rule holds, and questions are read from the text.
+        none of them twice, and about ``head.least_asked`` at least or all there are. Where titles
+        take several tokens only the first rule holds, and questions are read from the text.
 
         Args:
             seen: (R, T), tokens of the prompt; padded with the padding token.
@@ -311,7 +313,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if len(row):
             logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
             is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
-            must_ask = ~was_asked[row].any(-1) & shown[row].any(-1)
+            least = self._num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
+            must_ask = self._num_titles(asked[row], was_asked[row]) < least
             is_closed |= must_ask[:, None] & (token == self.writer.encode(ANSWER)[0])
             yield row, token, logits.masked_fill_(is_closed, -torch.inf)
 
@@ -338,6 +341,13 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         everywhere = added.new_zeros(len(seen), num_tokens)
         # of a title that stands there twice, the larger: positions with one bias are no conflict
         return everywhere.scatter_reduce(-1, seen, added, "amax", include_self=False)
+
+    @staticmethod
+    def _num_titles(tokens: Tensor, is_title: Tensor) -> Tensor:
+        """Return how many different titles are among tokens (R, T), (R,)."""
+        titles = tokens.where(is_title, -1).sort(-1).values
+        is_new = F.pad(titles[:, 1:] != titles[:, :-1], (1, 0), value=True)
+        return (is_new & (titles >= 0)).sum(-1)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""

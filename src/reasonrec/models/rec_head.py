@@ -2,8 +2,8 @@
 
 Departs from the paper: plain inner products by default for rows that are learned per item; the
 official code's L2-normalised product is ``similarity = "cosine"`` with ``temperature = 0.02``. A
-gate mixes in the state before the thought, and items that the thought looked up can take a share of
-the probability; the paper has neither.
+gate mixes in the state before the thought, and items that the thought looked up can be lifted and
+take a share of the probability; the paper has neither.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from reasonrec.models.config import Similarity
 from reasonrec.records import LOOKUP_KINDS
+
+LOG_HALF = -4.0
+"""Where `EvidencePointer.log_half` starts: weight e^-4 then adds log 2 times the lift."""
 
 
 def score_catalogue(
@@ -81,23 +84,34 @@ class Evidence:
 
 
 class EvidencePointer(nn.Module):
-    """Gives a share of the probability to the items that a thought looked up.
+    """Lets what a thought looked up change the ranking: a little for all of it, much for some.
 
-    ``p = (1 - sum of shares) p_state + sum over kinds of share p_found`` with ``p_found``
-    proportional to ``p_state ** a * weight ** b`` over the titles that questions of a kind found,
-    and ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. Every kind has its
-    own ``amount``, ``a``, ``b``, ``c``, ``d`` and ``w``. Amounts start at 0, so that thinking
-    starts exactly at the ranking of not thinking. Because it is a sum, each piece of evidence has
-    an exact share in the probability of its item.
+    Every kind of evidence enters twice. It *lifts* the log-odds of what it names,
+    ``q(i) ~ exp(s log p_state(i) + u log popularity(i) + sum over kinds of
+    lift log(1 + weight(i) / half))`` with the weights of an item that is found again summed up;
+    and it takes a *share* of the probability,
+    ``p = (1 - sum of shares) q + sum over kinds of share p_found`` with ``p_found`` proportional to
+    ``q ** a * weight ** b`` over the titles of a kind and
+    ``share = amount * sigmoid(w . h_answer + c log(sum of weights) + d)``. A lift says what
+    evidence of a strength is worth wherever it turns up; a share can name the one item that is
+    taken next, whatever its place before. Every kind has its own lift, half, amount, a, b, c, d and
+    w. All start at nothing, so that thinking starts exactly at the ranking of not thinking.
 
-    The mixture is that of pointer-generator networks (See, Liu and Manning, 2017). It has a handful
-    of weights on purpose: with a learned match between the states of titles and answer beside them,
-    it fitted its few thousand examples and ranked worse (``docs/experiments.md``).
+    The sum of shares is that of pointer-generator networks (See, Liu and Manning, 2017), the lifts
+    are a conditional logit (McFadden, 1974). There is a handful of weights on purpose: with a
+    learned match between the states of titles and answer beside them, it fitted its few thousand
+    examples and ranked worse (``docs/experiments.md``).
     """
 
-    def __init__(self, width: int) -> None:
+    log_popularity: Tensor
+
+    def __init__(self, width: int, num_items: int) -> None:
         super().__init__()
         num_kinds = len(LOOKUP_KINDS)
+        self.sharpness = nn.Parameter(torch.ones(1))
+        self.from_popularity = nn.Parameter(torch.zeros(1))
+        self.lift = nn.Parameter(torch.zeros(num_kinds))
+        self.log_half = nn.Parameter(torch.full((num_kinds,), LOG_HALF))
         self.amount = nn.Parameter(torch.zeros(num_kinds))
         self.trust = nn.Linear(width, num_kinds)
         self.trust_in_weight = nn.Parameter(torch.zeros(num_kinds))
@@ -105,6 +119,12 @@ class EvidencePointer(nn.Module):
         self.from_weight = nn.Parameter(torch.ones(num_kinds))
         nn.init.zeros_(self.trust.weight)
         nn.init.zeros_(self.trust.bias)
+        self.register_buffer("log_popularity", torch.zeros(num_items))
+
+    def count(self, num_events: Tensor) -> None:
+        """Take over how many training events each item has, (N,)."""
+        smoothed = num_events.float() + 0.3
+        self.log_popularity.copy_((smoothed / smoothed.mean()).log())
 
     def few_parameters(self) -> list[nn.Parameter]:
         """Return the weights that are a handful; ``trust.weight`` is as wide as the state."""
@@ -116,24 +136,41 @@ class EvidencePointer(nn.Module):
         Args:
             post: State after the thought. (..., D).
         """
+        if found.item_index.shape[-1] == 0:  # a row must not depend on what others found
+            columns = (found.item_index, -1), (found.weight, 0.0), (found.kind, 0)
+            found = Evidence(*(F.pad(column, (0, 1), value=none) for column, none in columns))
         item = found.item_index.clamp(min=0)
-        logp = scores.log_softmax(-1)
-        logp_found = logp.gather(-1, item)
-        total, given = self.shares(logp_found, post, found)
-        rest = torch.log1p(-total)
         same = found.item_index[..., :, None] == found.item_index[..., None, :]
         slot = same.to(torch.uint8).argmax(-1)  # an item that is found twice counts at its first
         is_first = slot == torch.arange(slot.shape[-1], device=slot.device)
+        logp = self.sharpness * scores.log_softmax(-1) + self.from_popularity * self.log_popularity
+        logp = logp.scatter_add(-1, item, self.lifts(found, slot) * is_first).log_softmax(-1)
+        logp_found = logp.gather(-1, item)
+        total, given = self.shares(logp_found, post, found)
+        rest = torch.log1p(-total)
         added = torch.zeros_like(given).scatter_add(-1, slot, given)
         gained = torch.log1p(added / (logp_found + rest).clamp(min=-60).exp()) * is_first
-        # all but the few found items change by one constant: two (..., N) in all
+        # all but the few found items change by one constant
         return (logp + rest).scatter_add_(-1, item, gained)
+
+    def lifts(self, found: Evidence, slot: Tensor) -> Tensor:
+        """Return what evidence adds to the log-odds of its item, (..., E), at its first place.
+
+        Args:
+            slot: Place at which each found item is found first. (..., E).
+        """
+        added = torch.zeros_like(found.weight)
+        for kind in range(len(LOOKUP_KINDS)):
+            weight = found.weight * ((found.kind == kind) & (found.item_index >= 0))
+            summed = torch.zeros_like(weight).scatter_add(-1, slot, weight)
+            added = added + self.lift[kind] * torch.log1p(summed * (-self.log_half[kind]).exp())
+        return added
 
     def shares(self, logp: Tensor, post: Tensor, found: Evidence) -> tuple[Tensor, Tensor]:
         """Return the share of all evidence (..., 1), and that of each found title (..., E).
 
         Args:
-            logp: Log-probability of each found item from the state alone. (..., E).
+            logp: Log-probability of each found item, lifts included. (..., E).
         """
         is_found = found.item_index >= 0
         log_weight = found.weight.clamp(min=1e-6).log()

@@ -105,6 +105,13 @@ class ThinkingRecommender:
             generator=generator,
         )
 
+    @torch.no_grad()
+    def evidence_of(self, written: Generated) -> tuple[torch.Tensor, torch.Tensor, Evidence]:
+        """Return the states that thoughts are scored with, those after them, and what was found."""
+        found = Evidence(written.named_item, written.named_weight, written.named_kind)
+        post = written.post_states
+        return self.model.readout(written.pre_states, post), post, found
+
     def text(self, written: Generated, row: int) -> str:
         """Return one thought without its markers."""
         tokens = written.token_ids[row, : int(written.lengths[row])].tolist()
@@ -219,6 +226,13 @@ class EvidenceRecommender:
         return Gathered(states, item.to(device), weight.to(device), kind.to(device), evidence)
 
     @torch.no_grad()
+    def evidence_of(self, gathered: Gathered) -> tuple[torch.Tensor, torch.Tensor, Evidence]:
+        """Return the states that are scored, once more for states after thoughts, and the find."""
+        states = gathered.pre_states
+        found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
+        return self.model.readout(states, states), states, found
+
+    @torch.no_grad()
     def rank_with(self, gathered: Gathered) -> np.ndarray:
         """Return the scores (B, N) that the evidence leads to."""
         found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
@@ -319,9 +333,8 @@ def look_up_for(verbaliser: Verbaliser, histories: Histories) -> LookUp | None:
     def answer(rows: list[int], items: list[int], places: list[int]) -> Sequence[Lookup]:
         part = histories.take(np.array(rows))
         asked = np.array(items, np.int32)
-        table = verbaliser.look_up(part, asked)
+        found = verbaliser.look_up(part, asked)
         somebody = np.flatnonzero(asked == SOMEBODY)
-        found = [table.record(i, item) for i, item in enumerate(items)]
         people = verbaliser.people_alike(part.take(somebody))
         for j, i in enumerate(somebody.tolist()):
             found[i] = people.record(j, places[i]) if people else Lookup(-1, kind="alike")

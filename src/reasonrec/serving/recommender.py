@@ -241,14 +241,14 @@ def _notes(method: str, num_events: int, k: int, num_offered: int) -> list[str]:
 def _chains(
     dataset: Dataset, lookups: tuple[Lookup, ...], ranked: list[int]
 ) -> tuple[EvidenceChain, ...]:
-    """Return every link of the evidence by name, strongest first within a look-up."""
+    """Return every link of the evidence by name, those of people first within a look-up."""
     ids, titles = dataset.catalogue.item_ids, dataset.catalogue.titles
     place_of = {item: rank for rank, item in enumerate(ranked, start=1)}
     return tuple(
         EvidenceChain(
             via_item_id=ids[lookup.via_item_index],
             via_title=titles[lookup.via_item_index],
-            neighbour_user_id=dataset.user_ids[link.neighbour_index],
+            neighbour_user_id=None if kind == "like" else dataset.user_ids[link.neighbour_index],
             item_id=ids[link.item_index],
             title=titles[link.item_index],
             num_neighbours=int(link.num_neighbours),
@@ -256,7 +256,7 @@ def _chains(
             rank=place_of.get(int(link.item_index)),
         )
         for lookup in lookups
-        for link in lookup.links
+        for link, kind in lookup.named
     )
 
 

@@ -27,6 +27,13 @@ class ThoughtConfig(Config):
     that what follows from a popular item does not shout down the rest."""
     max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
+    num_like: NonNegativeInt = 2
+    """Items that read like the one that is looked up, at most, that the answer goes on with: the
+    largest cosines of the words of title, categories and description. 0 leaves them out."""
+    num_weighed: NonNegativeInt = 20
+    """Items of each kind, what people took and what reads alike, that an answer about an item holds
+    at most. The strongest are quoted, as many as ``num_links`` and ``num_like`` say; the rest, and
+    the item itself once more, count for the ranking alone. 0 lets only what is quoted count."""
     num_people: NonNegativeInt = 4
     """People alike that the verbaliser asks about in one thought, before the items. 0 leaves them
     out, and the graph then answers nothing about people."""

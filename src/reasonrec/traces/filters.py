@@ -27,5 +27,5 @@ def ungrounded_titles(
     for lookup in evidence:
         if lookup.via_item_index >= 0:
             allowed.add(titles[lookup.via_item_index])
-        allowed.update(titles[link.item_index] for link in lookup.links)
+        allowed.update(titles[link.item_index] for link, _ in lookup.named)
     return [title for title in named_titles(thought) if title not in allowed]

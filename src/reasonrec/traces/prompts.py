@@ -1,9 +1,10 @@
 """The one writer of everything that the model reads: training, reward, evaluation and serving.
 
 A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
-``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title];<answer>``. What follows a
-colon is looked up in the graph, not written by the model. With a chat template, the prompt is the
-user's turn, and a thought begins with what the template puts between that turn and the answer.
+``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title] like [Title];<answer>``. What
+follows a colon is looked up, not written by the model: what people took, then what reads alike.
+With a chat template, the prompt is the user's turn, and a thought begins with what the template
+puts between that turn and the answer.
 
 Text is assembled from pieces that are encoded one by one, so that a training prefix equals, token
 for token, the prompt that serving sends. Titles, categories and descriptions are data: `as_data`
@@ -19,18 +20,19 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from reasonrec.errors import ConfigError
-from reasonrec.records import Histories
+from reasonrec.records import Histories, Lookup
 from reasonrec.traces.config import PromptConfig
 
-PROMPT_VERSION = "2"
+PROMPT_VERSION = "3"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, ALIKE, FOUND, NOTHING, NEXT = (
+HISTORY, THINK, AFTER, ALIKE, FOUND, NOTHING, LIKE, NEXT = (
     "History:",
     "<think>",
     " After",
     " Alike",
     ":",
     " nothing new",
+    " like",
     ";",
 )
 ANSWER = "<answer>"
@@ -231,24 +233,29 @@ class PromptWriter:
     def _closes_marker(self, token_id: int) -> bool:
         return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
 
-    def lookup_tokens(self, found: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Return what the graph answers with after `` After [Title]`` or `` Alike``.
+    def lookup_tokens(self, found: Lookup) -> tuple[list[int], list[int]]:
+        """Return what is answered after `` After [Title]`` or `` Alike``.
 
         Returns:
-            Its tokens, and where among them the title of each found item ends.
+            Its tokens, and where among them each title of ``found.quoted`` ends, then for all of
+            ``found.also`` where the answer does.
         """
         tokens, ends = list(self.encode(FOUND)), []
-        for item_index in found:
-            tokens += self.item_tokens(item_index)
-            ends.append(len(tokens) - 1)
-        if not ends:
+        if not found.links:
             tokens += self.encode(NOTHING)
-        return [*tokens, *self.encode(NEXT)], ends
+        for place, (link, _) in enumerate(found.named):
+            if place == len(found.links):
+                tokens += self.encode(LIKE)
+            tokens += self.item_tokens(link.item_index)
+            ends.append(len(tokens) - 1)
+        tokens += self.encode(NEXT)
+        return tokens, ends + [len(tokens) - 1] * len(found.also)
 
-    def lookup_text(self, found: Sequence[int]) -> str:
+    def lookup_text(self, found: Lookup) -> str:
         """Return `lookup_tokens` as text."""
-        inside = "".join(f" [{self.titles[i]}]" for i in found) if len(found) else NOTHING
-        return f"{FOUND}{inside}{NEXT}"
+        links = "".join(f" [{self.titles[link.item_index]}]" for link in found.links)
+        like = "".join(f" [{self.titles[link.item_index]}]" for link in found.like)
+        return f"{FOUND}{links or NOTHING}{like and LIKE + like}{NEXT}"
 
     def asked_by(self, tokens: Sequence[int]) -> int | None:
         """Return what a thought, written so far and ending in an asking token, asks about."""

@@ -1,9 +1,9 @@
 """The deterministic teacher: thoughts from history and graph evidence, never from the label.
 
-A thought names the user's main categories, then what people alike took lately, then looks up what
-neighbours took after some of the user's recent items. Which items are looked up is drawn by recency
-alone: a choice that saw the target would teach the model to trust evidence more than it deserves at
-test time.
+A thought names the user's main categories, then what people alike took lately, then looks up some
+of the user's recent items: what neighbours took after them, and what reads like them. Which items
+are looked up is drawn by recency alone: a choice that saw the target would teach the model to trust
+evidence more than it deserves at test time.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ import numpy as np
 from reasonrec.data.dataset import Catalogue
 from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.graph.lookup import LookupTable, look_up
-from reasonrec.records import LOOKUP_KINDS, Histories, Link, Lookup, LookupKind
+from reasonrec.graph.lookup import look_up
+from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.likeness import Likeness
 from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, PromptWriter, as_data
 
 
@@ -29,7 +30,7 @@ class Thoughts:
     is_written: list[list[bool]]
     """True for tokens that the thinker writes, False for ``<think>``, evidence and markers."""
     named_at: list[list[int]]
-    """Where in each thought the title of each found item ends."""
+    """Where in each thought the title of each found item ends, or the answer, if it only weighs."""
     named_item: list[list[int]]
     """Which items those are."""
     named_weight: list[list[float]]
@@ -40,6 +41,9 @@ class Thoughts:
     """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
     person: np.ndarray
     """(R, num_people), int32. Users alike that each thought asks about; -1 for nobody."""
+
+
+_AFTER, _LIKE, _AGAIN = (LOOKUP_KINDS.index(kind) for kind in ("after", "like", "again"))
 
 
 class Verbaliser:
@@ -56,22 +60,49 @@ class Verbaliser:
         self.graph = graph
         self.config = config
         self._categories, self._category_of_item = _category_matrix(catalogue)
+        self._likeness = Likeness(catalogue) if config.num_like else None
 
-    def look_up(self, histories: Histories, via_item: np.ndarray) -> LookupTable:
-        """Return what neighbours took after ``via_item`` (B,), one look-up for every history."""
-        return look_up(
+    def look_up(self, histories: Histories, via_item: np.ndarray) -> list[Lookup]:
+        """Return what neighbours took after ``via_item`` (B,) and what reads like it.
+
+        One look-up for every history, without what the history holds. -1 finds nothing.
+        """
+        table = look_up(
             self.graph,
             user_index=histories.user_index,
             via_item=via_item,
             exclude_items=(histories.item_index, histories.offsets),
             asked_at=histories.asked_at,
-            num_links=self.config.num_links,
+            num_links=max(self.config.num_links, self.config.num_weighed),
             window=self.config.steps_after,
             max_neighbours=self.config.max_neighbours,
             reverse_share=self.config.reverse_share,
             total_power=self.config.total_power,
             seed=0,
         )
+        alike = np.full((len(histories), 0), -1), np.zeros((len(histories), 0))
+        if self._likeness is not None:
+            most = max(self.config.num_like, self.config.num_weighed)
+            alike = self._likeness.nearest(via_item, histories, num_items=most)
+        answers = []
+        quoted, as_like = self.config.num_links, self.config.num_like
+        columns = table.item_index, table.weight, *alike
+        rows = zip(via_item.tolist(), *(column.tolist() for column in columns), strict=True)
+        for b, (via, item, weight, like, cosine) in enumerate(rows):
+            also = [Found(*one, _AFTER) for one in zip(item[quoted:], weight[quoted:])]
+            also += [Found(*one, _LIKE) for one in zip(like[as_like:], cosine[as_like:])]
+            also += [Found(via, 1.0, _AGAIN)] if self.config.num_weighed else []
+            answers.append(
+                Lookup(
+                    via,
+                    table.links(b, quoted),
+                    like=tuple(
+                        Link(i, close, 0, -1) for i, close in zip(like[:as_like], cosine) if i >= 0
+                    ),
+                    also=tuple(one for one in also if one.item_index >= 0),
+                )
+            )
+        return answers
 
     def people_alike(self, histories: Histories) -> AlikeTable | None:
         """Return the people that a thought about each history may ask about; None for nobody."""
@@ -121,21 +152,20 @@ class Verbaliser:
             draft = _Draft(self.writer)
             draft.add(self.writer.encode(taste[b]), is_written=True)
             for one in [] if people is None else people.records(b):
-                draft.ask(alike, one.links, "alike")
-            for j, table in enumerate(found):
-                via = int(via_item[b, j])
+                draft.ask(alike, one)
+            for column in found:
+                via = column[b].via_item_index
                 if via >= 0:
-                    asked = [*after, *self.writer.item_tokens(via)]
-                    draft.ask(asked, table.record(b, via).links, "after")
+                    draft.ask([*after, *self.writer.item_tokens(via)], column[b])
             draft.add(self.writer.encode(ANSWER), is_written=True)
             drafts.append(draft)
         return Thoughts(
             tokens=[draft.tokens for draft in drafts],
             is_written=[draft.is_written for draft in drafts],
             named_at=[draft.named_at for draft in drafts],
-            named_item=[[link.item_index for link in draft.named] for draft in drafts],
-            named_weight=[[link.weight for link in draft.named] for draft in drafts],
-            named_kind=[draft.named_kind for draft in drafts],
+            named_item=[[found.item_index for found in draft.named] for draft in drafts],
+            named_weight=[[found.weight for found in draft.named] for draft in drafts],
+            named_kind=[[found.kind for found in draft.named] for draft in drafts],
             via_item=via_item,
             person=person,
         )
@@ -159,7 +189,7 @@ class Verbaliser:
         gathered: list[list[Lookup]] = []
         for b, row in enumerate(via_item.tolist()):
             found = [] if people is None else people.records(b)
-            found += [table.record(b, via) for via, table in zip(row, tables) if via >= 0]
+            found += [column[b] for via, column in zip(row, tables) if via >= 0]
             gathered.append(found)
         return gathered
 
@@ -224,19 +254,17 @@ class _Draft:
         self.tokens = [*writer.opening]
         self.is_written = [False] * len(self.tokens)
         self.named_at: list[int] = []
-        self.named: list[Link] = []
-        self.named_kind: list[int] = []
+        self.named: list[Found] = []
 
     def add(self, tokens: list[int], *, is_written: bool) -> None:
         self.tokens += tokens
         self.is_written += [is_written] * len(tokens)
 
-    def ask(self, question: list[int], links: Sequence[Link], kind: LookupKind) -> None:
+    def ask(self, question: list[int], found: Lookup) -> None:
         self.add(question, is_written=True)
-        answer, ends = self._writer.lookup_tokens([link.item_index for link in links])
+        answer, ends = self._writer.lookup_tokens(found)
         self.named_at += [len(self.tokens) + end for end in ends]
-        self.named += links
-        self.named_kind += [LOOKUP_KINDS.index(kind)] * len(links)
+        self.named += [*found.quoted, *found.also]
         self.add(answer, is_written=False)
 
 
@@ -254,14 +282,11 @@ def named_columns(
     evidence: Sequence[Sequence[Lookup]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the items, weights and kinds of everything that was found, each (R, E), padded."""
-    found = [
-        [(link, LOOKUP_KINDS.index(one.kind)) for one in row for link in one.links]
-        for row in evidence
-    ]
+    rows = [[found for one in row for found in (*one.quoted, *one.also)] for row in evidence]
     return (
-        pad_named([[link.item_index for link, _ in row] for row in found], -1),
-        pad_named([[link.weight for link, _ in row] for row in found], 0.0),
-        pad_named([[kind for _, kind in row] for row in found], 0),
+        pad_named([[found.item_index for found in row] for row in rows], -1),
+        pad_named([[found.weight for found in row] for row in rows], 0.0),
+        pad_named([[found.kind for found in row] for row in rows], 0),
     )
 
 

@@ -1,13 +1,12 @@
-"""How far to trust looked-up evidence, read off validation once training is over.
+"""How far to trust looked-up evidence, fitted to validation once training is over.
 
-Training fits the shares of evidence by log-likelihood, on a few hundred to two thousand held-out
-events; that pays for rare finds far down the list, and a share that was driven to nothing stays
-there. What is asked of a ranking is its order. So a handful of numbers, how large the share of each
-kind of evidence is and how it is split, are chosen by NDCG, like any other setting that is chosen
-on validation.
+Training fits what evidence is worth on a few hundred to two thousand held-out events, a batch at a
+time and beside everything else that it moves; a share that was driven to nothing there stays
+there. Once all else stands still, a handful of numbers is left, and they are fitted to the
+validation queries by themselves, like any other setting that is chosen on validation.
 """
 
-import itertools
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +16,13 @@ from torch import Tensor
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.records import LOOKUP_KINDS, Histories
+from reasonrec.models.rec_head import LOG_HALF, Evidence, EvidencePointer
+from reasonrec.records import Histories
+from reasonrec.rng import stream
 
-AMOUNTS = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 0.9)
-"""Most of the probability that one kind of evidence may have."""
-FROM_STATE = (0.0, 0.5, 1.0)
-"""How far the ranking without evidence says which evidence counts."""
+NUM_STEPS = 200
+BATCH_SIZE = 128
+LEARNING_RATE = 0.05
 
 
 class RanksWithEvidence(Protocol):
@@ -38,16 +38,17 @@ class RanksWithEvidence(Protocol):
 
     def rank_with(self, written: Any, /) -> np.ndarray: ...
 
+    def evidence_of(self, written: Any, /) -> tuple[Tensor, Tensor, Evidence]: ...
 
-@torch.no_grad()
-def calibrate_shares(
+
+def calibrate_evidence(
     recommender: RanksWithEvidence, histories: Histories, target: np.ndarray
 ) -> dict[str, list[float]]:
-    """Choose amount and split of every kind of evidence, in place, and return what was chosen.
+    """Fit what evidence is worth, in place, and return what was chosen.
 
-    One kind after the other, twice where several are asked about. All of `AMOUNTS`, `FROM_STATE`
-    and what training learned are tried on the same greedy thoughts; the best NDCG without cut-off
-    wins, what was learned where nothing is better. A kind that found nothing stays as it is.
+    The handful of weights of the pointer is fitted by the log-likelihood of the target over the
+    whole catalogue, Adam on the same greedy thoughts, once from what training learned and once from
+    `_start_afresh`. Of the two and of what training learned, the best NDCG without cut-off wins.
 
     Args:
         histories: Validation queries, B of them.
@@ -70,24 +71,110 @@ def calibrate_shares(
         ]  # fmt: skip
         return float(ndcg(np.concatenate(ranks), recommender.model.num_items).mean())
 
-    asked = [
-        kind
-        for kind in range(len(LOOKUP_KINDS))
-        if any(((one.named_kind == kind) & (one.named_item >= 0)).any() for one in thoughts)
-    ]
-    pointer.amount.copy_(pointer.bounded_amount())
-    best = worth()
-    for kind in asked * (2 if len(asked) > 1 else 1):
-        kept = _setting(pointer.amount, pointer.from_state, kind)
-        for tried in itertools.product((kept[0], *AMOUNTS), (kept[1], *FROM_STATE)):
-            pointer.amount[kind], pointer.from_state[kind] = tried
-            value = worth()
-            if value > best:
-                best, kept = value, tried
-        pointer.amount[kind], pointer.from_state[kind] = kept
-    pointer.amount.copy_(pointer.bounded_amount())
-    return {"amount": pointer.amount.tolist(), "from_state": pointer.from_state.tolist()}
+    states, posts, found = _joined([recommender.evidence_of(one) for one in thoughts])
+    learned = _weights(pointer)
+    tried = [(worth(), learned)]
+    for fresh in (False, True):
+        _restore(pointer, learned)
+        if fresh:
+            _start_afresh(pointer)
+        _fit(recommender.model, pointer, states, posts, found, target)
+        tried.append((worth(), _weights(pointer)))
+    best = max(range(len(tried)), key=lambda i: tried[i][0])  # the first of equals
+    _restore(pointer, tried[best][1])
+    few = {id(weight) for weight in pointer.few_parameters()}
+    return {name: w.tolist() for name, w in pointer.named_parameters() if id(w) in few}
 
 
-def _setting(amount: Tensor, from_state: Tensor, kind: int) -> tuple[float, float]:
-    return float(amount[kind]), float(from_state[kind])
+def _fit(
+    model: ReasoningRecommender,
+    pointer: EvidencePointer,
+    states: Tensor,
+    posts: Tensor,
+    found: Evidence,
+    target: np.ndarray,
+) -> None:
+    """Fit the weights that are a handful, all others fixed."""
+    rows_of_items = model.item_rows().detach()
+    wanted = torch.from_numpy(target).long().to(states.device)
+    with _alone(pointer) as weights:
+        optimiser = torch.optim.Adam(weights, lr=LEARNING_RATE)
+        rng = stream(0, "calibration")
+        for _ in range(NUM_STEPS):
+            drawn = rng.choice(len(target), min(BATCH_SIZE, len(target)), replace=False)
+            row = torch.from_numpy(drawn).to(states.device)
+            with torch.no_grad():
+                scores = model.score_states(states[row], rows_of_items)
+            part = Evidence(found.item_index[row], found.weight[row], found.kind[row])
+            logp = pointer(scores, posts[row], part)
+            loss = -logp.gather(-1, wanted[row, None]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    with torch.no_grad():
+        pointer.amount.copy_(pointer.bounded_amount())
+
+
+class _alone:
+    """Lets the handful of a pointer be trained, and nothing else of it, for a while."""
+
+    def __init__(self, pointer: EvidencePointer) -> None:
+        self._weights = list(pointer.parameters())
+        self._few = pointer.few_parameters()
+        self._was = [weight.requires_grad for weight in self._weights]
+
+    def __enter__(self) -> list[torch.nn.Parameter]:
+        chosen = {id(weight) for weight in self._few}
+        for weight in self._weights:
+            weight.requires_grad_(id(weight) in chosen)
+        return self._few
+
+    def __exit__(self, *_: object) -> None:
+        for weight, was in zip(self._weights, self._was, strict=True):
+            weight.requires_grad_(was)
+            weight.grad = None
+
+
+@torch.no_grad()
+def _start_afresh(pointer: EvidencePointer) -> None:
+    """A little of everything, so that no weight stands where its gradient is nothing."""
+    pointer.trust.weight.zero_()
+    pointer.trust.bias.zero_()
+    for weight, value in (
+        (pointer.sharpness, 1.0),
+        (pointer.from_popularity, 0.0),
+        (pointer.lift, 0.1),
+        (pointer.log_half, LOG_HALF),
+        (pointer.amount, 0.1),
+        (pointer.trust_in_weight, 0.0),
+        (pointer.from_state, 1.0),
+        (pointer.from_weight, 1.0),
+    ):
+        weight.fill_(value)
+
+
+def _weights(pointer: EvidencePointer) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in pointer.named_parameters()}
+
+
+@torch.no_grad()
+def _restore(pointer: EvidencePointer, weights: dict[str, Tensor]) -> None:
+    for name, weight in pointer.named_parameters():
+        weight.copy_(weights[name])
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Evidence]]) -> tuple[Tensor, Tensor, Evidence]:
+    """Return the parts one behind the other; evidence is padded to the longest."""
+    states = torch.cat([state for state, _, _ in parts])
+    posts = torch.cat([post for _, post, _ in parts])
+    most = max(found.item_index.shape[-1] for _, _, found in parts)
+
+    def column(name: str, filling: float) -> Tensor:
+        return torch.cat(list(_widened((getattr(f, name) for _, _, f in parts), most, filling)))
+
+    return states, posts, Evidence(column("item_index", -1), column("weight", 0), column("kind", 0))
+
+
+def _widened(columns: Iterator[Tensor], most: int, filling: float) -> Iterator[Tensor]:
+    for column in columns:
+        yield torch.nn.functional.pad(column, (0, most - column.shape[-1]), value=filling)

@@ -19,8 +19,8 @@ from reasonrec.data.planted.kernels import CAUSES
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
 from reasonrec.evaluation.faithfulness.edits import (
-    Found,
     Piece,
+    Quoted,
     Thought,
     assemble,
     cut_after,
@@ -58,7 +58,7 @@ from reasonrec.models.recommenders import (
     ThinkingRecommender,
     score_given,
 )
-from reasonrec.records import Link, Lookup
+from reasonrec.records import Found, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import PromptWriter
 from reasonrec.training.config import OptimiserConfig
@@ -80,6 +80,8 @@ def thinker(**head):
         with torch.no_grad():
             for weight in model.pointer.parameters():
                 weight.fill_(0.3)
+            model.pointer.sharpness.fill_(1.0)
+            model.pointer.from_popularity.fill_(0.0)
     recommender = ThinkingRecommender(
         model, verbaliser_of(model, dataset), max_tokens=60, temperature=1.0, seed=1
     )
@@ -98,7 +100,7 @@ def words(writer: PromptWriter, *parts: tuple[str, int | None]) -> Piece:
     for text, item in parts:
         tokens += writer.tokenizer.encode(text, add_special_tokens=False)
         if item is not None:
-            named.append(Found(len(tokens) - 1, item, 1.0 + item))
+            named.append(Quoted(len(tokens) - 1, item, 1.0 + item))
     return Piece(tuple(tokens), tuple(named))
 
 
@@ -108,20 +110,21 @@ def words(writer: PromptWriter, *parts: tuple[str, int | None]) -> Piece:
 def test_a_thought_comes_apart_into_its_sentence_and_its_look_ups():
     writer = toy_model(N).writer
     asked = [writer.encode(" After") + writer.item_tokens(i) for i in (1, 4)]
-    answers = [writer.lookup_tokens(found) for found in ([2, 3], [])]
+    links = (Link(2, 1.0, 1, 0), Link(3, 0.5, 1, 0))
+    found = Lookup(1, links, also=(Found(5, 0.2, 0), Found(1, 1.0, 3))), Lookup(4)
+    answers = [writer.lookup_tokens(one) for one in found]
     taste = writer.tokenizer.encode(" Mostly Tide.", add_special_tokens=False)
     tokens = [*writer.encode("<think>"), *taste]
     is_written = [False] * len(writer.encode("<think>")) + [True] * len(taste)
     named = []
     for question, (answer, ends) in zip(asked, answers):
         tokens += question
-        named += [(len(tokens) + end, [2, 3][i]) for i, end in enumerate(ends)]
+        named += [len(tokens) + end for end in ends]
         tokens += answer
         is_written += [True] * len(question) + [False] * len(answer)
     tokens += writer.encode("<answer>")
     is_written += [True] * len(writer.encode("<answer>"))
-    links = (Link(2, 1.0, 1, 0), Link(3, 0.5, 1, 0))
-    pieces = take_apart(tokens, is_written, named, [Lookup(1, links), Lookup(4)], writer)
+    pieces = take_apart(tokens, is_written, named, found, writer)
     assert [writer.tokenizer.decode(piece.tokens) for piece in pieces] == [
         " Mostly Tide.",
         " After [Tale 1]: [Tale 2] [Tale 3];",
@@ -132,8 +135,10 @@ def test_a_thought_comes_apart_into_its_sentence_and_its_look_ups():
     assert (thought.via_items, thought.found) == ((1, 4), frozenset({2, 3}))
     again = assemble(thought, writer)
     assert again.tokens == tuple(tokens)
-    assert list(zip(again.named_at, again.named_item)) == named
-    assert again.named_weight == (1.0, 0.5)
+    assert list(again.named_at) == named
+    assert again.named_item == (2, 3, 5, 1)
+    assert again.named_weight == (1.0, 0.5, 0.2, 1.0)
+    assert again.named_kind == (0, 0, 0, 3)
 
 
 def test_what_the_sampler_wrote_is_put_together_again_as_it_was():
@@ -253,7 +258,7 @@ def test_with_the_gate_shut_words_change_nothing_and_what_is_found_moves_against
         model.readout.gate.fill_(0.0)
     histories, written = written_by(recommender, dataset)
     thoughts = thoughts_of(written, model.writer)
-    silent = NoThinkRecommender(model).score(histories).scores
+    silent = log_softmax(NoThinkRecommender(model).score(histories).scores, axis=1)
     plain = score_given(model, histories, [assemble(unpointed(t), model.writer) for t in thoughts])
     np.testing.assert_allclose(plain, silent, atol=1e-4)  # another order of float32 sums
     own = score_given(model, histories, [assemble(t, model.writer) for t in thoughts])

@@ -4,6 +4,7 @@ tokens that are blanked out, and tokens that are never written."""
 import math
 
 import numpy as np
+import pytest
 import torch
 from tests.toy_models import toy_model, toy_verbaliser
 from tests.toys import toy_dataset
@@ -17,13 +18,13 @@ from reasonrec.training.losses import sft_loss
 
 
 def _evidence(item, weight=None, kind=None):
-    item = torch.tensor(item)
+    item = torch.tensor(item, dtype=torch.long)
     weight = torch.ones(item.shape) * (item >= 0) if weight is None else torch.tensor(weight)
     return Evidence(item, weight, torch.zeros_like(item) if kind is None else torch.tensor(kind))
 
 
 def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
-    pointer = EvidencePointer(4)
+    pointer = EvidencePointer(4, 6)
     scores = torch.randn(2, 6)
     found = _evidence([[0, 1, 2], [5, -1, 5]])
     torch.testing.assert_close(
@@ -32,7 +33,7 @@ def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
 
 
 def test_the_mixture_of_state_and_evidence_by_hand():
-    pointer = EvidencePointer(2)
+    pointer = EvidencePointer(2, 4)
     with torch.no_grad():
         pointer.amount[0] = 0.5
         pointer.trust.bias.fill_(math.log(3))  # sigmoid: 3 / 4
@@ -48,7 +49,7 @@ def test_the_mixture_of_state_and_evidence_by_hand():
 
 
 def test_what_is_found_often_is_trusted_by_its_whole_weight():
-    pointer = EvidencePointer(2)
+    pointer = EvidencePointer(2, 4)
     with torch.no_grad():
         pointer.amount[0] = 0.9
         pointer.trust_in_weight.fill_(1.0)
@@ -60,9 +61,9 @@ def test_what_is_found_often_is_trusted_by_its_whole_weight():
 
 
 def test_what_people_alike_took_is_trusted_apart_from_what_follows_an_item():
-    pointer = EvidencePointer(2)
+    pointer = EvidencePointer(2, 4)
     with torch.no_grad():
-        pointer.amount.copy_(torch.tensor([0.4, 0.2]))
+        pointer.amount[:2] = torch.tensor([0.4, 0.2])
         pointer.from_weight[1] = 0.0
     found = _evidence([3, 1, 3, 2], [1.0, 3.0, 9.0, 1.0], [0, 0, 1, 1])
     share, given = pointer.shares(torch.zeros(4), torch.zeros(2), found)
@@ -76,13 +77,52 @@ def test_what_people_alike_took_is_trusted_apart_from_what_follows_an_item():
 
 
 def test_all_evidence_together_leaves_the_state_a_twentieth():
-    pointer = EvidencePointer(2)
+    pointer = EvidencePointer(2, 4)
     with torch.no_grad():
-        pointer.amount.copy_(torch.tensor([3.0, 1.0]))
-    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.7125, 0.2375]))
+        pointer.amount[:2] = torch.tensor([3.0, 1.0])
+    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.7125, 0.2375, 0.0, 0.0]))
     with torch.no_grad():
-        pointer.amount.copy_(torch.tensor([-1.0, 0.5]))
-    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.0, 0.5]))
+        pointer.amount[:2] = torch.tensor([-1.0, 0.5])
+    torch.testing.assert_close(pointer.bounded_amount(), torch.tensor([0.0, 0.5, 0.0, 0.0]))
+
+
+def test_lifts_by_hand():
+    pointer = EvidencePointer(2, 4)
+    pointer.count(torch.tensor([1, 1, 1, 5]))
+    with torch.no_grad():
+        pointer.sharpness.fill_(0.5)
+        pointer.from_popularity.fill_(1.0)
+        pointer.lift[:3] = torch.tensor([2.0, 0.0, 1.0])
+        pointer.log_half.fill_(math.log(0.5))
+    scores = torch.tensor([0.04, 0.16, 0.16, 0.64]).log()
+    found = _evidence([1, 0, 1, 3, -1], [0.25, 0.5, 0.25, 1.5, 0.0], [0, 2, 0, 1, 0])
+    # item 1: weights 0.25 + 0.25 at half 0.5: (1 + 1) squared = 4; item 0: 1 + 1 = 2, of its words;
+    # item 3 was found by a kind without lift. States to the power 1/2, popularity (n + .3) / 2.3
+    odds = torch.tensor([0.2 * 2 * 1.3, 0.4 * 4 * 1.3, 0.4 * 1.3, 0.8 * 5.3])
+    torch.testing.assert_close(
+        pointer(scores, torch.zeros(2), found).exp(), odds / odds.sum(), atol=1e-6, rtol=0
+    )
+
+
+def test_lifts_can_start_to_learn():
+    pointer = EvidencePointer(2, 4)
+    pointer.count(torch.tensor([1, 9, 1, 1]))
+    pointer(torch.zeros(4), torch.zeros(2), _evidence([1]))[1].backward()
+    assert pointer.lift.grad[0] > 0
+    assert pointer.lift.grad[1:].eq(0).all()
+    assert pointer.from_popularity.grad > 0
+
+
+def test_a_row_that_found_nothing_does_not_depend_on_what_others_found():
+    pointer = EvidencePointer(2, 4)
+    pointer.count(torch.tensor([1, 9, 1, 1]))
+    with torch.no_grad():
+        pointer.sharpness.fill_(0.3)
+        pointer.from_popularity.fill_(1.0)
+    scores, post = torch.randn(2, 4), torch.zeros(2, 2)
+    beside = pointer(scores, post, _evidence([[2], [-1]]))[1]
+    alone = pointer(scores[1:], post[1:], _evidence([[]]))[0]
+    torch.testing.assert_close(beside, alone)
 
 
 def test_every_mention_of_an_item_counts_and_nothing_found_takes_no_share():
@@ -104,7 +144,7 @@ def test_every_mention_of_an_item_counts_and_nothing_found_takes_no_share():
 
 def test_a_pointer_can_start_to_learn_and_come_back_from_below_nothing():
     for start in (0.0, -0.3):
-        pointer = EvidencePointer(2)
+        pointer = EvidencePointer(2, 4)
         with torch.no_grad():
             pointer.amount.fill_(start)
         found = _evidence([1])
@@ -183,8 +223,9 @@ def test_padding_the_begin_token_and_the_opening_marker_are_never_written():
     assert logits.isfinite().sum() == 3 * (logits.shape[1] - 3 - model.num_items)
 
 
-def test_what_may_be_written_is_what_the_rules_say_row_by_row():
-    model = toy_model()
+@pytest.mark.parametrize("least", [0, 1, 2, 7])
+def test_what_may_be_written_is_what_the_rules_say_row_by_row(least):
+    model = toy_model(least_asked=least)
     generator = torch.Generator().manual_seed(0)
     titles, pad = model.item_table.title_token_ids, model.writer.pad_id
     after, answer = model.writer.encode(" After")[-1], model.writer.encode("<answer>")[0]
@@ -199,7 +240,8 @@ def test_what_may_be_written_is_what_the_rules_say_row_by_row():
     num_asking = 0
     for r in range(200):
         shown, done = set(seen[r].tolist()) - {pad}, set(asked[r].tolist()) - {pad}
-        may_write = words if done or not shown else words - {answer}
+        has_asked = len(done) >= min(least, len(shown))
+        may_write = words if has_asked else words - {answer}
         if previous[r] == after and shown - done:
             may_write = shown - done
             num_asking += 1

@@ -11,7 +11,7 @@ from reasonrec.models.anytime import Cuts, batch_of, cut_places, cuts_of, scores
 from reasonrec.models.generation import think
 from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import look_up_for, score_given
-from reasonrec.records import Histories
+from reasonrec.records import Histories, Link, Lookup
 
 N = 12
 
@@ -104,12 +104,13 @@ def test_a_forced_end_in_the_middle_of_an_answer_of_the_graph_is_a_cut_like_othe
 def test_a_thought_is_cut_after_sentences_and_look_ups():
     model = toy_model()
     writer = model.writer
+    links = Link(5, 1.0, 1, 0), Link(7, 0.5, 1, 0)
     parts = [
         (writer.encode(" Mostly Tide."), True),
         (writer.encode(" After") + writer.item_tokens(3), True),
-        (writer.lookup_tokens([5, 7])[0], False),
+        (writer.lookup_tokens(Lookup(3, links))[0], False),
         (writer.encode(" After") + writer.item_tokens(2), True),
-        (writer.lookup_tokens([])[0], False),
+        (writer.lookup_tokens(Lookup(2))[0], False),
         (writer.encode(" Ember"), True),
     ]
     tokens, is_written, ends = list(writer.opening), [False], []
@@ -145,6 +146,7 @@ def test_evidence_counts_from_the_look_up_that_found_it():
         branch_ids=ids, branch_lengths=torch.tensor([[ids.shape[-1]]]),
         branch_at=torch.from_numpy(prompts.lengths - 1)[:, None],
         is_written=torch.tensor([thoughts.is_written]),
+        named_at=torch.tensor([thoughts.named_at]),
         named_item=torch.tensor([thoughts.named_item]),
         named_weight=torch.tensor([thoughts.named_weight]),
         named_kind=torch.tensor([thoughts.named_kind]),

@@ -26,7 +26,7 @@ def _shop(num_users=8):
 def _control(dataset, *, amount=0.0, **thought):
     model = toy_model()
     with torch.no_grad():
-        model.pointer.amount.fill_(amount)
+        model.pointer.amount[:2] = amount
     return EvidenceRecommender(model, toy_verbaliser(model, dataset, **thought))
 
 

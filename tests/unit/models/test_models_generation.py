@@ -9,7 +9,7 @@ from tests.toys import toy_dataset
 from reasonrec.models.generation import think
 from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
-from reasonrec.records import Histories, Link, Lookup
+from reasonrec.records import Found, Histories, Link, Lookup
 from reasonrec.traces.prompts import SOMEBODY
 
 
@@ -67,7 +67,7 @@ def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
             item = writer.asked_about(texts(model, tokens))
             if look_up is not None and token in writer.asking_tokens and item is not None:
                 (found,) = look_up([r // G], [item], [0])
-                queue, _ = writer.lookup_tokens([link.item_index for link in found.links])
+                queue, _ = writer.lookup_tokens(found)
         thoughts.append(tokens)
         marks.append(written)
         logps.append(logp)
@@ -77,7 +77,13 @@ def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
 def _answers(rows, items, places):
     """A graph that answers with nothing, one item or two."""
     return [
-        Lookup(i, tuple(Link((i + k + 1) % 12, 1.0, 1, 0) for k in range(i % 3))) for i in items
+        Lookup(
+            i,
+            tuple(Link((i + k + 1) % 12, 1.0, 1, 0) for k in range(i % 3)),
+            like=tuple(Link((i + k + 5) % 12, 0.5, 0, -1) for k in range(i % 2)),
+            also=(Found(i, 1.0, 3),),
+        )
+        for i in items
     ]
 
 
@@ -195,7 +201,7 @@ def test_evidence_is_inserted_after_a_question_and_is_not_trained_on():
     written = _generate(model, look_up, G=1, temperature=0, max_tokens=20)
     text = texts(model, written.token_ids[0, : int(written.lengths[0])])
     assert text == "<think> After [Tale 3]: [Tale 9];<answer>"
-    inserted, _ = writer.lookup_tokens([9])
+    inserted, _ = writer.lookup_tokens(written.evidence[0][0])
     at = 1 + len(script) - 1
     assert written.token_ids[0, at : at + len(inserted)].tolist() == inserted
     assert not written.is_written[0, at : at + len(inserted)].any()

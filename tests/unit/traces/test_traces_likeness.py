@@ -49,3 +49,34 @@ def test_categories_and_descriptions_count_too():
     # item 0 has "sea" and the category, each once and each in two of seven items
     np.testing.assert_allclose(alike, [[2**-0.5, 2**-0.5, 0.0]])
     assert float(alike[0, 0]) == pytest.approx(0.7071, abs=1e-4)
+
+
+def test_the_nearest_are_those_of_all_cosines_and_none_of_the_history():
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{chr(97 + i)}" for i in range(12)])
+    titles = [" ".join(rng.choice(words, 3)) for _ in range(40)]
+    likeness = Likeness(catalogue(titles))
+    rows = [rng.choice(40, 6, replace=False).tolist() for _ in range(30)]
+    histories = Histories.from_lists(rows)
+    asked = np.array([row[-1] for row in rows])
+    asked[3] = -1
+    item, cosine = likeness.nearest(asked, histories, num_items=4)
+    everything = np.tile(np.arange(40), (40, 1))
+    each = Histories.from_lists([[n] for n in range(40)])
+    table, _ = likeness.to_history(each, everything, max_history=1)  # (40, 40)
+    for r, row in enumerate(rows):
+        if r == 3:
+            assert (item[r] == -1).all()
+            continue
+        others = [n for n in range(40) if n not in row and table[asked[r], n] > 0]
+        others.sort(key=lambda n: (-round(table[asked[r], n], 9), n))
+        found = [n for n in item[r].tolist() if n >= 0]
+        assert len(found) == min(4, len(others))
+        np.testing.assert_allclose(cosine[r, : len(found)], table[asked[r], others[:4]], rtol=1e-6)
+        assert not {*found} & {*row}
+    again, _ = likeness.nearest(asked, histories, num_items=4)  # from what is remembered
+    np.testing.assert_array_equal(again, item)
+    # a longer history asks for more than was remembered
+    long = Histories.from_lists([[*range(30), int(asked[0])]])
+    item, _ = likeness.nearest(asked[:1], long, num_items=10)
+    assert {*item[0].tolist()} <= {-1, *range(30, 40)}

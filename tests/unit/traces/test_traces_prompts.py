@@ -1,13 +1,12 @@
 """One writer of text: what is assembled from pieces equals the text tokenised as a whole."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.toy_models import plain_tokenizer
 
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
-from reasonrec.records import Histories
+from reasonrec.records import Found, Histories, Link, Lookup
 from reasonrec.traces.prompts import ANSWER, THINK, PromptWriter, as_data
 
 HARD_TITLES = [
@@ -142,7 +141,7 @@ def test_a_title_never_becomes_a_marker_or_a_question(make):
         for marker in markers:
             places = range(len(tokens) - len(marker) + 1)
             assert all(tokens[at : at + len(marker)] != marker for at in places)
-        found, _ = writer.lookup_tokens([item])
+        found, _ = writer.lookup_tokens(_found([item]))
         # named as evidence, a title asks nothing, wherever the text so far is cut
         said = f"<think> After [Tale]{writer.tokenizer.decode(found)}"
         cuts = range(len("<think> After [Tale]") + 1, len(said) + 1)
@@ -192,12 +191,40 @@ def test_repeated_and_empty_titles_get_numbers():
 @WRITERS
 def test_the_places_of_found_titles_are_their_last_tokens(make):
     writer = make(["Tale of One", "Two", "Amélie"])
-    tokens, ends = writer.lookup_tokens([2, 0])
+    found = _found([2, 0])
+    tokens, ends = writer.lookup_tokens(found)
     assert (
-        writer.tokenizer.decode(tokens) == writer.lookup_text([2, 0]) == ": [Amélie] [Tale of One];"
+        writer.tokenizer.decode(tokens) == writer.lookup_text(found) == ": [Amélie] [Tale of One];"
     )
     assert writer.tokenizer.decode(tokens[: ends[0] + 1]) == ": [Amélie]"
     assert writer.tokenizer.decode(tokens[: ends[1] + 1]) == ": [Amélie] [Tale of One]"
-    tokens, ends = writer.lookup_tokens(np.array([], np.int64))
+    tokens, ends = writer.lookup_tokens(_found([]))
     assert (writer.tokenizer.decode(tokens), ends) == (": nothing new;", [])
-    assert writer.lookup_text([]) == ": nothing new;"
+    assert writer.lookup_text(_found([])) == ": nothing new;"
+
+
+@WRITERS
+@pytest.mark.parametrize("links", [[], [2]])
+def test_what_reads_alike_is_quoted_behind_what_people_took_and_the_rest_stands_at_the_end(
+    make, links
+):
+    writer = make(["Tale of One", "Two", "Amélie"])
+    found = _found(links, like=[0, 1], also=(Found(1, 0.1, 0), Found(2, 1.0, 3)))
+    tokens, ends = writer.lookup_tokens(found)
+    said = " [Amélie]" if links else " nothing new"
+    decode = writer.tokenizer.decode
+    assert decode(tokens) == writer.lookup_text(found) == f":{said} like [Tale of One] [Two];"
+    quoted = [decode(tokens[: end + 1]).rpartition("[")[2] for end in ends[:-2]]
+    assert quoted == [f"{writer.titles[i]}]" for i in [*links, 0, 1]]
+    assert ends[-2:] == [len(tokens) - 1] * 2
+    assert [one.item_index for one in found.quoted] == [*links, 0, 1]
+    assert [one.kind for one in found.quoted] == [0] * len(links) + [2, 2]
+
+
+def _found(items, like=(), also=()):
+    return Lookup(
+        0,
+        tuple(Link(i, 1.0, 1, 0) for i in items),
+        like=tuple(Link(i, 0.5, 0, -1) for i in like),
+        also=also,
+    )

@@ -15,7 +15,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.models.backbone import build_writer, catalogue_titles
 from reasonrec.models.config import TinyConfig
-from reasonrec.records import Histories, Link, Lookup
+from reasonrec.records import Found, Histories, Link, Lookup
 from reasonrec.traces.config import ThoughtConfig, TracesConfig
 from reasonrec.traces.filters import named_titles, ungrounded_titles
 from reasonrec.traces.prompts import PromptWriter
@@ -39,7 +39,9 @@ def shop(rows, titles=None, genres=None, **thought):
     )
     writer = build_writer(dataset.catalogue, TINY)
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
-    settings = ThoughtConfig(**{"num_lookups": 2, "num_people": 0} | thought)
+    settings = ThoughtConfig(
+        **{"num_lookups": 2, "num_people": 0, "num_like": 0, "num_weighed": 0} | thought
+    )
     return dataset, Verbaliser(writer, graph, dataset.catalogue, settings)
 
 
@@ -68,6 +70,34 @@ def test_a_thought_by_hand():
     named = [tokens[at] for at in thoughts.named_at[0]]
     assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
     assert thoughts.via_item.tolist() == [[2]]
+
+
+def test_an_answer_quotes_the_strongest_and_weighs_the_rest():
+    titles = ["Owl", "Blue Ink", "Red Pen", "Pen Pad", "Red Owl", "Fox", "Cat", "Dog"]
+    settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 1, "reverse_share": 0}
+    none = [[]] * 8
+    _, verbaliser = shop(WALKS, titles, none, num_like=1, num_weighed=2, **settings)
+    _, wide = shop(WALKS, titles, none, num_like=3, num_weighed=0, **settings | {"num_links": 2})
+    histories = dataclasses.replace(
+        Histories.from_lists([[0, 1, 2]]), asked_at=np.array([10_000], np.int64)
+    )
+    (answer,) = verbaliser.look_up(histories, np.array([2]))
+    (everything,) = wide.look_up(histories, np.array([2]))
+    assert answer.links == everything.links[:1]
+    assert answer.like == everything.like[:1]
+    assert everything.also == ()
+    rest = everything.quoted[1:2] + everything.quoted[3:4]
+    # of each kind two count, and so does the item that is asked about, once more
+    assert answer.also == (*rest, Found(2, 1.0, 3))
+    # "pen" alone counts of item 3, of item 4 two words do, and of the history nothing
+    assert [link.item_index for link in everything.like] == [3, 4]
+    thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
+    assert text_of(verbaliser, thoughts)[0].endswith(
+        "After [Red Pen]: [Pen Pad] like [Pen Pad];<answer>"
+    )
+    assert thoughts.named_item[0] == [found.item_index for found in (*answer.quoted, *answer.also)]
+    assert thoughts.named_kind[0][-1] == 3
+    assert thoughts.tokens[0][thoughts.named_at[0][-1]] == verbaliser.writer.encode(";")[0]
 
 
 @pytest.mark.parametrize(

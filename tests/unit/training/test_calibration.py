@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 
 import numpy as np
 import torch
@@ -8,8 +7,9 @@ from tests.toys import toy_dataset
 
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
+from reasonrec.models.rec_head import Evidence
 from reasonrec.models.recommenders import ThinkingRecommender
-from reasonrec.training.calibration import AMOUNTS, FROM_STATE, calibrate_shares
+from reasonrec.training.calibration import _fit, _start_afresh, calibrate_evidence
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
@@ -41,25 +41,42 @@ def _ndcg(recommender, dataset):
     return float(ndcg(ranks, 12).mean())
 
 
-def test_the_setting_is_the_one_with_the_best_ndcg_of_all_that_are_tried():
+def test_what_is_chosen_ranks_better_than_what_was_learned_and_than_evidence_left_out():
     dataset = toy_dataset(ring_rows(12, 12, 8), [f"Tale {i}" for i in range(12)])
     recommender = _thinking(dataset, num_steps=40)
     assert any(row for row in recommender.score(dataset.valid.histories()).evidence)
     pointer = recommender.model.pointer
-    values = {}
-    for amount, from_state in itertools.product((0.3, *AMOUNTS), (1.0, *FROM_STATE)):
-        with torch.no_grad():
-            pointer.amount[0], pointer.from_state[0] = amount, from_state
-        values[amount, from_state] = _ndcg(recommender, dataset)
-    assert max(values.values()) > values[0.0, 1.0]  # neighbours walk the same ring: it must help
+    trust = torch.randn_like(pointer.trust.weight)
     with torch.no_grad():
-        pointer.amount[0], pointer.from_state[0] = 0.3, 1.0
-    chosen = calibrate_shares(recommender, dataset.valid.histories(), dataset.valid.target)
-    found = chosen["amount"][0], chosen["from_state"][0]
-    assert min(abs(found[0] - a) + abs(found[1] - f) for a, f in values) < 1e-6
-    assert _ndcg(recommender, dataset) == max(values.values())
-    assert chosen["amount"][1] == 0.0  # nobody was asked about
-    assert chosen["from_state"][1] == 1.0
+        pointer.amount[0] = 0.02
+        pointer.trust.weight.copy_(trust)
+    before = _ndcg(recommender, dataset)
+    kept = {name: w.clone() for name, w in recommender.model.named_parameters()}
+    chosen = calibrate_evidence(recommender, dataset.valid.histories(), dataset.valid.target)
+    assert _ndcg(recommender, dataset) > before  # neighbours walk the same ring: it must help
+    assert chosen["amount"] == pointer.amount.tolist()
+    for name, weight in recommender.model.named_parameters():
+        assert weight.requires_grad
+        if not name.startswith("pointer."):
+            assert torch.equal(weight, kept[name])
+
+
+def test_calibration_fits_the_weights_that_likelihood_asks_for():
+    dataset = toy_dataset(ring_rows(12, 12, 8), [f"Tale {i}" for i in range(12)])
+    model = _thinking(dataset).model
+    pointer = model.pointer
+    states = torch.randn(64, model.item_rows().shape[1])
+    found = Evidence(
+        torch.arange(64)[:, None] % 12, torch.ones(64, 1), torch.zeros(64, 1, dtype=torch.long)
+    )
+    target = (np.arange(64) + (np.arange(64) % 4 == 0)) % 12  # three times of four what was found
+    _start_afresh(pointer)
+    _fit(model, pointer, states, states, found, target)
+    with torch.no_grad():
+        given = pointer(model.score_states(states), states, found).exp()
+    on_found = given[torch.arange(64), found.item_index[:, 0]].mean()
+    assert abs(float(on_found) - 0.75) < 0.05
+    assert not pointer.trust.weight.any()  # as wide as the state: not fitted
 
 
 def test_what_was_learned_stays_where_nothing_ranks_better():
@@ -68,8 +85,8 @@ def test_what_was_learned_stays_where_nothing_ranks_better():
     recommender = dataclasses.replace(recommender, max_tokens=1)  # too short to find anything
     with torch.no_grad():
         recommender.model.pointer.amount[0] = 0.3
-    chosen = calibrate_shares(recommender, dataset.valid.histories(), dataset.valid.target)
-    np.testing.assert_allclose(chosen["amount"], [0.3, 0.0])
-    assert chosen["from_state"] == [1.0, 1.0]
+    chosen = calibrate_evidence(recommender, dataset.valid.histories(), dataset.valid.target)
+    np.testing.assert_allclose(chosen["amount"], [0.3, 0.0, 0.0, 0.0])
+    assert chosen["lift"] == [0.0] * 4
     silent = _thinking(dataset, pointer=False)
-    assert calibrate_shares(silent, dataset.valid.histories(), dataset.valid.target) == {}
+    assert calibrate_evidence(silent, dataset.valid.histories(), dataset.valid.target) == {}

@@ -15,11 +15,11 @@ import numpy as np
 from reasonrec.models.anytime import cut_places
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
-from reasonrec.records import LOOKUP_KINDS, Lookup, LookupKind
+from reasonrec.records import Found, Lookup, LookupKind
 from reasonrec.traces.prompts import ANSWER, NOTHING, PromptWriter
 
 
-class Found(NamedTuple):
+class Quoted(NamedTuple):
     """One title that a look-up answered with."""
 
     at: int
@@ -28,7 +28,7 @@ class Found(NamedTuple):
     weight: float
     """As in ``Link.weight``."""
     kind: int = 0
-    """The place in ``LOOKUP_KINDS`` of the question that found it."""
+    """The place of its kind in ``LOOKUP_KINDS``."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Piece:
     """One sentence, or one look-up."""
 
     tokens: tuple[int, ...]
-    named: tuple[Found, ...] = ()
-    """What the look-up found, in order."""
+    named: tuple[Quoted, ...] = ()
+    """What the answer quotes, in order."""
     via_item: int | None = None
     """The item that was asked about; None for a sentence, and where people were asked about."""
     kind: LookupKind | None = None
     """What kind of look-up it is; None for a sentence."""
+    also: tuple[Found, ...] = ()
+    """What else the answer holds, which no title stands for."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ def thoughts_of(written: Generated, writer: PromptWriter) -> list[Thought]:
         written.is_written.tolist(),
         written.lengths.tolist(),
         written.named_at.tolist(),
-        written.named_item.tolist(),
+        (written.named_item >= 0).sum(-1).tolist(),
         written.evidence,
         strict=True,
     )
-    for tokens, is_written, length, named_at, named_item, evidence in rows:
-        named = [(at, item) for at, item in zip(named_at, named_item) if item >= 0]
-        pieces = take_apart(tokens[:length], is_written[:length], named, evidence, writer)
+    for tokens, is_written, length, named_at, num_named, evidence in rows:
+        places = named_at[:num_named]
+        pieces = take_apart(tokens[:length], is_written[:length], places, evidence, writer)
         thoughts.append(Thought(pieces))
     return thoughts
 
@@ -91,7 +93,7 @@ def thoughts_of(written: Generated, writer: PromptWriter) -> list[Thought]:
 def take_apart(
     tokens: Sequence[int],
     is_written: Sequence[bool],
-    named: Sequence[tuple[int, int]],
+    named_at: Sequence[int],
     evidence: Sequence[Lookup],
     writer: PromptWriter,
 ) -> tuple[Piece, ...]:
@@ -104,7 +106,7 @@ def take_apart(
     Args:
         tokens: From ``<think>`` to the end of the answer marker.
         is_written: False for inserted and forced tokens.
-        named: (place, item) of every found title, in order.
+        named_at: Place of everything that was found, in order.
     """
     pieces: list[Piece] = []
     asked = iter(evidence)
@@ -114,15 +116,12 @@ def take_apart(
             pieces.append(Piece(tuple(tokens[start:stop])))
         else:
             lookup = next(asked)  # nothing is inserted but answers of the graph
-            weight = {link.item_index: link.weight for link in lookup.links}
-            kind = LOOKUP_KINDS.index(lookup.kind)
-            found = [
-                Found(at - start, item, weight[item], kind)
-                for at, item in named
-                if start <= at < stop
-            ]
+            places = [at - start for at in named_at if start <= at < stop]
+            # a forced end can keep the last of an answer out of the text
+            named = tuple(Quoted(at, *found) for at, found in zip(places, lookup.quoted))
+            also = lookup.also[: len(places) - len(named)]
             via = lookup.via_item_index if lookup.kind == "after" else None
-            pieces.append(Piece(tuple(tokens[start:stop]), tuple(found), via, lookup.kind))
+            pieces.append(Piece(tuple(tokens[start:stop]), named, via, lookup.kind, also))
         start = stop
     return tuple(pieces)
 
@@ -134,7 +133,7 @@ def assemble(thought: Thought, writer: PromptWriter) -> GivenThought:
     named = [
         found._replace(at=start + found.at)
         for start, piece in zip(starts, thought.pieces)
-        for found in piece.named
+        for found in (*piece.named, *(Quoted(len(piece.tokens) - 1, *one) for one in piece.also))
     ]
     words = [token for piece in thought.pieces for token in piece.tokens]
     return GivenThought(
@@ -173,7 +172,7 @@ def without_chain(thought: Thought, place: int, chain: int, writer: PromptWriter
 
 def unpointed(thought: Thought) -> Thought:
     """Return the same words, with no found item adding to its own score."""
-    return Thought(tuple(replace(piece, named=()) for piece in thought.pieces))
+    return Thought(tuple(replace(piece, named=(), also=()) for piece in thought.pieces))
 
 
 def shuffled_pieces(thought: Thought, rng: np.random.Generator) -> Thought:
@@ -186,7 +185,7 @@ def shuffled_pieces(thought: Thought, rng: np.random.Generator) -> Thought:
 
 def shuffled_tokens(thought: Thought, rng: np.random.Generator, writer: PromptWriter) -> Thought:
     """Return all tokens in a random order; found titles stay whole, and stay found."""
-    units: list[tuple[tuple[int, ...], Found | None]] = []
+    units: list[tuple[tuple[int, ...], Quoted | None]] = []
     for piece in thought.pieces:
         start = 0
         for found in piece.named:
@@ -198,7 +197,10 @@ def shuffled_tokens(thought: Thought, rng: np.random.Generator, writer: PromptWr
     units = [units[i] for i in rng.permutation(len(units))]
     ends = list(accumulate(len(tokens) for tokens, _ in units))
     named = [found._replace(at=end - 1) for end, (_, found) in zip(ends, units) if found]
-    return Thought((Piece(tuple(t for tokens, _ in units for t in tokens), tuple(named)),))
+    also = tuple(one for piece in thought.pieces for one in piece.also)
+    return Thought(
+        (Piece(tuple(t for tokens, _ in units for t in tokens), tuple(named), also=also),)
+    )
 
 
 def filler(thought: Thought, token: int) -> Thought:

@@ -113,7 +113,7 @@ class Names:
         items = {int(item) for item in shown}
         users = {user_index} - {-1}
         for lookup in lookups:
-            items |= {lookup.via_item_index, *(link.item_index for link in lookup.links)} - {-1}
+            items |= {lookup.via_item_index, *(link.item_index for link, _ in lookup.named)} - {-1}
             users |= {link.neighbour_index for link in lookup.links}
         return Evidence(
             frozenset(items),

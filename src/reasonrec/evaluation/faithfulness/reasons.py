@@ -187,10 +187,7 @@ def random_lookups(
             via[row, : len(picked)] = picked
         tables = [verbaliser.look_up(histories, via[:, j]) for j in range(most)]
         draws.append(
-            [
-                [tables[j].record(row, int(via[row, j])) for j in range(most) if via[row, j] >= 0]
-                for row in range(len(shown))
-            ]
+            [[tables[j][row] for j in range(most) if via[row, j] >= 0] for row in range(len(shown))]
         )
     return draws
 

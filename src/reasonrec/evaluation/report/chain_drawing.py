@@ -57,7 +57,7 @@ def draw_chains(chains: Sequence[EvidenceChain]) -> ChainDrawing | None:
     layers: dict[str, dict[str, tuple[str, str]]] = {
         "you": {"you": ("you", "")},
         "via": {c.via_item_id: (c.via_title, "") for c in shown},
-        "neighbour": {c.neighbour_user_id: (c.neighbour_user_id, "") for c in shown},
+        "neighbour": {name: (name, "") for c in shown if (name := c.neighbour_user_id) is not None},
         "item": {c.item_id: (c.title, f"#{c.rank}" if c.rank else "") for c in shown},
     }
     height = ROW_HEIGHT * max(len(layer) for layer in layers.values()) + 12
@@ -74,17 +74,18 @@ def draw_chains(chains: Sequence[EvidenceChain]) -> ChainDrawing | None:
     edges: dict[tuple[str, str, str, str, int], float] = {}
     for chain in shown:
         width = 1.2 + 2.8 * chain.weight / top
-        stops = [
-            ("you", "you"),
-            ("via", chain.via_item_id),
-            ("neighbour", chain.neighbour_user_id),
-            ("item", chain.item_id),
-        ]
+        stops = [("you", "you"), ("via", chain.via_item_id)]
+        if chain.neighbour_user_id is not None:  # else words lead straight from item to item
+            stops.append(("neighbour", chain.neighbour_user_id))
+        stops.append(("item", chain.item_id))
         for start, stop in pairwise(stops):
             key = (*start, *stop, tones[chain.via_item_id])
             edges[key] = max(width, edges.get(key, 0.0))
     said = "; ".join(
-        f"you took {c.via_title}, so did neighbour {c.neighbour_user_id}, who went on to {c.title}"
+        f"you took {c.via_title}, which reads like {c.title}"
+        if c.neighbour_user_id is None
+        else f"you took {c.via_title}, so did neighbour {c.neighbour_user_id}, who went on to "
+        f"{c.title}"
         for c in shown
     )
     return ChainDrawing(

@@ -22,9 +22,9 @@ import torch
 from reasonrec import ranks
 from reasonrec.errors import ConfigError
 from reasonrec.models.answers import AnsweringModel, Written, next_logp, padded
-from reasonrec.models.generation import LookUp, Part
+from reasonrec.models.generation import LookUp, Part, named_tensors
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.records import LOOKUP_KINDS
+from reasonrec.records import Found
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import ALIKE, ANSWER, Prompts
 from reasonrec.training.rl.engines.contract import Thoughts
@@ -164,29 +164,23 @@ class ContinuationEngine:
                 places = [rows[r].num_people for r in asking]
                 found = look_up([r // G for r in asking], items, places)
                 for r, evidence in zip(asking, found, strict=True):
-                    links = evidence.links
-                    tokens, ends = writer.lookup_tokens([link.item_index for link in links])
+                    tokens, ends = writer.lookup_tokens(evidence)
                     begin = len(rows[r].tokens)
                     rows[r].insert(tokens[: budget - begin])
                     rows[r].num_people += evidence.kind == "alike"
-                    kind = LOOKUP_KINDS.index(evidence.kind)
+                    all_found = (*evidence.quoted, *evidence.also)
                     rows[r].named += [
-                        (link.item_index, link.weight, kind)
-                        for link, end in zip(links, ends, strict=True)
+                        (begin + end, found)
+                        for found, end in zip(all_found, ends, strict=True)
                         if begin + end < budget  # what was not read is not found
                     ]
                     rows[r].asked = None
             for r in active:
                 if not rows[r].is_done and len(rows[r].tokens) >= budget:
                     rows[r].force(writer.encode(ANSWER))
-        most = max((len(row.named) for row in rows), default=0)
-        item = torch.full((len(rows), most), -1)
-        weight, kinds = torch.zeros(item.shape), torch.zeros_like(item)
-        for r, row in enumerate(rows):
-            for e, (index, strength, kind) in enumerate(row.named):
-                item[r, e], weight[r, e], kinds[r, e] = index, strength, kind
         ids, lengths, is_written, logp = _as_tensors(rows, writer.pad_id)
-        tensors = ids, lengths, is_written, logp, item, weight, kinds, _truncated(rows)
+        named = named_tensors([row.named for row in rows])
+        tensors = ids, lengths, is_written, logp, *named, _truncated(rows)
         return Thoughts(*(tensor.to(model.device) for tensor in tensors))
 
     def write(
@@ -304,8 +298,8 @@ class _Row:
     tokens: list[int]
     logp: list[float] = field(default_factory=list)
     is_written: list[bool] = field(default_factory=list)
-    named: list[tuple[int, float, int]] = field(default_factory=list)
-    """Item, weight and kind of what was found."""
+    named: list[tuple[int, Found]] = field(default_factory=list)
+    """What was found, and where it stands."""
     num_people: int = 0
     """People alike that were asked about."""
     asked: int | None = None

@@ -31,6 +31,8 @@ class Thoughts:
     """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
     token_logp: Tensor
     """(R, S), float32, the engine's own log-probability of each written token; 0 elsewhere."""
+    named_at: Tensor
+    """(R, E), where in a thought each looked-up item stands, as in `Generated`."""
     named_item: Tensor
     """(R, E), items that were looked up; -1 for none."""
     named_weight: Tensor

@@ -41,7 +41,7 @@ class Sampler:
         )  # fmt: skip
         return Thoughts(
             written.token_ids, written.lengths, written.is_written, written.token_logp,
-            written.named_item, written.named_weight, written.named_kind,
+            written.named_at, written.named_item, written.named_weight, written.named_kind,
             written.is_truncated,
         )  # fmt: skip
 
