@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reasonrec.cli.numbers import Count, Seed
+from reasonrec.cli.numbers import Count, Positive, Seed
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare_config import PrepareConfig
 
@@ -19,6 +19,7 @@ def demo(
     world_seed: Seed = 0,
     prepare: PrepareConfig | None = None,
     tune: Count = 0,
+    num_queries: Positive | None = None,
 ) -> None:
     """Run the whole road on a data set, or on a generated shop whose truth is known.
 
@@ -31,6 +32,8 @@ def demo(
         reasonrec demo ml-100k --out runs/ml-100k
         reasonrec demo my-shop/ --out runs/my-shop --prepare.k-core 5
         reasonrec demo office-2018 --prepare.split given --out runs/office
+        reasonrec demo games-2018 --prepare.split given --num-queries 10000 \
+            --preset configs/r2ec/long-log.toml
 
     Args:
         source: planted, a data set's name (see REASONREC_DATA), or a folder or file of your own.
@@ -42,6 +45,8 @@ def demo(
         world_seed: Draws the generated shop.
         prepare: How a log is read, filtered and split.
         tune: Settings of each simple recommender that are tried on validation first.
+        num_queries: Test queries that are answered, the same sample for all methods. All if not
+            given.
     """
     from rich.console import Console
 
@@ -62,7 +67,7 @@ def demo(
             world=world or PlantedConfig(size="demo"),
             world_seed=world_seed,
             preparation=prepare or PrepareConfig(),
-            evaluation=EvaluateConfig(tune=tune),
+            evaluation=EvaluateConfig(tune=tune, num_queries=num_queries),
             announce=lambda text: progress_console.print(f"[dim]·[/dim] {text}"),
             progress=progress,
         )

@@ -9,3 +9,5 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 """0 to 2^32 - 1: what numpy, torch and transformers all accept."""
 Count = Annotated[int, Parameter(validator=Number(gte=0))]
 """0 or more."""
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+"""1 or more."""

@@ -96,7 +96,7 @@ def _fit(
 ) -> None:
     """Fit the weights that are a handful, all others fixed."""
     rows_of_items = model.item_rows().detach()
-    wanted = torch.from_numpy(target).long().to(states.device)
+    wanted = torch.tensor(target, dtype=torch.long, device=states.device)
     with _alone(pointer) as weights:
         optimiser = torch.optim.Adam(weights, lr=LEARNING_RATE)
         rng = stream(0, "calibration")

@@ -82,6 +82,7 @@ def thinker(**head):
                 weight.fill_(0.3)
             model.pointer.sharpness.fill_(1.0)
             model.pointer.from_popularity.fill_(0.0)
+            model.pointer.lift.fill_(0.0)
     recommender = ThinkingRecommender(
         model, verbaliser_of(model, dataset), max_tokens=60, temperature=1.0, seed=1
     )
