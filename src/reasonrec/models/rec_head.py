@@ -143,15 +143,16 @@ class EvidencePointer(nn.Module):
         same = found.item_index[..., :, None] == found.item_index[..., None, :]
         slot = same.to(torch.uint8).argmax(-1)  # an item that is found twice counts at its first
         is_first = slot == torch.arange(slot.shape[-1], device=slot.device)
-        logp = self.sharpness * scores.log_softmax(-1) + self.from_popularity * self.log_popularity
-        logp = logp.scatter_add(-1, item, self.lifts(found, slot) * is_first).log_softmax(-1)
-        logp_found = logp.gather(-1, item)
+        lifted = (self.sharpness * scores).add_(self.from_popularity * self.log_popularity)
+        lifted = lifted.scatter_add_(-1, item, self.lifts(found, slot) * is_first)
+        whole = lifted.logsumexp(-1, keepdim=True)
+        logp_found = lifted.gather(-1, item) - whole
         total, given = self.shares(logp_found, post, found)
         rest = torch.log1p(-total)
         added = torch.zeros_like(given).scatter_add(-1, slot, given)
         gained = torch.log1p(added / (logp_found + rest).clamp(min=-60).exp()) * is_first
-        # all but the few found items change by one constant
-        return (logp + rest).scatter_add_(-1, item, gained)
+        # all but the few found items change by one constant: two (..., N) in all
+        return (lifted + (rest - whole)).scatter_add_(-1, item, gained)
 
     def lifts(self, found: Evidence, slot: Tensor) -> Tensor:
         """Return what evidence adds to the log-odds of its item, (..., E), at its first place.

@@ -69,8 +69,11 @@ def test_rewards_and_item_term_make_no_second_copy_of_many_scores(monkeypatch, o
 
 def test_found_items_cost_two_copies_of_the_scores_and_are_added_item_by_item():
     torch.manual_seed(0)
-    pointer = EvidencePointer(8)
+    pointer = EvidencePointer(8, N)
+    pointer.count(torch.randint(9, (N,)))
     with torch.no_grad():
+        for few in (pointer.sharpness, pointer.from_popularity, pointer.lift):
+            few.uniform_(0.2, 0.8)
         pointer.amount.fill_(0.4)
         pointer.trust.weight.normal_()
     item = torch.tensor([[[3, 7, 3, 0], [5, -1, -1, -1]], [[-1, -1, -1, -1], [9, 8, 9, 9]]])
@@ -80,8 +83,20 @@ def test_found_items_cost_two_copies_of_the_scores_and_are_added_item_by_item():
     with LiveTensors(lambda tensor: tensor.numel() >= scores.numel()) as live:
         mixed = pointer(scores, post, found)
     assert live.peak == 2 * 4 * scores.numel()
-    # the slow way: probabilities, mixed over the whole catalogue
-    prior = scores.softmax(-1)
+    # the slow way: every kind of every item by itself, and mixed over the whole catalogue
+    odds = pointer.sharpness * scores.log_softmax(-1)
+    odds = odds + pointer.from_popularity * pointer.log_popularity
+    for b in range(2):
+        for g in range(2):
+            for i in {*item[b, g].tolist()} - {-1}:
+                one = torch.zeros_like(odds)
+                one[b, g, i] = 1.0
+                for kind in range(2):
+                    of_kind = (item[b, g] == i) & (found.kind[b, g] == kind)
+                    half = pointer.log_half[kind].exp()
+                    added = torch.log1p(weight[b, g][of_kind].sum() / half)
+                    odds = odds + one * pointer.lift[kind] * added
+    prior = odds.softmax(-1)
     share, given = pointer.shares(prior.log().gather(-1, item.clamp(min=0)), post, found)
     expected = (1 - share) * prior
     for b in range(2):
