@@ -16,10 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
+
 from reasonrec.baselines.floor import BASELINES
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
-from reasonrec.evaluation.tuning import read_trials
+from reasonrec.evaluation.tuning import Trial, read_trials
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
@@ -74,7 +76,7 @@ HEAD = """# Baselines, tuned
 Every number comes from `python benchmarks/floor.py`, through `reasonrec prepare`, `tune` and
 `evaluate`; how each method works, which library it is and what is searched stands in
 [../baselines.md](../baselines.md). Settings were chosen by NDCG@10 on validation, and the test part
-was answered once. All methods are trained on `train` alone (`trained_on`: train); the history of a
+was answered once; every setting tried is in [searches](searches). All methods are trained on `train` alone (`trained_on`: train); the history of a
 test query holds the validation item, for all alike. Full catalogue, and among 20 candidates; the
 largest value of a column is bold; ± is the standard deviation over seeds, for methods that are
 random.
@@ -96,6 +98,23 @@ def run_set(name: str, folder: Path, budget: int) -> None:
         )  # fmt: skip
 
 
+def store_trials(table: str, name: str, trials: list[Trial]) -> None:
+    """Keep the searches behind a table, a row for each trial, in docs/results/searches."""
+    folder = ROOT / "docs" / "results" / "searches"
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {
+            "method": trial.method,
+            "value": trial.value,
+            "fit_seconds": round(trial.fit_seconds, 2),
+            "score_seconds": round(trial.score_seconds, 2),
+            "settings": json.dumps(trial.settings),
+        }
+        for trial in trials
+    ]
+    pl.DataFrame(rows).write_csv(folder / f"{table}-{name}.csv", float_precision=5)
+
+
 def reasonrec(*words: object) -> None:
     command = [str(word) for word in words]
     print("reasonrec", *command, flush=True)
@@ -112,6 +131,7 @@ def write_set(name: str, folder: Path) -> str:
     manifest = read_manifest(folder / "tune")
     statistics = json.loads((folder / "data" / "statistics.json").read_text(encoding="utf-8"))
     trials = read_trials(folder / "tune" / "trials.jsonl")
+    store_trials("floor", name, trials)
     config = manifest["config"]
     machine = describe_machine(ROOT)
     skipped = sorted(SKIPPED.get(name, ()))

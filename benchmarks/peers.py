@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec
+from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec, store_trials
 from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS
@@ -45,9 +45,10 @@ HEAD = """# Baselines of other libraries
 
 Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare`, `tune` and
 `evaluate`; which library each method is, how it is asked and what is searched stands in
-[../baselines.md](../baselines.md). Where there were trials, settings were chosen by NDCG@10 on
-validation; validation also stops training; the test part was answered once. All methods are
-trained on `train` alone; the history of a test query holds the validation item, for all alike. The
+[../baselines.md](../baselines.md). Where there were trials ([searches](searches)), settings were
+chosen by NDCG@10 on validation; validation also stops training; the test part was answered once.
+All methods are trained on `train` alone; the history of a test query holds the validation item, for
+all alike. The
 follow counter, at its defaults, stands beside the peers; tuned, it is in [floor.md](floor.md).
 Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
 deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
@@ -127,6 +128,8 @@ def read_measured(folder: Path, method: str) -> Measured | None:
 
 def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     """Return the section of one set."""
+    if trials := [trial for one in found for trial in one.trials]:
+        store_trials("peers", name, trials)
     counter = read_rows(folder / COUNTER / "metrics.json")
     summary = summarise([*counter, *(row for one in found for row in one.rows)], COLUMNS)
     best = [max(line.cells[i].value for line in summary if line.cells[i]) for i in range(4)]
