@@ -76,10 +76,10 @@ HEAD = """# Baselines, tuned
 Every number comes from `python benchmarks/floor.py`, through `reasonrec prepare`, `tune` and
 `evaluate`; how each method works, which library it is and what is searched stands in
 [../baselines.md](../baselines.md). Settings were chosen by NDCG@10 on validation, and the test part
-was answered once; every setting tried is in [searches](searches). All methods are trained on `train` alone (`trained_on`: train); the history of a
-test query holds the validation item, for all alike. Full catalogue, and among 20 candidates; the
-largest value of a column is bold; ± is the standard deviation over seeds, for methods that are
-random.
+was answered once; every setting tried is in [searches](searches). All methods are trained on
+`train` alone (`trained_on`: train); the history of a test query holds the validation item, for all
+alike. Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the
+standard deviation over seeds, for methods that are random.
 """
 
 
