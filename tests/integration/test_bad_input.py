@@ -263,12 +263,13 @@ def test_an_odd_shop_still_gets_to_the_end_of_the_road(
 ):
     source = write_shop(tmp_path / "shop", rows, items, item_columns=columns)
     out = tmp_path / "out"
-    said = shell.ok("demo", source, "--out", out, "--preset", preset)
+    said = shell.ok("demo", source, "--out", out, "--preset", preset, "--num-queries", "1")
     assert "think-recpo" in said
     assert "\x1b[31m" not in said
     assert "\x00" not in said
     rows_measured = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert all(0 <= row["value"] <= 1 for row in rows_measured if row["protocol"] == "full")
+    assert {row["n"] for row in rows_measured} == {1}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<b>bold</b>" not in page
 
@@ -324,6 +325,7 @@ def test_a_setting_that_cannot_work_is_bad_usage_said_in_few_words(
         (["demo", "--seed", "-1"], "Must be >= 0"),
         (["demo", "--seed", str(2**70)], "Must be < 4294967296"),
         (["demo", "--tune", "-1"], "Must be >= 0"),
+        (["demo", "--num-queries", "0"], "Must be >= 1"),
         (["prepare", "planted", "--seed", "-1"], "Must be >= 0"),
         (["prepare", "planted", "--planted.num-users", "0"], "num_users"),
         (["chains", "--data", "DATA", "--seed", "-1"], "Must be >= 0"),
