@@ -14,6 +14,8 @@ from reasonrec.data.dataset import Catalogue
 from reasonrec.records import Histories
 
 _WORD = re.compile(r"[^\W_]+")
+MOST_NEAREST = 100
+"""Items that are remembered of those alike to one, so that memory stays that of the catalogue."""
 MAX_SHARE = 0.3
 """Words in a larger share of the items say nothing about any."""
 
@@ -44,12 +46,13 @@ class Likeness:
         scale = 1.0 / np.where(length > 0, length, 1.0)
         self._table = csr_array(diags_array(scale) @ table)
         self._nearest: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._num_nearest = 0
 
     def nearest(
         self, item_index: np.ndarray, histories: Histories, *, num_items: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what reads most like one item of each history, without what the history holds.
+
+        They are chosen among the `MOST_NEAREST` items that are most alike.
 
         Args:
             item_index: (R,), one for every history. -1 has nothing like it.
@@ -60,8 +63,7 @@ class Likeness:
         """
         item = np.full((len(item_index), num_items), -1, np.int32)
         cosine = np.zeros(item.shape, np.float32)
-        # with so many, enough are left whatever a history of a prompt holds
-        self._find(item_index, num_items + int(histories.lengths.max(initial=0)))
+        self._find(item_index)
         for r, asked in enumerate(item_index.tolist()):
             if asked < 0:
                 continue
@@ -70,11 +72,8 @@ class Likeness:
             item[r, : len(kept)], cosine[r, : len(kept)] = near[kept], weight[kept]
         return item, cosine
 
-    def _find(self, item_index: np.ndarray, least: int) -> None:
+    def _find(self, item_index: np.ndarray) -> None:
         """Remember the items most alike to those named, with another cosine than 0."""
-        if least > self._num_nearest:
-            self._nearest.clear()
-            self._num_nearest = max(least, 2 * self._num_nearest)
         asked = [i for i in np.unique(item_index).tolist() if i >= 0 and i not in self._nearest]
         for begin in range(0, len(asked), 256):
             part = asked[begin : begin + 256]
@@ -84,7 +83,7 @@ class Likeness:
                 near = np.asarray(alike.indices[inside])
                 weight = np.asarray(alike.data[inside], np.float64)
                 near, weight = near[near != i], weight[near != i]
-                order = np.lexsort((near, -weight))[: self._num_nearest]
+                order = np.lexsort((near, -weight))[:MOST_NEAREST]
                 self._nearest[i] = near[order].astype(np.int32), weight[order].astype(np.float32)
 
     def to_history(

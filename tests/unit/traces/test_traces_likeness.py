@@ -76,7 +76,3 @@ def test_the_nearest_are_those_of_all_cosines_and_none_of_the_history():
         assert not {*found} & {*row}
     again, _ = likeness.nearest(asked, histories, num_items=4)  # from what is remembered
     np.testing.assert_array_equal(again, item)
-    # a longer history asks for more than was remembered
-    long = Histories.from_lists([[*range(30), int(asked[0])]])
-    item, _ = likeness.nearest(asked[:1], long, num_items=10)
-    assert {*item[0].tolist()} <= {-1, *range(30, 40)}
