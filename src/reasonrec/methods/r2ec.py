@@ -455,7 +455,7 @@ def _stage_parts(
     windows = schedule_windows(
         log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
         batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
-    )  # fmt: skip
+    ).at_most(chosen.max_windows, above_all=held_out if is_sft else None)  # fmt: skip
     data = WindowDataset(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model) if is_sft else None,

@@ -31,6 +31,9 @@ class NoThinkStage(Config):
     """The next item after every history position, without thought."""
 
     num_epochs: PositiveInt = 36
+    max_windows: PositiveInt = 400_000
+    """Most windows, of ``head.max_history`` events of a user, in all epochs: a bound for long logs,
+    whose epochs are long. The last ones are left out."""
     optimiser: OptimiserConfig = OptimiserConfig(
         batch_size=32,
         schedule="constant_with_warmup",
@@ -45,6 +48,8 @@ class SftStage(Config):
     """Thoughts of the verbaliser, learned beside the next item."""
 
     num_epochs: PositiveInt = 4
+    max_windows: PositiveInt = 16_000
+    """Most windows in all epochs; those that end in a held-out event are kept before others."""
     num_branches: PositiveInt = 3
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()

@@ -34,6 +34,20 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
+    def at_most(self, number: int, *, above_all: np.ndarray | None = None) -> "Windows":
+        """Return so many windows in the same order, the first ones.
+
+        Args:
+            above_all: (K,), events of the log; windows that end in one of them come before others.
+        """
+        if len(self) <= number:
+            return self
+        is_other = np.zeros(len(self), bool)
+        if above_all is not None:
+            is_other = ~np.isin(self.last, above_all)
+        kept = np.sort(np.argsort(is_other, kind="stable")[:number])
+        return Windows(self.start[kept], self.last[kept])
+
 
 def hold_out_last(log: InteractionLog, *, max_events: int, max_frac: float) -> np.ndarray:
     """Return the last events of some users, which later stages ask about and earlier ones skip.

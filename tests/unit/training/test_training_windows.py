@@ -37,6 +37,22 @@ def test_every_event_is_a_target_once_an_epoch(lengths, max_history, seed):
     assert sorted(targets) == list(range(len(log)))
 
 
+def test_of_a_long_log_the_first_windows_are_kept_and_named_events_above_all():
+    log = _log([9, 5, 7, 2])
+    windows = schedule_windows(log, max_history=3, num_epochs=4, batch_size=2, seed=0)
+    few = windows.at_most(5)
+    assert few.start.tolist() == windows.start[:5].tolist()
+    assert windows.at_most(len(windows)) is windows
+    above = np.array([8, 22])  # the last events of two users: windows of every epoch end in them
+    few = windows.at_most(10, above_all=above)
+    named = np.isin(windows.last, above)
+    assert named.sum() == 8
+    others = np.flatnonzero(~named)[:2]
+    kept = np.sort(np.concatenate([np.flatnonzero(named), others]))
+    assert few.last.tolist() == windows.last[kept].tolist()
+    assert few.start.tolist() == windows.start[kept].tolist()
+
+
 def test_a_window_predicts_each_event_from_those_before_it():
     dataset = toy_dataset([[0, 1, 2, 3, 4, 5]], TITLES)  # trains on 0 1 2 3
     model = toy_model()
