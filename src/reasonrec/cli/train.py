@@ -56,8 +56,8 @@ def train(
         what: The stage, r2ec or r2rec for all stages of a method, or a baseline.
         data: Folder that `reasonrec prepare` wrote.
         out: Folder to write. A finished one is left as it is.
-        start: Folder of the stage before: no-think for evidence, sft and r2rec, sft for recpo, one
-            that thinks for gate.
+        start: Folder of the stage before: no-think for evidence and sft, sft for recpo, one
+            that thinks for gate, any of r2ec for r2rec.
         seed: Draws weights, order and samples.
     """
     from rich.console import Console

@@ -10,6 +10,7 @@ Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sf
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -38,7 +39,7 @@ from reasonrec.manifest import (
     write_manifest,
 )
 from reasonrec.methods import r2ec
-from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.answers import AnsweringModel, CopyingModel, with_words_of
@@ -46,7 +47,6 @@ from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
@@ -71,6 +71,8 @@ from reasonrec.training.rl.text_rewards import (
 
 Stage = Literal["untuned", "r2rec-sft", "r2rec-rl"]
 METHODS: tuple[Stage, ...] = ("untuned", "r2rec-sft", "r2rec-rl")
+STARTS = tuple(r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK_STAGES)
+"""Methods whose folders R2Rec can start from."""
 _NUM_VALID_CANDIDATES = 20
 _RIDGE = 1e-3
 
@@ -90,8 +92,9 @@ def train(
 
     Args:
         base: Backbone, its shape, and how it is trained without thoughts.
-        start: A folder of `reasonrec train no-think` over the same data. None: the backbone of
-            ``base``; the tiny one is trained without thoughts first.
+        start: A folder of R²ec over the same data, whose ranking is the first stage: no-think, or
+            one that thinks. None: the backbone of ``base``; the tiny one is trained without
+            thoughts first.
         rewards: Functions and weights in place of those of the configuration.
 
     Raises:
@@ -200,7 +203,8 @@ def train_stage(
             "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
         }
-        _finish(out, stage, dataset, model, first, inputs, asked, fitted.seconds, seed, extra)
+        folder = start / "first" if (start / "first").is_dir() else None
+        _finish(out, stage, dataset, model, folder, inputs, asked, fitted.seconds, seed, extra)
 
     ranks.first_alone(finish)
     return out
@@ -307,16 +311,15 @@ def _write_untuned(
     folder = make_folder(out / "untuned")
     inputs = {"data": dataset.fingerprint, "traces": fingerprint(out / "traces")}
     asked = _keys_of("untuned", config)
-    first: ReasoningRecommender | None = None
     if start is not None:
         before = read_manifest(start)
         if (
-            before.get("method") != "no-think"
+            before.get("method") not in STARTS
             or before["inputs"].get("data") != dataset.fingerprint
         ):
             raise CheckpointError(
-                f"r2rec starts from a folder of `reasonrec train no-think` over the same data; "
-                f"{start} holds {before.get('method', before['stage'])}"
+                f"r2rec starts from a folder of `reasonrec train` over the same data, of "
+                f"{', '.join(STARTS)}; {start} holds {before.get('method', before['stage'])}"
             )
         inputs["start"] = before["fingerprint"]
     else:
@@ -324,7 +327,6 @@ def _write_untuned(
     if is_finished(folder, stage="train", inputs=inputs, config=asked, seed=seed):
         return folder
     if start is not None:
-        first = ReasoningRecommender.from_pretrained(start / "model")
         model = ReasoningRecommender.from_pretrained(start / "model")
     else:
         model = build_model(
@@ -337,11 +339,8 @@ def _write_untuned(
         model, texts, vocab_size=config.vocab_size, dropout=config.dropout, seed=seed,
         kind=_kind(config),
     )  # fmt: skip
-    recommender = (
-        ChainCount.fit(dataset) if first is None else NoThinkRecommender(first, "no-think")
-    )
     _finish(
-        folder, "untuned", dataset, answering, recommender, inputs, asked, 0.0, seed,
+        folder, "untuned", dataset, answering, start, inputs, asked, 0.0, seed,
         {"blend": None, "best_step": 0, "best_score": None},
     )  # fmt: skip
     return folder
@@ -352,17 +351,19 @@ def _finish(
     method: Stage,
     dataset: Dataset,
     model: AnsweringModel,
-    first: Recommender,
+    first: Path | None,
     inputs: dict[str, str],
     asked: dict[str, Any],
     seconds: float,
     seed: int,
     extra: dict[str, Any],
 ) -> None:
-    """Save the model, and the first stage where it is one that was trained; manifest last."""
+    """Save the model, and beside it the folder of its first stage, if it has one; manifest last."""
     model.save_pretrained(out / "model")
-    if isinstance(first, NoThinkRecommender):
-        first.model.save_pretrained(out / "first")
+    shutil.rmtree(out / "first", ignore_errors=True)
+    if first is not None:
+        shutil.copytree(first / "model", out / "first" / "model")
+        shutil.copyfile(first / "manifest.json", out / "first" / "manifest.json")
     parts = [out / "model", out / "first"]
     files = sorted(
         str(p.relative_to(out)) for part in parts for p in part.rglob("*") if p.is_file()
@@ -378,9 +379,9 @@ def _finish(
 
 
 def _first_stage(folder: Path, dataset: Dataset) -> Recommender:
-    """Return what makes the short list: the no-think model that was started from, or chains."""
+    """Return what makes the short list: the model of R²ec that was started from, or chains."""
     if (folder / "first").is_dir():
-        return NoThinkRecommender(ReasoningRecommender.from_pretrained(folder / "first"))
+        return r2ec.load_recommender(folder / "first", dataset)
     return ChainCount.fit(dataset)
 
 
@@ -463,7 +464,8 @@ def calibrated_blend(
     answers = np.zeros(candidates.shape)
     if "answers" in experts:
         answers = ranker.score_candidates(histories, candidates).scores
-    said = ranker.experts(histories, candidates, answers)
+    first = ranker.first_stage.score(histories).scores
+    said = ranker.experts(histories, candidates, answers, first)
     columns = np.stack([said[name] for name in experts], axis=-1)
     padding = np.where(candidates >= 0, 0.0, -np.inf)
 

@@ -98,14 +98,22 @@ class ReasonedRanker:
             scored = rank(histories, candidates)
         if self.blend is None:
             return scored
-        said = self.experts(histories, candidates, scored.scores)
+        first = self.first_stage.score(histories)
+        said = self.experts(histories, candidates, scored.scores, first.scores)
         blended = sum((self.blend[name] * said[name] for name in self.blend), np.zeros(()))
+        tokens = [one.num_tokens for one in (scored, first) if one.num_tokens is not None]
         return replace(
-            scored, scores=np.where(candidates >= 0, blended, -np.inf).astype(np.float32)
+            scored,
+            scores=np.where(candidates >= 0, blended, -np.inf).astype(np.float32),
+            num_tokens=sum(tokens[1:], tokens[0]) if tokens else None,  # a first stage may think
         )
 
     def experts(
-        self, histories: Histories, candidates: np.ndarray, answers: np.ndarray
+        self,
+        histories: Histories,
+        candidates: np.ndarray,
+        answers: np.ndarray,
+        first_scores: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Return what each of `EXPERTS` says of the candidates, 0 at padding. (B, C) each.
 
@@ -114,11 +122,11 @@ class ReasonedRanker:
         impossible; ``words`` is a cosine. An expert that the evidence leaves out says nothing.
 
         Args:
-            answers: Scores after the thought.
+            answers: Scores after the thought. (B, C).
+            first_scores: Scores of the first stage. (B, N).
         """
         is_real = candidates >= 0
-        scores = self.first_stage.score(histories).scores
-        first = np.take_along_axis(scores, np.where(is_real, candidates, 0), axis=1)
+        first = np.take_along_axis(first_scores, np.where(is_real, candidates, 0), axis=1)
         said = {
             "answers": log_softmax(np.where(is_real, answers, -np.inf), axis=1),
             "first": log_softmax(np.where(is_real, first, -np.inf), axis=1),

@@ -23,6 +23,8 @@ from reasonrec.rng import stream
 NUM_STEPS = 200
 BATCH_SIZE = 128
 LEARNING_RATE = 0.05
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Of evidence, the whole to nothing: at 0 a thought ranks by its state alone."""
 
 
 class RanksWithEvidence(Protocol):
@@ -48,7 +50,8 @@ def calibrate_evidence(
 
     The handful of weights of the pointer is fitted by the log-likelihood of the target over the
     whole catalogue, Adam on the same greedy thoughts, once from what training learned and once from
-    `_start_afresh`. Of the two and of what training learned, the best NDCG without cut-off wins.
+    `_start_afresh`. What is likely need not rank well: of these two and what training learned, each
+    in full and faded out by `SHARES`, the best NDCG without cut-off wins.
 
     Args:
         histories: Validation queries, B of them.
@@ -73,13 +76,17 @@ def calibrate_evidence(
 
     states, posts, found = _joined([recommender.evidence_of(one) for one in thoughts])
     learned = _weights(pointer)
-    tried = [(worth(), learned)]
-    for fresh in (False, True):
+    tried: list[tuple[float, dict[str, Tensor]]] = []
+    for start in ("kept", "fitted", "afresh"):
         _restore(pointer, learned)
-        if fresh:
+        if start == "afresh":
             _start_afresh(pointer)
-        _fit(recommender.model, pointer, states, posts, found, target)
-        tried.append((worth(), _weights(pointer)))
+        if start != "kept":
+            _fit(recommender.model, pointer, states, posts, found, target)
+        whole = _weights(pointer)
+        for share in SHARES:
+            _restore(pointer, _faded(whole, share))
+            tried.append((worth(), _weights(pointer)))
     best = max(range(len(tried)), key=lambda i: tried[i][0])  # the first of equals
     _restore(pointer, tried[best][1])
     few = {id(weight) for weight in pointer.few_parameters()}
@@ -151,6 +158,15 @@ def _start_afresh(pointer: EvidencePointer) -> None:
         (pointer.from_weight, 1.0),
     ):
         weight.fill_(value)
+
+
+def _faded(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return the weights under which evidence counts for a share of what it did."""
+    faded = dict(weights)
+    for name in ("from_popularity", "lift", "amount"):
+        faded[name] = share * weights[name]
+    faded["sharpness"] = 1 + share * (weights["sharpness"] - 1)
+    return faded
 
 
 def _weights(pointer: EvidencePointer) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from reasonrec.baselines.contract import CandidateRecommender
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
+from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
-from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig
+from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
 from reasonrec.methods.r2rec import calibrated_blend, default_rewards, rl_questions, train
 from reasonrec.methods.r2rec import load_recommender as load_r2rec
 from reasonrec.methods.r2rec_config import (
@@ -34,6 +35,7 @@ from reasonrec.models.reasoned_ranking import (
     order_effect,
     shown_reason,
 )
+from reasonrec.models.recommenders import ThinkingRecommender
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
 from reasonrec.training.config import OptimiserConfig
@@ -45,6 +47,7 @@ BASE = R2ecConfig(
     tiny=TOY_SHAPE,
     head=HeadConfig(max_history=8),
     no_think=NoThinkStage(num_epochs=1, optimiser=OPTIMISER),
+    sft=SftStage(num_epochs=1, num_branches=2, optimiser=OPTIMISER),
 )
 
 
@@ -116,7 +119,8 @@ def test_a_blend_is_the_weighed_sum_of_what_its_experts_say(trained):
     candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
     candidates[0, 3] = -1  # a shorter list
     answers = dataclasses.replace(recommender, blend=None).score_candidates(histories, candidates)
-    said = recommender.experts(histories, candidates, answers.scores)
+    first = recommender.first_stage.score(histories).scores
+    said = recommender.experts(histories, candidates, answers.scores, first)
     is_real = candidates >= 0
     for name in ("answers", "first"):  # log-probabilities over the real candidates
         total = np.where(is_real, np.exp(said[name]), 0.0).sum(axis=1)
@@ -134,7 +138,9 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
     candidates = draw_candidates(shop(), "valid", num_candidates=20, seed=0).item_index
     histories = shop().valid.histories()
     answers = ranker.score_candidates(histories, candidates).scores
-    said = ranker.experts(histories, candidates, answers)
+    said = ranker.experts(
+        histories, candidates, answers, ranker.first_stage.score(histories).scores
+    )
     padding = np.where(candidates >= 0, 0.0, -np.inf)
 
     def loss(weights: Mapping[str, float]) -> float:
@@ -156,7 +162,8 @@ def test_without_chains_in_the_evidence_no_expert_speaks_of_them(trained):
     ranker = load_r2rec(trained["r2rec-sft"], shop(), evidence=bare)
     histories = shop().test.take(np.arange(3)).histories()
     candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
-    said = ranker.experts(histories, candidates, np.zeros(candidates.shape))
+    first = ranker.first_stage.score(histories).scores
+    said = ranker.experts(histories, candidates, np.zeros(candidates.shape), first)
     assert not said["steps"].any() and not said["count"].any()
     scored = ranker.score_candidates(histories, candidates)
     assert scored.evidence == ((), (), ())
@@ -288,6 +295,24 @@ def test_ratings_are_not_asked_of_data_without_any(tmp_path):
         train(unrated, config("rated"), out=tmp_path, seed=0, base=BASE)
 
 
-def test_a_start_that_is_no_model_without_thoughts_is_refused(tmp_path, trained):
-    with pytest.raises(CheckpointError, match="starts from a folder of `reasonrec train no-think`"):
+def test_both_methods_join_where_the_first_stage_thinks_too(tmp_path, trained):
+    silent = trained["untuned"].parent / "no-think"
+    think = r2ec.train_stage("sft", shop(), BASE, out=tmp_path / "think", seed=0, start=silent)
+    asked = config(stages=("r2rec-sft",), blend=True)
+    last = train(shop(), asked, out=tmp_path / "joined", seed=0, base=BASE, start=think)[-1]
+    joined = load_recommender(last, shop())
+    first = r2ec.load_recommender(think, shop())
+    assert isinstance(joined, ReasonedRanker) and isinstance(first, ThinkingRecommender)
+    histories = shop().test.take(np.arange(3)).histories()
+    ranked = joined.first_stage.score(histories)
+    np.testing.assert_array_equal(ranked.scores, first.score(histories).scores)
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
+    blended = joined.score_candidates(histories, candidates)
+    alone = dataclasses.replace(joined, blend=None).score_candidates(histories, candidates)
+    # the tokens of both thoughts count
+    np.testing.assert_array_equal(blended.num_tokens, alone.num_tokens + ranked.num_tokens)
+
+
+def test_a_start_of_another_method_is_refused(tmp_path, trained):
+    with pytest.raises(CheckpointError, match="starts from a folder of `reasonrec train`"):
         train(shop(), config(), out=tmp_path, seed=0, base=BASE, start=trained["r2rec-sft"])

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
@@ -9,7 +10,15 @@ from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.rec_head import Evidence
 from reasonrec.models.recommenders import ThinkingRecommender
-from reasonrec.training.calibration import _fit, _start_afresh, calibrate_evidence
+from reasonrec.training.calibration import (
+    SHARES,
+    _faded,
+    _fit,
+    _restore,
+    _start_afresh,
+    _weights,
+    calibrate_evidence,
+)
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
@@ -77,6 +86,23 @@ def test_calibration_fits_the_weights_that_likelihood_asks_for():
     on_found = given[torch.arange(64), found.item_index[:, 0]].mean()
     assert abs(float(on_found) - 0.75) < 0.05
     assert not pointer.trust.weight.any()  # as wide as the state: not fitted
+
+
+def test_evidence_that_misleads_is_faded_out():
+    dataset = toy_dataset(ring_rows(12, 12, 8), [f"Tale {i}" for i in range(12)])
+    recommender = _thinking(dataset, num_steps=40)
+    histories, target = dataset.valid.histories(), dataset.valid.target
+    with torch.no_grad():  # it lowers what is found, and what is found is the truth
+        recommender.model.pointer.lift[0] = -3.0
+    pointer, learned = recommender.model.pointer, _weights(recommender.model.pointer)
+    for share in SHARES:
+        _restore(pointer, _faded(learned, share))
+        assert pointer.lift[0].item() == pytest.approx(-3.0 * share)
+    without = _ndcg(recommender, dataset)  # the last share is nothing
+    _restore(pointer, learned)
+    assert _ndcg(recommender, dataset) < without
+    calibrate_evidence(recommender, histories, target)
+    assert _ndcg(recommender, dataset) >= without
 
 
 def test_what_was_learned_stays_where_nothing_ranks_better():
