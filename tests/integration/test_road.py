@@ -73,7 +73,8 @@ def test_every_shown_thought_rests_on_what_is_shown_with_it(whole):
         for part in answer["thought"].split(";"):
             _, colon, found = part.partition("]:")
             if colon:
-                titles = [title.strip(" [") for title in found.split("]") if title.strip(" [")]
+                named = (title.removeprefix(" like").strip(" [") for title in found.split("]"))
+                titles = [title for title in named if title and title != "nothing new"]
                 assert set(titles) <= chained
 
 

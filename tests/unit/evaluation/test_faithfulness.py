@@ -83,6 +83,7 @@ def thinker(**head):
             model.pointer.sharpness.fill_(1.0)
             model.pointer.from_popularity.fill_(0.0)
             model.pointer.lift.fill_(0.0)
+            model.pointer.amount[2:] = 0.0
     recommender = ThinkingRecommender(
         model, verbaliser_of(model, dataset), max_tokens=60, temperature=1.0, seed=1
     )

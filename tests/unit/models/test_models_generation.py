@@ -87,7 +87,7 @@ def _answers(rows, items, places):
     ]
 
 
-@pytest.mark.parametrize(("temperature", "max_tokens"), [(0.0, 24), (1.0, 60), (1.3, 5)])
+@pytest.mark.parametrize(("temperature", "max_tokens"), [(0.0, 24), (1.0, 120), (1.3, 5)])
 def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature, max_tokens):
     model = toy_model()
     titles = model.writer.title_token_ids.tolist()

@@ -37,7 +37,7 @@ _EVERYBODY = 1 << 30
 _MOST_PEOPLE = 50
 _SHOWN = 50
 """Items that a prompt shows, as in ``HeadConfig``."""
-CANARY = "Canary {}"
+CANARY = "Canary{}"  # a word of its own, so that no thought names it for reading like another
 
 
 def leak_audits(
