@@ -143,6 +143,29 @@ def test_a_thought_comes_apart_into_its_sentence_and_its_look_ups():
     assert again.named_kind == (0, 0, 0, 3)
 
 
+@pytest.mark.parametrize("gone", range(4))
+def test_an_answer_without_one_title_reads_as_if_it_had_never_held_it(gone):
+    writer = toy_model(N).writer
+    links = [Link(2, 1.0, 1, 0), Link(3, 0.5, 1, 0)]
+    like = [Link(7, 0.4, 0, -1), Link(8, 0.3, 0, -1)]
+    also = (Found(5, 0.2, 0),)
+
+    def piece_of(links, like):
+        found = Lookup(1, tuple(links), like=tuple(like), also=also)
+        tokens, ends = writer.lookup_tokens(found)
+        named = tuple(Quoted(at, *one) for at, one in zip(ends, found.quoted))
+        return Piece(tuple(tokens), named, 1, "after", also)
+
+    for taken in (links, links[:1]), (like, like[:1]):
+        few_links, few_like = (taken[1], like) if taken[0] is links else (links, taken[1])
+        whole = Thought((piece_of(few_links, few_like),))
+        if gone >= len(few_links) + len(few_like):
+            continue
+        kept = [one for i, one in enumerate([*few_links, *few_like]) if i != gone]
+        expected = piece_of([x for x in kept if x in links], [x for x in kept if x in like])
+        assert without_chain(whole, 0, gone, writer) == Thought((expected,))
+
+
 def test_what_the_sampler_wrote_is_put_together_again_as_it_was():
     recommender, dataset = thinker()
     writer = recommender.model.writer

@@ -106,6 +106,11 @@ def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature,
         assert written.is_written[r].nonzero()[:, 0].tolist() == marks[r]
         found = written.token_logp[r][written.is_written[r]]
         torch.testing.assert_close(found, torch.tensor(logps[r]), atol=1e-4, rtol=0)
+        kept = length - len(model.writer.encode("<answer>"))  # what was cut off is not found
+        closing = {*titles, model.writer.encode(";")[0]}
+        for at in written.named_at[r][written.named_item[r] >= 0].tolist():
+            assert at < kept
+            assert thoughts[r][at] in closing
 
 
 def test_the_token_head_is_applied_to_drawn_tokens_alone():

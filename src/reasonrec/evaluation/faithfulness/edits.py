@@ -15,8 +15,10 @@ import numpy as np
 from reasonrec.models.anytime import cut_places
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
-from reasonrec.records import Found, Lookup, LookupKind
-from reasonrec.traces.prompts import ANSWER, NOTHING, PromptWriter
+from reasonrec.records import LOOKUP_KINDS, Found, Lookup, LookupKind
+from reasonrec.traces.prompts import ANSWER, LIKE, NOTHING, PromptWriter
+
+_LIKE = LOOKUP_KINDS.index("like")
 
 
 class Quoted(NamedTuple):
@@ -58,7 +60,7 @@ class Thought:
 
     @property
     def found(self) -> frozenset[int]:
-        """Every item that some look-up of the thought found."""
+        """Every item that some answer of the thought quotes."""
         return frozenset(found.item_index for piece in self.pieces for found in piece.named)
 
     @property
@@ -156,16 +158,25 @@ def without_piece(thought: Thought, place: int) -> Thought:
 
 
 def without_chain(thought: Thought, place: int, chain: int, writer: PromptWriter) -> Thought:
-    """Return the thought without one item that the look-up at ``place`` found."""
+    """Return the thought without one title that the answer at ``place`` quotes.
+
+    The text is that of an answer which never held it.
+    """
     piece = thought.pieces[place]
-    at, item = piece.named[chain][:2]
-    width = len(writer.item_tokens(item))
+    gone, others = piece.named[chain], piece.named[:chain] + piece.named[chain + 1 :]
+    start, stop = gone.at + 1 - len(writer.item_tokens(gone.item_index)), gone.at + 1
+    is_like = gone.kind == _LIKE
+    instead: tuple[int, ...] = ()
+    if all((other.kind == _LIKE) != is_like for other in others):  # the last one of its sort
+        if is_like:
+            start -= len(writer.encode(LIKE))
+        else:
+            instead = tuple(writer.encode(NOTHING))
+    moved = start + len(instead) - stop
     named = [
-        other._replace(at=other.at - width) if other.at > at else other
-        for other in piece.named[:chain] + piece.named[chain + 1 :]
+        other._replace(at=other.at + moved) if other.at > gone.at else other for other in others
     ]
-    instead = () if named else tuple(writer.encode(NOTHING))  # as an empty answer reads
-    tokens = piece.tokens[: at + 1 - width] + instead + piece.tokens[at + 1 :]
+    tokens = piece.tokens[:start] + instead + piece.tokens[stop:]
     changed = replace(piece, tokens=tokens, named=tuple(named))
     return Thought((*thought.pieces[:place], changed, *thought.pieces[place + 1 :]))
 
