@@ -251,12 +251,6 @@ class PromptWriter:
         tokens += self.encode(NEXT)
         return tokens, ends + [len(tokens) - 1] * len(found.also)
 
-    def lookup_text(self, found: Lookup) -> str:
-        """Return `lookup_tokens` as text."""
-        links = "".join(f" [{self.titles[link.item_index]}]" for link in found.links)
-        like = "".join(f" [{self.titles[link.item_index]}]" for link in found.like)
-        return f"{FOUND}{links or NOTHING}{like and LIKE + like}{NEXT}"
-
     def asked_by(self, tokens: Sequence[int]) -> int | None:
         """Return what a thought, written so far and ending in an asking token, asks about."""
         if self.title_token_ids is not None:

@@ -6,12 +6,12 @@ there. Once all else stands still, a handful of numbers is left, and they are fi
 validation queries by themselves, like any other setting that is chosen on validation.
 """
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
@@ -186,11 +186,7 @@ def _joined(parts: list[tuple[Tensor, Tensor, Evidence]]) -> tuple[Tensor, Tenso
     most = max(found.item_index.shape[-1] for _, _, found in parts)
 
     def column(name: str, filling: float) -> Tensor:
-        return torch.cat(list(_widened((getattr(f, name) for _, _, f in parts), most, filling)))
+        columns = [getattr(found, name) for _, _, found in parts]
+        return torch.cat([pad(one, (0, most - one.shape[-1]), value=filling) for one in columns])
 
     return states, posts, Evidence(column("item_index", -1), column("weight", 0), column("kind", 0))
-
-
-def _widened(columns: Iterator[Tensor], most: int, filling: float) -> Iterator[Tensor]:
-    for column in columns:
-        yield torch.nn.functional.pad(column, (0, most - column.shape[-1]), value=filling)
