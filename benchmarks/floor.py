@@ -11,12 +11,10 @@ at random are measured with three seeds. Nothing is typed in by hand.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
+from running import ROOT, reasonrec
 
 from reasonrec.baselines.floor import BASELINES
 from reasonrec.evaluation.protocol import MetricRow, read_rows
@@ -25,7 +23,6 @@ from reasonrec.evaluation.tuning import Trial, read_trials
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
-ROOT = Path(__file__).parents[1]
 PREPARE = {
     "ml-100k": [],
     "ml-latest-small": [],
@@ -113,16 +110,6 @@ def store_trials(table: str, name: str, trials: list[Trial]) -> None:
         for trial in trials
     ]
     pl.DataFrame(rows).write_csv(folder / f"{table}-{name}.csv", float_precision=5)
-
-
-def reasonrec(*words: object) -> None:
-    command = [str(word) for word in words]
-    print("reasonrec", *command, flush=True)
-    # one thread: the random methods are then the same wherever they run
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    subprocess.run(
-        [sys.executable, "-m", "reasonrec", *command], check=True, env={**os.environ, **threads}
-    )
 
 
 def write_set(name: str, folder: Path) -> str:

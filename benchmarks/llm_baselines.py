@@ -10,18 +10,16 @@ docs/results/llm-baselines.md from what is finished. Nothing is typed in by hand
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from running import ROOT, reasonrec
 
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
-ROOT = Path(__file__).parents[1]
 PREPARE = {"office-2018": ["--split", "given"], "ml-100k": []}
 FLOOR = ("popularity", "follow-counter")
 QUICK = ["--num-valid-queries", "300"]
@@ -111,16 +109,6 @@ def chosen(folder: Path, name: str, method: str) -> int:
         for number in range(len(SETTINGS[name][method]))
     ]
     return scores.index(max(scores))
-
-
-def reasonrec(*words: object) -> None:
-    command = [str(word) for word in words]
-    print("reasonrec", *command, flush=True)
-    # one thread, so that the numbers are the same wherever they are made
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    subprocess.run(
-        [sys.executable, "-m", "reasonrec", *command], check=True, env={**os.environ, **threads}
-    )
 
 
 def tests(folder: Path) -> list[Path]:

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from floor import COLUMNS, PREPARE, ROOT, SEEDS, fit_seconds, reasonrec, store_trials
+from floor import COLUMNS, PREPARE, SEEDS, fit_seconds, store_trials
+from running import ROOT, reasonrec
 from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS

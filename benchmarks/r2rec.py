@@ -1,26 +1,27 @@
 """Measure R2Rec, its controls and ablations beside tuned baselines; write docs/results/r2rec.md.
 
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --seeds 0 1 2
+    REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --joined --thinkers runs
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
     python benchmarks/r2rec.py runs/r2rec --only-write
 
 The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
-stopped, and writes the page after every seed; the second does the same for the ablations, with one
-seed. Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample
-of 2,000. Settings of baselines and weights of the blend are chosen on validation. Nothing is typed
-in by hand.
+stopped, and writes the page after every row; the second adds R2Rec whose first stage is R²ec; the
+third does the ablations, with one seed. First stages are trained here, or taken from finished runs
+of `reasonrec demo` in ``--thinkers``, folders `<set>-<seed>` as benchmarks/results.py names them.
+Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample of
+2,000. Settings of baselines and weights of the blend are chosen on validation. Nothing is typed in
+by hand.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+from running import ROOT, merged, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
@@ -38,7 +39,6 @@ from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker
 from reasonrec.records import Histories, Scored
 
-ROOT = Path(__file__).parents[1]
 PREPARE = {
     "ml-100k": [],
     "office-2018": ["--split", "given"],
@@ -86,6 +86,7 @@ ABLATIONS = {
 }
 """One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
 BLENDED = "r2rec-rl/blend"
+JOINED = "joined-sft/blend"
 EVIDENCE = "blend/no-answers"
 
 
@@ -94,23 +95,27 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
     parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--joined", action="store_true")
+    parser.add_argument("--thinkers", type=Path, help="folder of runs of R²ec, <set>-<seed>")
     parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
     if not asked.only_write:
         for name in asked.sets:
             for seed in asked.seeds:
-                if asked.ablations is None:
-                    run_seed(asked.runs / name, name, seed)
+                if asked.joined:
+                    run_joined(asked.runs / name, name, seed, asked.thinkers)
+                elif asked.ablations is None:
+                    run_seed(asked.runs / name, name, seed, asked.thinkers)
                 for ablation in [] if asked.ablations is None else asked.ablations or ABLATIONS:
-                    run_ablation(asked.runs / name, ablation, seed)
+                    run_ablation(asked.runs / name, name, ablation, seed, asked.thinkers)
                     write_page(asked.runs)
                 write_page(asked.runs)
     write_page(asked.runs)
 
 
-def run_seed(folder: Path, name: str, seed: int) -> None:
-    """Prepare, tune, train and measure one seed of one set."""
+def run_floor(folder: Path, name: str) -> Dataset:
+    """Prepare one set, tune and measure its baselines, and return it."""
     data = folder / "data"
     reasonrec("prepare", name, "--out", data, *PREPARE[name])
     reasonrec("tune", *BASELINES, "--data", data, "--out", folder / "tune", "--budget", BUDGET)
@@ -119,8 +124,14 @@ def run_seed(folder: Path, name: str, seed: int) -> None:
     floor = [floor_contestant(word, dataset, seed=0, settings=settings[word]) for word in BASELINES]
     floor.append(floor_contestant("chain-count", dataset, seed=0))
     measured(floor, dataset, folder / "floor", seed=0)
+    return dataset
+
+
+def run_seed(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
+    """Train and measure one seed of one set, baselines first."""
+    dataset = run_floor(folder, name)
     out = folder / f"seed-{seed}"
-    start = no_think(dataset, out, seed)
+    start = first_stage("no-think", dataset, out, name, seed, thinkers)
     measured([opened(start, dataset, seed)], dataset, out / "measured" / "no-think", seed)
     for variant, changes in MAIN.items():
         # what is trained is measured, and the page written, before the next is trained
@@ -136,20 +147,49 @@ def run_seed(folder: Path, name: str, seed: int) -> None:
             write_page(folder.parent)
 
 
-def run_ablation(folder: Path, ablation: str, seed: int) -> None:
+def run_joined(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
+    """Train and measure R2Rec whose first stage is R²ec, of one seed of one set."""
+    dataset = run_floor(folder, name)
+    out = folder / f"seed-{seed}"
+    start = first_stage("think-recpo", dataset, out, name, seed, thinkers)
+    measured([opened(start, dataset, seed)], dataset, out / "measured" / "think-recpo", seed)
+    write_page(folder.parent)
+    changes = {"blend": True, **SFT}
+    train(dataset, changes, out / "joined", start, seed)
+    sft = out / "joined" / "r2rec-sft"
+    thoughts: dict[bytes, Scored] = {}
+    rows = [
+        opened(sft, dataset, seed, name="joined-sft", blend=False, thoughts=thoughts),
+        opened(sft, dataset, seed, name=JOINED, thoughts=thoughts),
+        without_answers(sft, dataset, configured(changes), seed, name="joined/no-answers"),
+    ]
+    measured(rows, dataset, out / "measured" / "joined", seed)
+    write_page(folder.parent)
+
+
+def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Path | None) -> None:
     """Train and measure one ablation of a set whose seed has been run."""
     dataset = Dataset.load(folder / "data")
     out = folder / f"seed-{seed}"
     changes = SFT | ABLATIONS[ablation]
-    train(dataset, changes, out / ablation, no_think(dataset, out, seed), seed)
+    start = first_stage("no-think", dataset, out, name, seed, thinkers)
+    train(dataset, changes, out / ablation, start, seed)
     [stage] = changes["stages"]
     contestant = opened(out / ablation / str(stage), dataset, seed, name=ablation, blend=False)
     measured([contestant], dataset, out / "ablations" / ablation, seed)
 
 
-def no_think(dataset: Dataset, out: Path, seed: int) -> Path:
-    say(f"train no-think, seed {seed}")
-    return r2ec.train_stage("no-think", dataset, R2ecConfig(), out=out / "no-think", seed=seed)
+def first_stage(
+    method: str, dataset: Dataset, out: Path, name: str, seed: int, thinkers: Path | None
+) -> Path:
+    """Return the folder of R²ec that R2Rec starts from, trained here where none is finished."""
+    finished = None if thinkers is None else thinkers / f"{name}-{seed}" / method
+    if finished is not None and (finished / "manifest.json").exists():
+        return finished
+    if method == "no-think":
+        say(f"train no-think, seed {seed}")
+        return r2ec.train_stage("no-think", dataset, R2ecConfig(), out=out / method, seed=seed)
+    return r2ec.train(dataset, R2ecConfig(), out=out / "r2ec", seed=seed, announce=say)[-1]
 
 
 def train(
@@ -167,16 +207,6 @@ def configured(changes: Mapping[str, object]) -> R2recConfig:
     """Return the defaults with some keys changed, those beside them kept."""
     base = merged(R2recConfig().model_dump(), ALL)
     return R2recConfig.model_validate(merged(base, changes))
-
-
-def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Return nested tables, with the leaves of the second where both have one."""
-    result = dict(base)
-    for key, value in changes.items():
-        below = result.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        result[key] = merged(below, value) if both else value  # pyright: ignore[reportArgumentType]
-    return result
 
 
 @dataclass(frozen=True)
@@ -221,11 +251,6 @@ def rows_of_rl(
     thoughts: dict[bytes, Scored] = {}
     bare_thoughts: dict[bytes, Scored] = {}
 
-    def evidence_alone(_: Path) -> Recommender:
-        ranker = replace(r2rec.load_recommender(last, dataset), blend=None)
-        weights = r2rec.calibrated_blend(ranker, dataset, config, EXPERTS[1:])
-        return replace(ranker, blend=weights, name=EVIDENCE)
-
     def without_chains(blend: bool) -> Contestant:
         def opening(_: Path) -> Recommender:
             ranker = r2rec.load_recommender(last, dataset, evidence=bare)
@@ -240,11 +265,24 @@ def rows_of_rl(
         "r2rec-rl": [
             opened(last, dataset, seed, blend=False, thoughts=thoughts),
             opened(last, dataset, seed, name=BLENDED, thoughts=thoughts),
-            Contestant("evidence-alone", seed, f"{source(last)} evidence alone", evidence_alone),
+            without_answers(last, dataset, config, seed, name=EVIDENCE),
         ],
         "no-chains": [without_chains(False), without_chains(True)],
         "untuned": [opened(folder / "untuned", dataset, seed, blend=False)],
     }
+
+
+def without_answers(
+    folder: Path, dataset: Dataset, config: R2recConfig, seed: int, *, name: str
+) -> Contestant:
+    """Return the blend of a trained folder without the model's answers, weighed anew."""
+
+    def opening(_: Path) -> Recommender:
+        ranker = replace(r2rec.load_recommender(folder, dataset), blend=None)
+        weights = r2rec.calibrated_blend(ranker, dataset, config, EXPERTS[1:])
+        return replace(ranker, blend=weights, name=name)
+
+    return Contestant(name.replace("/", "-"), seed, f"{source(folder)} evidence alone", opening)
 
 
 def opened(
@@ -270,29 +308,12 @@ def opened(
     return Contestant(label, seed, f"{source(folder)} {name} {blend}", opening)
 
 
-def source(folder: Path) -> str:
-    return str(read_manifest(folder)["fingerprint"])
-
-
 def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:
     """Measure on all test queries, or on a fixed sample of them."""
     sampled = NUM_QUERIES if len(dataset.test) > NUM_QUERIES else None
     config = EvaluateConfig(protocols=(PROTOCOL,), num_queries=sampled, num_timed_users=10)
     say(f"measure {', '.join(one.label for one in contestants)}")
     measure(contestants, dataset, out, config, seed=seed)
-
-
-def reasonrec(*words: object) -> None:
-    command = [str(word) for word in words]
-    say(" ".join(["reasonrec", *command]))
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    subprocess.run(
-        [sys.executable, "-m", "reasonrec", *command], check=True, env={**os.environ, **threads}
-    )
-
-
-def say(words: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
 
 
 HEAD = """# R2Rec
@@ -312,34 +333,43 @@ first place is no hit. ± is the standard deviation over seeds; tests are paired
 | `r2rec-sft`, `r2rec-rl` | thoughts along chains: SFT, then GRPO; ranked by the answer alone |
 | `.../blend` | the answer weighed with no-think, chains, popularity and words |
 | `{evidence}` | the same blend without the model's answer: what thinking has to add to |
+| `think-recpo` | R²ec after RecPO: scores every item after a thought, and is asked about these |
+| `joined-sft...` | R2Rec that starts from `think-recpo`: both methods joined |
 | `.../no-chains` | chains and their support taken out of the prompt, and of the blend |
 """
 
 
 def write_page(runs: Path) -> None:
     """Write docs/results/r2rec.md from what is finished."""
-    sections, gains = [], []
+    sections: list[str] = []
+    found: list[tuple[str, dict[str, float]]] = []
     for name in PREPARE:
         folder = runs / name
         if (folder / "floor" / "manifest.json").exists():
-            section, gain = set_section(name, folder)
+            section, hits = set_section(name, folder)
             sections.append(section)
-            if gain is not None:
-                gains.append((name, gain))
+            found.append((name, hits))
     head = HEAD.format(budget=BUDGET, evidence=EVIDENCE)
-    if gains:
-        mean = sum(gain for _, gain in gains) / len(gains)
-        each = ", ".join(f"{name} {gain:+.1%}" for name, gain in gains)
-        head += (
-            f"\nHR@1 of `{BLENDED}` over the best baseline of each set (no-think is not counted "
-            f"among them): {each}; on average {mean:+.1%}.\n"
-        )
+    for method in (BLENDED, JOINED):
+        gains = {name: hits[method] / best_hit(hits) - 1 for name, hits in found if method in hits}
+        if gains:
+            each = ", ".join(f"{name} {gain:+.1%}" for name, gain in gains.items())
+            mean = sum(gains.values()) / len(gains)
+            head += (
+                f"\nHR@1 of `{method}` over the best baseline of each set (no-think is not counted "
+                f"among them): {each}; on average {mean:+.1%}.\n"
+            )
     page = ROOT / "docs" / "results" / "r2rec.md"
     page.write_text("\n".join([head, *sections]), encoding="utf-8")
 
 
-def set_section(name: str, folder: Path) -> tuple[str, float | None]:
-    """Return the section of one set, and the gain in HR@1 over its best baseline."""
+def best_hit(hits: Mapping[str, float]) -> float:
+    """Return the largest HR@1 among the baselines."""
+    return max(hits[method] for method in BASELINES)
+
+
+def set_section(name: str, folder: Path) -> tuple[str, dict[str, float]]:
+    """Return the section of one set, and HR@1 of its methods."""
     done = sorted(folder.glob("seed-*/measured/*/manifest.json"))
     runs = [folder / "floor", *(path.parent for path in done)]
     joined = join_runs(find_runs(runs))
@@ -357,14 +387,15 @@ def set_section(name: str, folder: Path) -> tuple[str, float | None]:
         "",
         *table(lines),
     ]
-    gain = hits[BLENDED] / hits[best] - 1 if BLENDED in hits else None
-    if any(method.startswith("r2rec") for method in hits):
+    if any(method.startswith(("r2rec", "joined")) for method in hits):
         pairs = [
             (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
             ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
             ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
             ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
             (f"{BLENDED}/no-chains", BLENDED),
+            (JOINED, best), (JOINED, "think-recpo"), (JOINED, "joined/no-answers"),
+            ("joined-sft", best),
         ]  # fmt: skip
         compared = compare(joined, best, COLUMNS[:1])
         found = [one for a, b in pairs for one in compared.against.get(b, ()) if one.method == a]
@@ -385,7 +416,7 @@ def set_section(name: str, folder: Path) -> tuple[str, float | None]:
             "",
             *tests(found, {}),
         ]
-    return "\n".join(text) + "\n", gain
+    return "\n".join(text) + "\n", hits
 
 
 def table(lines: Sequence[MethodLine]) -> list[str]:

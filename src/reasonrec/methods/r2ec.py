@@ -443,7 +443,8 @@ def _stage_parts(
             eligible, num_prompts=max(batch_size, asked), batch_size=batch_size,
             num_inner_epochs=recpo.num_inner_epochs, seed=seed,
         )  # fmt: skip
-        start = StartingPoint(model) if recpo.kl_weight else None
+        needs_start = recpo.kl_weight or recpo.rollouts_from == "start"
+        start = StartingPoint(model) if needs_start else None
         learner = Recpo(
             recpo, log, parts.verbaliser(model), seed=seed, start=start, engine=engine
         )  # fmt: skip

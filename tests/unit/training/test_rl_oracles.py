@@ -208,6 +208,37 @@ def test_the_starting_point_stays_where_it_was_while_the_model_moves():
         assert torch.equal(start.token_logp(model, batch), reference(batch).token_logp)
 
 
+def test_frozen_rollouts_are_those_of_the_start_and_the_difference_is_logged():
+    model = toy_model()
+    frozen = TOKENS.model_copy(update={"rollouts_from": "start"})
+    start = StartingPoint(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.3)
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def written(config, start=None):
+        learner = Recpo(config, DATASET.train, toy_verbaliser(model, DATASET), seed=7, start=start)
+        sample = PromptSample(
+            events_with_history(DATASET.train), num_prompts=4, batch_size=4, num_inner_epochs=1,
+            seed=0,
+        )  # fmt: skip
+        _, logged = learner(model, sample.__getitems__(range(4)))
+        return learner._rollouts.batch.branch_ids, logged["rl/sampler_mismatch"]
+
+    ids, mismatch = written(frozen, start)
+    assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
+    of_moved, exact = written(TOKENS)
+    model.load_state_dict(toy_model().state_dict())
+    of_start, _ = written(TOKENS)
+    assert torch.equal(ids, of_start)
+    assert not torch.equal(ids, of_moved)
+    assert mismatch > 0.01
+    assert exact < 1e-4
+    with pytest.raises(ValueError, match="needs the StartingPoint"):
+        written(frozen)
+
+
 def test_the_reward_for_uncertainty_is_the_mean_entropy_and_raises_it():
     model = toy_model()
     config = TOKENS.model_copy(update={"entropy_weight": 0.5})

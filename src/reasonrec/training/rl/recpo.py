@@ -1,7 +1,8 @@
 """One RecPO step: rollouts -> rewards -> advantages -> loss, with its parts handed in."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,12 +103,17 @@ class StartingPoint:
     @torch.no_grad()
     def token_logp(self, model: ReasoningRecommender, batch: Batch) -> Tensor:
         """Return (P, G, S), what the starting model gives to written tokens; no gradient."""
+        with self.in_place():
+            return model(replace(batch, next_item=None)).token_logp
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model holds the weights of the start for as long as this lasts."""
         self._swap()
         try:
-            logp = model(replace(batch, next_item=None)).token_logp
+            yield
         finally:
             self._swap()
-        return logp
 
     def _swap(self) -> None:
         """Exchange the model's weights and those of the start; a second call takes it back."""
@@ -152,21 +158,22 @@ class Recpo:
             self._events = events
             first, G = int(keys[0]), num_sampled(self.config)
             own = getattr(model, "module", model)  # the model itself where DDP wraps it
-            self.engine.sync(own)
-            synced = time.perf_counter()
-            self._rollouts = roll_out(
-                own,
-                self.log,
-                self.verbaliser,
-                inputs["event"].cpu().numpy(),
-                self.config,
-                generator_seed=stream_seed(self.seed, "rollout", first),
-                engine=self.engine,
-                part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
-            )
+            with self._writing_weights():
+                self.engine.sync(own)
+                synced = time.perf_counter()
+                self._rollouts = roll_out(
+                    own,
+                    self.log,
+                    self.verbaliser,
+                    inputs["event"].cpu().numpy(),
+                    self.config,
+                    generator_seed=stream_seed(self.seed, "rollout", first),
+                    engine=self.engine,
+                    part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
+                )
             parts["rl/sync_seconds"] = synced - started
             parts["rl/rollout_seconds"] = time.perf_counter() - synced
-            if self.start is not None:
+            if self.start is not None and self.config.kl_weight:
                 batch = self._rollouts.batch
                 self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
         rollouts = self._rollouts
@@ -174,6 +181,13 @@ class Recpo:
         outputs = model(rollouts.batch, entropy_gradient=self.config.entropy_weight > 0)
         loss, logged = recpo_loss(outputs, rollouts, self.config)
         return loss, parts | logged
+
+    def _writing_weights(self) -> AbstractContextManager[None]:
+        if self.config.rollouts_from == "current":
+            return nullcontext()
+        if self.start is None:
+            raise ValueError("rollouts_from = 'start' needs the StartingPoint; got none")
+        return self.start.in_place()
 
 
 def roll_out(

@@ -1,0 +1,42 @@
+"""What the scripts that fill tables share: running commands, saying so, and changing defaults."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from reasonrec.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
+
+
+def reasonrec(*words: object) -> None:
+    """Run one command that anybody can type, on one thread: the numbers are then the same wherever
+    they are made."""
+    command = [str(word) for word in words]
+    say(" ".join(["reasonrec", *command]))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    subprocess.run(
+        [sys.executable, "-m", "reasonrec", *command], check=True, env={**os.environ, **threads}
+    )
+
+
+def say(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+
+
+def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """Return nested tables, with the leaves of the second where both have one."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return result
+
+
+def source(folder: Path) -> str:
+    """Return what a trained folder is called in the manifest of its evaluation."""
+    return str(read_manifest(folder)["fingerprint"])
