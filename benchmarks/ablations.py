@@ -112,6 +112,11 @@ ABLATIONS = {
     # what a thought holds, and how it is read
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),
+    "followers": Ablation(
+        "people alike are those who take the same things soon after one another",
+        "sft",
+        {"thought": {"likeness_gap_decay": 0.9}},
+    ),
     "quoted-alone": Ablation(
         "only what is quoted counts", "sft", {"thought": {"num_weighed": 0}}
     ),

@@ -17,6 +17,9 @@ from reasonrec.records import Link, Lookup
 MOST_SHARED = 100
 """Newest distinct items of a history that people are compared by."""
 
+MOST_GAP = 64
+"""Events between two takings of a shared item that are told apart."""
+
 
 @dataclass(frozen=True)
 class AlikeTable:
@@ -60,22 +63,30 @@ def people_alike(
     asked_at: np.ndarray | None,
     num_people: int,
     num_links: int,
+    taken_at: np.ndarray | None = None,
     degree_power: float = 0.5,
     length_power: float = 0.5,
+    gap_decay: float = 1.0,
+    gap_floor: float = 0.0,
     decay: float = 0.7,
 ) -> AlikeTable:
     """Return the people most alike, and what they took last that the user has not.
 
     A person's likeness is the sum, over the items that both took, of one over the number of other
-    takers to ``degree_power``, divided by how many events the person has to ``length_power``. What
-    they took ``a`` events before their latest one weighs ``decay ** a`` times the likeness. People
-    who took nothing else are passed over; ties go to the smaller ``user_index``. The user's own
-    events never count, and neither do events at or after ``asked_at``.
+    takers to ``degree_power``, divided by how many events the person has to ``length_power``. With
+    ``gap_decay`` d below 1 an item counts ``f + (1 - f) d ** gap`` times that, where f is
+    ``gap_floor`` and the gap is how many events whoever took it first had before the other took it
+    too: who takes things soon after one another follows one another. What they took ``a`` events
+    before their latest one weighs ``decay ** a`` times the likeness. People who took nothing else
+    are passed over; ties go to the smaller ``user_index``. The user's own events never count, and
+    neither do events at or after ``asked_at``.
 
     Args:
         user_index: Who asks. (R,). -1 for a user whom training never saw.
         history: The user's own history, oldest first: items of all rows (M,), and offsets (R + 1,),
             as in ``Histories``. None of them is returned.
+        taken_at: UTC seconds of those items. (M,). None if unknown: gaps then count for nothing, as
+            where the graph has no times.
         asked_at: UTC seconds of each query. (R,). None if unknown; ignored if the graph has no
             times.
 
@@ -87,8 +98,11 @@ def people_alike(
     for name, value in (("num_people", num_people), ("num_links", num_links)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay must be above 0 and at most 1; got {decay}")
+    for name, value in (("decay", decay), ("gap_decay", gap_decay)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1; got {value}")
+    counts = gap_decay < 1 and taken_at is not None and graph.has_times
+    gap = np.arange(MOST_GAP + 1 if counts else 1)
     items, offsets = checked_history(graph, items, offsets, num_rows, name="history")
     people, answers = (num_rows, num_people), (num_rows, num_people, num_links)
     table = AlikeTable(
@@ -103,10 +117,12 @@ def people_alike(
         graph.arrays,
         checked(user_index, np.int32, "user_index", num_rows, graph.num_users),
         items,
+        graph.limits(taken_at, len(items)),
         offsets,
         graph.limits(asked_at, num_rows),
         float(degree_power),
         float(length_power),
+        gap_floor + (1 - gap_floor) * gap_decay**gap,
         float(decay),
         MOST_SHARED,
         np.full(graph.num_items, -1, np.int64),

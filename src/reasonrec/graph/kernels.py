@@ -298,9 +298,37 @@ def look_up_rows(
 
 
 @njit(nogil=True, cache=True)
+def _gap(g, event, history_time, place, last, most):
+    """Return how many events whoever took a shared item first had before the other took it too.
+
+    ``event`` is the other's, ``place`` the user's, whose history ends before ``last``. At most
+    ``most`` are counted.
+    """
+    own, theirs = history_time[place], g.event_time[event]
+    if theirs <= own:
+        low = event + 1
+        high = min(g.user_offsets[g.event_user[event] + 1], low + most)
+        while low < high:
+            middle = (low + high) >> 1
+            if g.event_time[middle] < own:
+                low = middle + 1
+            else:
+                high = middle
+        return low - event - 1
+    low, high = place + 1, min(last, place + 1 + most)
+    while low < high:
+        middle = (low + high) >> 1
+        if history_time[middle] < theirs:
+            low = middle + 1
+        else:
+            high = middle
+    return low - place - 1
+
+
+@njit(nogil=True, cache=True)
 def alike_rows(
-    g, user_index, history_item, history_offsets, asked_at,
-    degree_power, length_power, decay, most_shared,
+    g, user_index, history_item, history_time, history_offsets, asked_at,
+    degree_power, length_power, worth_of_gap, decay, most_shared,
     excluded_by, likeness, counted_by, best_shared, best_via,
     out_user, out_likeness, out_via, out_shared, out_item, out_weight,
 ):  # fmt: skip
@@ -339,10 +367,14 @@ def alike_rows(
                     touched[num_touched] = other
                     num_touched += 1
                 counted_by[other] = item
-                likeness[other] += weight
+                near = weight
+                if len(worth_of_gap) > 1:
+                    event, most = g.occurrence_event[position], len(worth_of_gap) - 1
+                    near *= worth_of_gap[_gap(g, event, history_time, last - 1 - back, last, most)]
+                likeness[other] += near
                 num_shared[other] += 1
-                if weight > best_shared[other]:
-                    best_shared[other] = weight
+                if near > best_shared[other]:
+                    best_shared[other] = near
                     best_via[other] = item
         for t in range(num_touched):
             other = touched[t]

@@ -43,6 +43,11 @@ class ThoughtConfig(Config):
     """A shared item makes alike by one over its number of takers to this power."""
     likeness_length_power: float = Field(default=0.5, ge=0, le=1)
     """Likeness is divided by the number of a person's events to this power."""
+    likeness_gap_decay: float = Field(default=1.0, gt=0, le=1)
+    """A shared item counts less for every event that whoever took it first had before the other
+    took it too: who takes things soon after one another follows one another. 1 leaves it out."""
+    likeness_gap_floor: float = Field(default=0.05, ge=0, le=1)
+    """What a shared item counts that was taken very long before or after, beside 1."""
     taken_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of what a person took, relative to what they took next. In (0, 1]."""
 

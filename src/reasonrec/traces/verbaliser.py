@@ -115,8 +115,11 @@ class Verbaliser:
             asked_at=histories.asked_at,
             num_people=self.config.num_people,
             num_links=self.config.num_taken,
+            taken_at=histories.timestamp,
             degree_power=self.config.likeness_degree_power,
             length_power=self.config.likeness_length_power,
+            gap_decay=self.config.likeness_gap_decay,
+            gap_floor=self.config.likeness_gap_floor,
             decay=self.config.taken_decay,
         )
 

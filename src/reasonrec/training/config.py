@@ -141,8 +141,8 @@ class RecpoConfig(Config):
     """What groups without spread in reward do: nothing, as in the paper, or train the
     recommendation of all their rollouts with weight 1 / G, since their label is known."""
     rollouts_from: Literal["current", "start"] = "current"
-    """Whose weights write the rollouts: those that are trained, or those that RL started from, which
-    is a control and no RecPO: with ``thought_weight`` 0 it is what the official code does in
+    """Whose weights write the rollouts: those that are trained, or those that RL started from,
+    which is a control and no RecPO: with ``thought_weight`` 0 it is what the official code does in
     effect, best of G on thoughts of a frozen model."""
     thought_weight: NonNegativeFloat = 1.0
     """Weight of the whole thought's advantage for its tokens. The paper: 1."""

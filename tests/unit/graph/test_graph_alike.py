@@ -50,6 +50,25 @@ def test_the_people_most_alike_and_what_they_took_last_by_hand(shop):
     assert table.record(0, 2) == Lookup(-1, (), "alike")  # nobody further was asked for
 
 
+def test_items_taken_soon_after_one_another_say_more_by_hand(shop):
+    history, taken_at = [0, 1, 2], np.array([10, 20, 30])
+    keys = {"degree_power": 0.0, "length_power": 0.0, "gap_decay": 0.5, "gap_floor": 0.2}
+    table = ask(shop, 0, history, taken_at=taken_at, **keys)
+    # user 1 took item 0 at 11, before the next event of user 0: gap 0, worth 1; so item 1. User 2
+    # took item 1 at 5 and one thing more, at 15, before user 0 took it at 20: gap 1,
+    # worth .2 + .8 * .5
+    assert table.user_index.tolist() == [[1, 2]]
+    np.testing.assert_allclose(table.likeness, [[2.0, 0.6]], rtol=1e-6)
+    # the other way about: user 1 follows user 2, and took item 0 in between
+    asked = ask(shop, 1, [0, 1, 4, 5], taken_at=np.array([11, 21, 31, 41]), **keys)
+    assert asked.user_index.tolist() == [[0, 2]]
+    np.testing.assert_allclose(asked.likeness, [[2.0, 0.6]], rtol=1e-6)
+    # without times, or without decay, every shared item counts alike
+    for unknown in ({"taken_at": None, **keys}, {"taken_at": taken_at, **keys, "gap_decay": 1.0}):
+        table = ask(shop, 0, history, **unknown)
+        np.testing.assert_allclose(table.likeness, [[2.0, 1.0]], rtol=1e-6)
+
+
 def test_the_future_is_not_known(shop):
     table = ask(shop, 0, [0, 1], asked_at=31)
     # at 31 user 1 has taken 0 and 1 alone, nothing that user 0 has not: nobody to quote
