@@ -107,6 +107,7 @@ def find_contestant(
         ConfigError: ``params`` lack the baseline.
     """
     from reasonrec.baselines.floor import CONFIGS
+    from reasonrec.data.planted.oracle import ORACLES, oracle_of
     from reasonrec.evaluation.measure import Contestant, floor_contestant
     from reasonrec.manifest import read_manifest
 
@@ -120,14 +121,13 @@ def find_contestant(
         return floor_contestant(
             word, dataset, seed=seed, tune=asked.tune, settings=settings, asked=asked
         )
-    if word == "oracle":
-        from reasonrec.data.planted.oracle import OracleRecommender
-
-        return Contestant(word, seed, word, lambda _: OracleRecommender(dataset))
+    if word in ORACLES:
+        return Contestant(word, seed, word, lambda _: oracle_of(word, dataset))
     folder = Path(word)
     if not folder.is_dir():
         raise CheckpointError(
-            f"a method must be one of {', '.join(CONFIGS)}, oracle, or a model folder; got {word}"
+            f"a method must be one of {', '.join(CONFIGS)}, {', '.join(ORACLES)}, or a model "
+            f"folder; got {word}"
         )
     manifest = read_manifest(folder)
     from reasonrec.methods.loading import load_recommender

@@ -8,7 +8,7 @@ from typing import Any
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted.config import PlantedConfig
-from reasonrec.data.planted.oracle import OracleRecommender
+from reasonrec.data.planted.oracle import ORACLES, oracle_of
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError
@@ -200,8 +200,8 @@ def _contestant(
     label: str, method: dict[str, Any], dataset: Dataset, config: EvaluateConfig
 ) -> Contestant:
     seed = int(method["seed"])
-    if label == "oracle":
-        return Contestant(label, seed, label, lambda _: OracleRecommender(dataset))
+    if label in ORACLES:
+        return Contestant(label, seed, label, lambda _: oracle_of(label, dataset))
     _, settings = split_source(method["source"])
     given = {} if settings is None else {"settings": settings}
     return floor_contestant(label, dataset, seed=seed, tune=config.tune, asked=config, **given)

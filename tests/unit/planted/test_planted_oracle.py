@@ -1,6 +1,7 @@
 """The oracle over a prepared data set whose users and items are numbered otherwise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,38 @@ def test_the_truth_is_read_from_the_written_description(tiny_world):
     truth = WorldTruth.load(tiny_world)
     assert (truth.seed, described["seed"]) == (11, 11)
     assert truth.config.num_items == 60
+
+
+def test_the_oracle_of_training_lacks_what_friends_took_in_held_out_events(
+    oracle, dataset, tiny_truth
+):
+    histories = dataset.test.histories()
+    everything = OracleRecommender(dataset, knows_held_out=False)
+    assert everything.name == "oracle-of-training"
+    np.testing.assert_allclose(
+        everything.score(histories).scores, oracle.score(histories).scores, rtol=1e-6
+    )
+    kept = np.flatnonzero(np.arange(len(dataset.train)) % 3 > 0)
+    log = dataset.train
+    some = InteractionLog(log.user_index[kept], log.item_index[kept], len(dataset.user_ids))
+    found = OracleRecommender(replace(dataset, train=some), knows_held_out=False)
+    scores = found.score(histories).scores
+    users, items = map(world_numbers, (dataset.user_ids, dataset.catalogue.item_ids))
+    causes = tiny_truth.cause_probabilities(users, tiny_truth.num_events[users] - 1)
+    told = set(zip(users[some.user_index].tolist(), items[some.item_index].tolist()))
+    crowd, at, hidden = tiny_truth.crowd, tiny_truth.timestamp, 0.0
+    for row in range(0, 120, 7):
+        user = users[row]
+        expected, asked_at = causes[row].sum(0), (at[crowd.offsets[user + 1] - 1], user)
+        weights = np.zeros((2, 60))
+        for friend in np.flatnonzero(crowd.circle == crowd.circle[user]):
+            events = range(crowd.offsets[friend], crowd.offsets[friend + 1])
+            before = [crowd.items[e] for e in events if (at[e], friend) < asked_at]
+            for age, item in enumerate(before[::-1][:5] if friend != user else []):
+                weight = (4 if crowd.closest[user] == friend else 1) * 0.7**age
+                weights[int((friend, item) in told), item] += weight
+        lost = np.divide(weights[0], weights.sum(0), where=weights.sum(0) > 0, out=np.zeros(60))
+        hidden += (causes[row, 1] * lost).sum()
+        expected -= causes[row, 1] * lost
+        np.testing.assert_allclose(scores[row], expected[items], rtol=1e-4, atol=1e-7)
+    assert hidden > 0.1

@@ -359,6 +359,38 @@ def fill_probabilities(shop, crowd, timestamp, users, num_known, out):
 
 
 @compiled
+def fill_told(crowd, timestamp, users, num_known, is_told, out):
+    """Fill in, for each query and item, how much of what the circle says of it is of told events.
+
+    ``is_told`` is (E,), ``out`` (B, N), ones before: a share of `circle_candidates`' weight.
+    """
+    num_done = np.zeros(len(crowd.circle), np.int64)
+    whole = np.zeros(out.shape[1])
+    for row in range(len(users)):
+        user = users[row]
+        count_before(crowd, timestamp, user, num_known[row], num_done)
+        circle = crowd.circle[user]
+        whole[:] = 0.0
+        for slot in range(crowd.member_starts[circle], crowd.member_starts[circle + 1]):
+            friend = crowd.members[slot]
+            if friend == user:
+                continue
+            weight = CLOSEST_WEIGHT if friend == crowd.closest[user] else 1.0
+            first = crowd.offsets[friend]
+            last = first + num_done[friend]
+            for event in range(last - 1, max(last - 1 - CIRCLE_MEMORY, first - 1), -1):
+                item = crowd.items[event]
+                if whole[item] == 0.0:
+                    out[row, item] = 0.0
+                whole[item] += weight
+                out[row, item] += weight * is_told[event]
+                weight *= CIRCLE_DECAY
+        for item in range(len(whole)):
+            if whole[item] > 0.0:
+                out[row, item] /= whole[item]
+
+
+@compiled
 def draw_next(shop, crowd, timestamp, user, num_known, rng, items, causes, sources):
     """Fill in independent draws of one reader's next event, by the very function of the log."""
     num_done = np.zeros(len(crowd.circle), np.int64)

@@ -14,13 +14,26 @@ MAX_STRANGER_SAMPLE = 2_000
 """Readers over whose first step an unknown reader's answer is averaged."""
 
 
+ORACLES = ("oracle", "oracle-of-training")
+"""One knows everything; the other not what friends took in held-out events."""
+
+
+def oracle_of(word: str, dataset: Dataset) -> "OracleRecommender":
+    """Return one of `ORACLES`."""
+    return OracleRecommender(dataset, knows_held_out=word == ORACLES[0])
+
+
 class OracleRecommender:
     """Scores items by p(next item | reader), which it reads from the world's truth."""
 
-    name = "oracle"
-
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, *, knows_held_out: bool = True) -> None:
         """Read the truth beside a prepared planted world.
+
+        Args:
+            knows_held_out: False leaves out of p what friends took in events that training does not
+                hold: what is left is the most that a method can know that learns from training
+                alone, if it knows every taste and every friend. A book that two friends took, one
+                of them in training, keeps the share of both.
 
         Raises:
             DataError: The data set is no planted world, or its ids are not the world's.
@@ -32,8 +45,17 @@ class OracleRecommender:
                 "It is written by `reasonrec prepare planted`"
             )
         self.truth = WorldTruth.load(folder)
+        self.name = ORACLES[0 if knows_held_out else 1]
         self._world_user = _numbers(dataset.user_ids, "reader-", self.truth.num_users)
         self._world_item = _numbers(dataset.catalogue.item_ids, "book-", self.truth.num_items)
+        self._is_told: np.ndarray | None = None
+        if not knows_held_out:
+            log, truth = dataset.train, self.truth
+            # nobody takes a book twice, so that reader and book name an event
+            told = self._world_user[log.user_index] * truth.num_items
+            told = told + self._world_item[log.item_index]
+            reader = np.repeat(np.arange(truth.num_users), truth.num_events)
+            self._is_told = np.isin(reader * truth.num_items + truth.crowd.items, told)
 
     def score(self, histories: Histories) -> Scored:
         """Return p(next item) of every row, float32.
@@ -49,7 +71,7 @@ class OracleRecommender:
         is_known = histories.user_index >= 0
         rows = np.flatnonzero(is_known)
         users, num_known = self._states(histories, rows)
-        p = self.truth.next_item_probabilities(users, num_known)
+        p = self.truth.next_item_probabilities(users, num_known, is_told=self._is_told)
         scores[rows] = p[:, self._world_item]
         for row in np.flatnonzero(~is_known):
             scores[row] = self._for_strangers

@@ -131,15 +131,19 @@ class WorldTruth:
             crowd=make_crowd(readers, item_index),
         )
 
-    def next_item_probabilities(self, users: np.ndarray, num_known: np.ndarray) -> np.ndarray:
+    def next_item_probabilities(
+        self, users: np.ndarray, num_known: np.ndarray, *, is_told: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the exact probability of every item to be each user's next one.
 
         Args:
             users: World indices of the users. (B,), integer.
             num_known: Events that each user already had, 0 to the user's total. (B,), integer.
+            is_told: Which events of the log may speak for a friend. (E,), bool. None for all.
 
         Returns:
-            (B, N), float64. Rows sum to 1; items already taken have 0, all others more than 0.
+            (B, N), float64. Rows sum to 1, to less where something is not told; items already taken
+            have 0, all others more than 0.
 
         Raises:
             ValueError: A user does not exist, or ``num_known`` is beyond the user's events.
@@ -148,7 +152,17 @@ class WorldTruth:
         out = np.empty((len(users), self.num_items))
         for start in range(0, len(users), BATCH):
             rows = slice(start, start + BATCH)
-            self.cause_probabilities(users[rows], num_known[rows]).sum(axis=1, out=out[rows])
+            causes = self.cause_probabilities(users[rows], num_known[rows])
+            if is_told is not None:
+                causes[:, kernels.CIRCLE] *= self._told(users[rows], num_known[rows], is_told)
+            causes.sum(axis=1, out=out[rows])
+        return out
+
+    def _told(self, users: np.ndarray, num_known: np.ndarray, is_told: np.ndarray) -> np.ndarray:
+        """Return how much of what the circle says of each item is told, (B, N), 0 to 1."""
+        out = np.ones((len(users), self.num_items))
+        users, num_known = users.astype(np.int64), num_known.astype(np.int64)
+        kernels.fill_told(self.crowd, self.timestamp, users, num_known, is_told, out)
         return out
 
     def cause_probabilities(self, users: np.ndarray, num_known: np.ndarray) -> np.ndarray:
