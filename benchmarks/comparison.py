@@ -1,0 +1,128 @@
+"""Lay our models beside every baseline, on the same queries; write docs/results/comparison.md.
+
+    python benchmarks/comparison.py runs --floor runs/floor --peers runs/peers runs/peers-untuned
+
+Reads what benchmarks/floor.py and benchmarks/peers.py left, and the runs of `reasonrec demo` that
+benchmarks/results.py reads; measures nothing. Where a set was answered by a sample of its queries,
+every method is compared on that sample. Nothing is typed in by hand.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+from floor import PREPARE
+from running import ROOT
+
+from reasonrec.evaluation.comparison import Comparison, compare
+from reasonrec.evaluation.joined import Joined, find_runs, join_runs, values_of
+from reasonrec.evaluation.table import short
+from reasonrec.manifest import read_manifest
+
+OURS = ("no-think", "think-sft", "think-recpo")
+BEST = OURS[-1]
+FULL, FEW = "full", "candidates-20"
+COLUMNS = ((FULL, "hit@5"), (FULL, "ndcg@10"), (FULL, "ndcg@20"), (FEW, "hit@1"))
+HEADINGS = ("method", "seeds", "HR@5", "NDCG@10", "NDCG@20", "HR@1 of 20")
+TESTED = COLUMNS[:3]
+HEAD = """# Ours beside every baseline
+
+Written by `python benchmarks/comparison.py` from the runs behind [floor.md](floor.md) (baselines
+tuned with 20 settings), [peers.md](peers.md) (other libraries; how many settings is said there) and
+the pages of each set (ours). Test queries, trained on `train` alone, means over seeds; the best
+value of a column is bold. The tests are paired over queries, permutation, p after Holm's correction
+within a set.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder that holds <set>-<seed> runs of ours")
+    parser.add_argument("--floor", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, nargs="*", default=[])
+    asked = parser.parse_args()
+    sections = []
+    for name in PREPARE:
+        ours = [
+            run / "evaluation" / "methods" / method
+            for run in sorted(asked.runs.glob(f"{name}-[0-9]"))
+            for method in OURS
+            if (run / "evaluation" / "manifest.json").exists()
+        ]
+        floor = finished(asked.floor.glob(f"{name}/test-[0-9]"))
+        peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
+        if ours and floor:
+            sections.append(section(name, [*floor, *peers, *ours]))
+    page = ROOT / "docs" / "results" / "comparison.md"
+    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+
+
+def finished(folders: Sequence[Path]) -> list[Path]:
+    return [folder for folder in sorted(folders) if (folder / "manifest.json").exists()]
+
+
+def section(name: str, folders: Sequence[Path]) -> str:
+    """Return the table of one set, and the tests of our best model against every baseline."""
+    joined = on_the_same_queries(join_runs(find_runs(folders)))
+    values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
+    seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
+    num_seeds = dict(seeds.iter_rows())
+    table: dict[str, list[float]] = {}
+    for found in values.values():
+        assert found is not None
+        for method, value in zip(found.methods, found.table.mean(0).tolist(), strict=True):
+            table.setdefault(method, []).append(value)
+    best = [max(column) for column in zip(*table.values())]
+    commits = sorted({str(read_manifest(folder)["commit"])[:10] for folder in folders})
+    shown = values[COLUMNS[0]]
+    assert shown is not None
+    text = [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {len(shown.users):,} queries; "
+        f"commits {', '.join(commits)}.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",
+    ]
+    for method, row in sorted(table.items(), key=lambda one: one[1][1]):
+        cells = [f"**{short(v)}**" if v == top else short(v) for v, top in zip(row, best)]
+        text.append("| " + " | ".join([method, str(num_seeds[method]), *cells]) + " |")
+    # every method against our best, as differences of ours from theirs
+    compared = compare(joined, BEST, TESTED).comparisons
+    text += ["", *tests(compared, table)]
+    return "\n".join(text) + "\n"
+
+
+def on_the_same_queries(joined: Joined) -> Joined:
+    """Return what was asked of every method, where some answered all queries and some a sample."""
+    table = joined.per_query
+    num = table["method"].n_unique()
+    everybody = table.group_by("protocol", "query").agg(pl.col("method").n_unique().alias("n"))
+    common = everybody.filter(pl.col("n") == num).select("protocol", "query")
+    kept = table.join(common, on=["protocol", "query"], how="semi", maintain_order="left")
+    return replace(joined, per_query=kept)
+
+
+def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list[str]:
+    text = [
+        f"| `{BEST}` against | HR@5 | NDCG@20 | NDCG@10 | difference | 95 % interval | p |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for one in compared:
+        if one.metric != "ndcg@10":
+            continue
+        gains = [
+            f"{ours / theirs - 1:+.1%}" for ours, theirs in zip(table[BEST], table[one.method])
+        ]
+        text.append(
+            f"| {one.method} | {gains[0]} | {gains[2]} | {gains[1]} | {-one.difference:+.4f} | "
+            f"{-one.ci_high:+.4f} to {-one.ci_low:+.4f} | {one.p_holm:.4f} |"
+        )
+    return text
+
+
+if __name__ == "__main__":
+    main()
