@@ -62,11 +62,14 @@ MAIN = {
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
 }
 """Configurations that every seed of every set trains."""
+LONGER = {"sft": {"num_epochs": 8, "optimiser": {"num_validations": 8}}}
 ABLATIONS = {
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
     "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
     "copying": {"copies": True},
+    "longer": LONGER,
+    "copying-longer": {"copies": True, **LONGER},
     "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
     "chains-counted": {"traces": {"evidence": {"support": "count"}}},
     "no-support": {"traces": {"evidence": {"show_support": False}}},
@@ -83,6 +86,7 @@ ABLATIONS = {
         "max_tokens": 300,
     },
     "rl-only": {"stages": ["r2rec-rl"]},
+    "rated": {"task": "rated"},
 }
 """One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
 BLENDED = "r2rec-rl/blend"
