@@ -5,10 +5,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-LookupKind = Literal["after", "alike", "like", "again"]
-LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike", "like", "again")
+LookupKind = Literal["after", "alike", "like", "again", "maybe"]
+LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike", "like", "again", "maybe")
 """Kinds of evidence: what people took around an item, what one person alike took, what reads like
-an item, and that item once more. In this order everywhere that kinds are counted by number."""
+an item, that item once more, and what the state before the thought scores highest. In this order
+everywhere that kinds are counted by number; a new one goes last, for models that were saved."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Link:
     """How many neighbours went from ``via`` to ``item``. 0 where words lead."""
     neighbour_index: int
     """The neighbour with the largest share of ``weight``, named as witness. A user index; -1 where
-    words lead."""
+    words lead, and of a candidate."""
 
 
 class Found(NamedTuple):
@@ -116,10 +117,12 @@ class Lookup:
     """What the graph answered to one question of a thought."""
 
     via_item_index: int
-    """The item that was asked about; of a person alike, the shared item that says most."""
+    """The item that was asked about; of a person alike, the shared item that says most; of
+    candidates, -1."""
     links: tuple[Link, ...] = field(default=())
-    kind: Literal["after", "alike"] = "after"
-    """after: what people took around an item. alike: what one person alike took lately."""
+    kind: Literal["after", "alike", "maybe"] = "after"
+    """after: what people took around an item. alike: what one person alike took lately. maybe:
+    candidates of the model itself, whose links hold their probability and nobody's name."""
     like: tuple[Link, ...] = field(default=())
     """Items that read like the one that was asked about, which are no links of the graph."""
     also: tuple[Found, ...] = field(default=())

@@ -47,14 +47,15 @@ from reasonrec.metrics import hit, ndcg
 from reasonrec.models.backbone import build_model
 from reasonrec.models.gate import FILE, ThinkingGate
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
     GatedThinkingRecommender,
     NoThinkRecommender,
     ThinkingRecommender,
+    candidates_of,
 )
-from reasonrec.records import Histories, Recommendation
+from reasonrec.records import Histories, Lookup, Recommendation
 from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
@@ -62,6 +63,7 @@ from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import calibrate_evidence
 from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
+    Propose,
     WindowDataset,
     events_with_history,
     hold_out_last,
@@ -84,6 +86,15 @@ METHOD_OF_STAGE: dict[Stage, str] = {
 }
 """The folder of each stage in a run; its method has the same name, but a gate that of the model
 that it stands before, with ``/gated`` behind it."""
+IN_PROMPT = "evidence-in-prompt"
+"""The method of the stage ``evidence`` where the prompt holds the evidence as text too."""
+
+
+def method_of(stage: Stage, config: R2ecConfig) -> str:
+    """Return the name of what a stage trains."""
+    if stage == "evidence" and config.evidence.in_prompt:
+        return IN_PROMPT
+    return METHOD_OF_STAGE[stage]
 
 
 def train_stage(
@@ -129,7 +140,8 @@ def train_stage(
                 f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
         inputs["start"] = before["fingerprint"]
-    if stage == "evidence" and not (config.head.pointer and config.thought.num_lookups):
+    reads_evidence = config.head.pointer or config.evidence.in_prompt
+    if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
         raise ConfigError(
             "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
             f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
@@ -164,7 +176,7 @@ def train_stage(
         torch.manual_seed(seed)
         fitted = fit(
             model, data, loss, parts.validate(model, stage), optimiser,
-            out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
+            out=out, seed=seed, label=method_of(stage, config), collate=keep_batch,
         )  # fmt: skip
 
     def finish() -> None:
@@ -182,7 +194,7 @@ def train_stage(
             seconds=fitted.seconds,
             seed=seed,
             extra={
-                "method": METHOD_OF_STAGE[stage],
+                "method": method_of(stage, config),
                 "trained_on": "train",
                 "data_folder": os.path.relpath(dataset.folder, out),
                 "best_step": fitted.best_step,
@@ -256,7 +268,7 @@ def train(
     folders: dict[Stage, Path] = {}
     _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
     for stage in config.stages:
-        method = METHOD_OF_STAGE[stage]
+        method = method_of(stage, config)
         announce(method)
         before = _stage_before(stage, config)
         start = None if before is None else folders[before]
@@ -293,7 +305,7 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         return NoThinkRecommender(model)
     if not thinks:
         return NoThinkRecommender(model, name=f"{name}/silent")
-    has_evidence_alone = name == METHOD_OF_STAGE["evidence"]
+    has_evidence_alone = name in (METHOD_OF_STAGE["evidence"], IN_PROMPT)
     try:
         thought = ThoughtConfig.model_validate(manifest["config"]["thought"])
         inference = InferenceConfig.model_validate(manifest["config"].get("inference", {}))
@@ -305,7 +317,7 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
     verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought)
     if has_evidence_alone:
-        return EvidenceRecommender(model, verbaliser)
+        return EvidenceRecommender(model, verbaliser, name=name, in_prompt=name == IN_PROMPT)
     return ThinkingRecommender(
         model,
         verbaliser,
@@ -385,7 +397,8 @@ class _Parts:
     ) -> ThinkingRecommender | EvidenceRecommender:
         """Return the model as it is validated: it thinks greedily, or has its evidence alone."""
         if stage == "evidence":
-            return EvidenceRecommender(model, verbaliser)
+            in_prompt = self.config.evidence.in_prompt
+            return EvidenceRecommender(model, verbaliser, in_prompt=in_prompt)
         return ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
 
     def validate(
@@ -462,10 +475,34 @@ def _stage_parts(
         verbaliser=parts.verbaliser(model) if is_sft else None,
         num_branches=chosen.num_branches if is_sft else 0,
         held_out=held_out if is_sft and len(held_out) else None,
-        writes=stage != "evidence", seed=seed,
+        writes=stage != "evidence", in_prompt=config.evidence.in_prompt,
+        propose=_proposer(model, config.thought.num_candidates) if stage == "sft" else None,
+        seed=seed,
     )  # fmt: skip
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
+
+
+def _proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:
+    """Return who names candidates while the model learns thoughts: the model as it is now.
+
+    Later ones have learned what thoughts are ranked for, and would name it too often.
+    """
+    if not num_candidates:
+        return None
+    start = StartingPoint(model)
+
+    @torch.no_grad()
+    def propose(trunk: Batch, histories: Histories) -> list[Lookup]:
+        was_training = model.training
+        model.eval()
+        with start.in_place():
+            states = model(trunk.to(model.device), with_scores=False).pre_states
+            candidates = candidates_of(model, states.flatten(0, 1), histories, num_candidates)
+        model.train(was_training)
+        return candidates
+
+    return propose
 
 
 def validation_queries(dataset: Dataset, most: int) -> Queries:

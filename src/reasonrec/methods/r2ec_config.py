@@ -69,6 +69,10 @@ class EvidenceStage(SftStage):
     weights of words (``loss.tokens``, ``loss.post``) have nothing to weigh here.
     """
 
+    in_prompt: bool = False
+    """Whether the prompt also ends with the evidence as text, in the words of a thought. The state
+    at its end is then weighed by ``loss.post`` as that after a thought."""
+
 
 class RecpoStage(Config):
     """RecPO from recommendation labels alone."""

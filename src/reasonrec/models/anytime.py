@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasonrec.models.generation import Generated
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
-from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, Prompts, PromptWriter
+from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, MAYBE, Prompts, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")
 
@@ -49,8 +49,9 @@ def cut_places(
 ) -> list[int]:
     """Return where each sentence or look-up of a thought ends, as numbers of tokens kept.
 
-    A look-up begins where `` After`` or `` Alike`` was written and ends with what was inserted
-    behind it; other written text is cut after every token that ends a sentence outside of a title.
+    A look-up begins where `` After``, `` Alike`` or `` Maybe`` was written and ends with what was
+    inserted behind it; other written text is cut after every token that ends a sentence outside of
+    a title.
 
     Args:
         tokens: From the opening to the end of the answer marker.
@@ -69,8 +70,8 @@ def cut_places(
         stop = inserted
         while stop < end and not is_written[stop]:
             stop += 1
-        asked = (_last_place(tokens[start:inserted], writer.encode(w)) for w in (AFTER, ALIKE))
-        question = max(asked) + start
+        asking = [writer.encode(word) for word in (AFTER, ALIKE, MAYBE)]
+        question = max(_last_place(tokens[start:inserted], word) for word in asking) + start
         places += [*_sentence_ends(tokens, start, question, writer), stop]
         start = stop
     return places

@@ -17,11 +17,11 @@ from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.records import Found, Lookup
-from reasonrec.traces.prompts import ANSWER, Prompts, PromptWriter
+from reasonrec.traces.prompts import ANSWER, CANDIDATES, Prompts, PromptWriter
 
-LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup]]
-"""(prompt rows, items asked about or `SOMEBODY`, how often somebody was asked about before) -> the
-evidence for each."""
+LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup | None]]
+"""(prompt rows, items asked about or `SOMEBODY` or `CANDIDATES`, how often the thought asked for
+those two before) -> the evidence for each; None where what was written is no question after all."""
 Part = tuple[int, int]
 """The first thought of a part, and the number of thoughts in the whole batch."""
 
@@ -75,8 +75,8 @@ def think(
     """Return ``group_size`` thoughts for every prompt.
 
     Args:
-        look_up: Asked whenever a thought has written `` After [Title]`` or `` Alike``; None for no
-            look-ups.
+        look_up: Asked whenever a thought has written `` After [Title]``, `` Alike`` or `` Maybe``;
+            None for no look-ups.
         max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
         temperature: Divides the token logits; 0 takes the likeliest token. The stored
             log-probabilities are those of temperature 1.
@@ -120,7 +120,10 @@ def think(
         places = [len(thoughts[r].tokens) for r in read]
         place = torch.tensor(places, device=device)
         last = torch.tensor([thoughts[r].tokens[-1] for r in read], device=device)
-        logits = model.language_logits(states, seen[row // G], own[row, : max(places)], last)
+        proposed = _proposed([thoughts[r] for r in read], model)
+        logits = model.language_logits(
+            states, seen[row // G], own[row, : max(places)], last, proposed
+        )
         uniform = None if uniform_S_R is None else uniform_S_R[place - 1, row]
         drawn, logp = _draw(logits, temperature, top_k, uniform)
         own[row, place], is_written[row, place], token_logp[row, place] = drawn, True, logp
@@ -216,12 +219,29 @@ def _go_on(
             thought.tokens.append(token)
             asking.append(r)
             items.append(item)
-            places.append(sum(one.kind == "alike" for one in thought.evidence))
+            kind = "maybe" if item == CANDIDATES else "alike"
+            places.append(sum(one.kind == kind for one in thought.evidence))
     if look_up is None or not asking:
         return
     found = look_up([r // group_size for r in asking], items, places)
     for r, evidence in zip(asking, found, strict=True):
-        thoughts[r].insert(evidence, *writer.lookup_tokens(evidence))
+        if evidence is None:
+            thoughts[r].extend([])
+        else:
+            thoughts[r].insert(evidence, *writer.lookup_tokens(evidence))
+
+
+def _proposed(thoughts: list[_Thought], model: ReasoningRecommender) -> Tensor | None:
+    """Return the title tokens (R, C) of candidates that R thoughts hold, padded; None for none."""
+    titles, pad_id = model.writer.title_token_ids, model.writer.pad_id
+    rows = [
+        [link.item_index for one in thought.evidence if one.kind == "maybe" for link in one.links]
+        for thought in thoughts
+    ]
+    if titles is None or not any(rows):
+        return None
+    named = [torch.from_numpy(titles[row]) for row in rows]
+    return pad_sequence(named, True, pad_id).to(model.device)
 
 
 FEW_UNDER_WAY = 0.25

@@ -37,10 +37,12 @@ from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
+from reasonrec.records import LOOKUP_KINDS
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 3
+MAYBE_KIND = LOOKUP_KINDS.index("maybe")
 TINY_SHARPNESS = 4.0
 """Scales the token logits of backbones with title tokens. Their words start as near-zero vectors
 beside trained titles; without it a few hundred steps leave the sampler a long tail of nonsense."""
@@ -79,7 +81,8 @@ class Batch:
     is_written: Tensor | None = None
     """(B, G, S), True for tokens that the language head is to be trained on."""
     named_at: Tensor | None = None
-    """(B, G, E), where in a thought each looked-up item stands: needed to cut thoughts only."""
+    """(B, G, E), where in a thought each looked-up item stands: needed to cut thoughts, and to know
+    which candidates a thought may ask about."""
     named_item: Tensor | None = None
     """(B, G, E), items that each thought looked up; -1 for none."""
     named_weight: Tensor | None = None
@@ -267,30 +270,43 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         return self.pointer(scores, post, found)
 
     def language_logits(
-        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
+        self,
+        states: Tensor,
+        seen: Tensor,
+        asked: Tensor,
+        previous: Tensor,
+        proposed: Tensor | None = None,
     ) -> Tensor:
         """Return float32 token logits (R, V) of states (R, D).
 
         Some tokens are -inf, for the sampler and for training alike, so that both mean the same
         policy: padding, the begin token and the opening marker are never written; a title is
-        written to ask about it and only then; a thought asks about titles of its own prompt, about
-        none of them twice, and about ``head.least_asked`` at least or all there are. Where titles
-        take several tokens only the first rule holds, and questions are read from the text.
+        written to ask about it and only then; a thought asks about titles of its own prompt and
+        candidates that it holds, about none of them twice, and about ``head.least_asked`` at least
+        or all that the prompt has. Where titles take several tokens only the first rule holds, and
+        questions are read from the text.
 
         Args:
             seen: (R, T), tokens of the prompt; padded with the padding token.
             asked: (R, K), tokens that the thought has written so far; padded likewise.
             previous: (R,), the token before.
+            proposed: (R, C), titles of candidates that stand in the thought; padded likewise. None
+                for none.
         """
         if not self.is_title.numel():
             return self._plain_logits(states).float().index_fill(-1, self.never_written, -torch.inf)
         logits = torch.full((len(states), len(self.is_title)), -torch.inf, device=states.device)
-        for row, token, found in self._choices(states, seen, asked, previous):
+        for row, token, found in self._choices(states, seen, asked, previous, proposed):
             logits[row[:, None], token] = found
         return logits
 
     def _choices(
-        self, states: Tensor, seen: Tensor, asked: Tensor, previous: Tensor
+        self,
+        states: Tensor,
+        seen: Tensor,
+        asked: Tensor,
+        previous: Tensor,
+        proposed: Tensor | None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield rows (K,), tokens (C,) and logits (K, C): titles for the rows that are to name one,
         words for all others. What is not yielded is never written."""
@@ -298,6 +314,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         row = (previous == self.writer.encode(AFTER)[-1]).nonzero()[:, 0]
         open_titles = self.is_title.new_zeros((len(row), len(self.is_title)))
         open_titles = open_titles.scatter(-1, seen[row], shown[row])
+        if proposed is not None:
+            open_titles |= torch.zeros_like(open_titles).scatter(
+                -1, proposed[row], self.is_title[proposed[row]]
+            )
         open_titles &= ~torch.zeros_like(open_titles).scatter(-1, asked[row], was_asked[row])
         asks = open_titles.any(-1)
         row, open_titles = row[asks], open_titles[asks]
@@ -503,7 +523,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             return _logp_and_entropy(logits, wanted, entropy_gradient)
         chosen = torch.full(s.shape, -torch.inf, device=s.device)
         entropy = torch.zeros_like(chosen)
-        for row, token, logits in self._choices(states, seen, asked, previous):
+        proposed = self._proposed(batch, places)
+        for row, token, logits in self._choices(states, seen, asked, previous, proposed):
             # neither needs a row over the whole vocabulary, of which most is closed to it
             place = torch.searchsorted(token, wanted[row]).clamp(max=len(token) - 1)
             found, spread = _logp_and_entropy(logits, place, entropy_gradient)
@@ -511,6 +532,22 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             chosen = chosen.index_copy(0, row, found.masked_fill(~is_choice, -torch.inf))
             entropy = entropy.index_copy(0, row, spread)
         return chosen, entropy
+
+    def _proposed(self, batch: Batch, places: Tensor) -> Tensor | None:
+        """Return the title tokens (W, C) of candidates that stand before ``places`` (W, 3), padded;
+        None for none."""
+        if batch.named_item is None or batch.named_at is None or batch.named_kind is None:
+            return None
+        is_candidate = (batch.named_kind == MAYBE_KIND) & (batch.named_item >= 0)
+        column = is_candidate.any(0).any(0).nonzero()[:, 0]
+        if not len(column):
+            return None
+        b, g, s = places.unbind(1)
+        item = batch.named_item[b, g][:, column]
+        stands = is_candidate[b, g][:, column] & (batch.named_at[b, g][:, column] < s[:, None])
+        assert self.writer.title_token_ids is not None
+        titles = torch.from_numpy(self.writer.title_token_ids).to(item.device)
+        return titles[item.clamp(min=0)].where(stands, self.writer.pad_id)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return hidden states of the trunk (B, T, D) and of the branches (B, G, S, D)."""
@@ -713,6 +750,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     def load_head(self, folder: str | Path) -> None:
         """Read the tensors of the head and the item table from a folder, in place."""
         tensors = load_file(Path(folder) / "rec_head.safetensors")
+        if self.pointer is not None:
+            self.pointer.know_all_kinds(tensors, prefix="pointer.")
         missing, unexpected = self.load_state_dict(tensors, strict=False)
         missing = [
             n for n in missing if not n.startswith("backbone.") and self.state_dict()[n].numel()

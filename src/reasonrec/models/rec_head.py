@@ -126,6 +126,14 @@ class EvidencePointer(nn.Module):
         smoothed = num_events.float() + 0.3
         self.log_popularity.copy_((smoothed / smoothed.mean()).log())
 
+    def know_all_kinds(self, tensors: dict[str, Tensor], *, prefix: str) -> None:
+        """Widen, in place, weights that were saved before the last kinds of evidence were known."""
+        num_known = tensors.get(f"{prefix}lift", self.lift).shape[0]
+        for name, own in self.named_parameters():
+            saved = tensors.get(prefix + name)
+            if saved is not None and len(own) == len(self.lift) and len(saved) == num_known:
+                tensors[prefix + name] = torch.cat([saved, own.detach()[num_known:].to(saved)])
+
     def few_parameters(self) -> list[nn.Parameter]:
         """Return the weights that are a handful; ``trust.weight`` is as wide as the state."""
         return [weight for weight in self.parameters() if weight.dim() == 1]

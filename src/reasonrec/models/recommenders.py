@@ -3,18 +3,19 @@ its evidence alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from reasonrec.models.gate import ThinkingGate
 from reasonrec.models.generation import Generated, LookUp, read_prompts, think
+from reasonrec.models.ranking import top_k
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
-from reasonrec.records import Histories, Lookup, Scored
+from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import SOMEBODY
+from reasonrec.traces.prompts import CANDIDATES, SOMEBODY
 from reasonrec.traces.verbaliser import Verbaliser, named_columns
 
 
@@ -98,7 +99,7 @@ class ThinkingRecommender:
         return think(
             self.model,
             prompts,
-            look_up_for(self.verbaliser, histories),
+            look_up_for(self.verbaliser, histories, self.model),
             max_tokens=self.max_tokens,
             group_size=self.num_samples,
             temperature=self.temperature,
@@ -182,7 +183,9 @@ class Gathered:
     """What the graph holds about the newest items of B histories, with no thought written."""
 
     pre_states: torch.Tensor
-    """(B, D), after the prompt."""
+    """(B, D), after the history."""
+    post_states: torch.Tensor
+    """(B, D), at the end of the prompt: the same, unless the prompt holds the evidence."""
     named_item: torch.Tensor
     """(B, E), found items; -1 for none."""
     named_weight: torch.Tensor
@@ -204,6 +207,9 @@ class EvidenceRecommender:
     model: ReasoningRecommender
     verbaliser: Verbaliser
     name: str = "evidence-no-think"
+    in_prompt: bool = False
+    """Whether the prompt also holds the evidence as text, behind the history, in the words of a
+    thought. The states after history and evidence are then mixed as before and after a thought."""
     batch_size: int = 256
 
     def score(self, histories: Histories) -> Scored:
@@ -219,25 +225,29 @@ class EvidenceRecommender:
     def write(self, histories: Histories) -> Gathered:
         """Return the states after the prompts and what is found; nothing is written."""
         self.model.eval()
-        states = read_prompts(self.model, self.model.writer.prompts(histories))
         evidence = self.verbaliser.gather(histories)
-        item, weight, kind = map(torch.from_numpy, named_columns(evidence))
-        device = states.device
-        return Gathered(states, item.to(device), weight.to(device), kind.to(device), evidence)
+        if self.in_prompt:
+            batch = _one_branch_each(self.model, histories, self.verbaliser.as_prompt(evidence))
+            outputs = self.model(batch.to(self.model.device), with_scores=False)
+            pre, post = outputs.pre_states[:, 0], outputs.post_states[:, 0]
+        else:
+            pre = post = read_prompts(self.model, self.model.writer.prompts(histories))
+        item, weight, kind = (torch.from_numpy(x).to(pre.device) for x in named_columns(evidence))
+        return Gathered(pre, post, item, weight, kind, evidence)
 
     @torch.no_grad()
     def evidence_of(self, gathered: Gathered) -> tuple[torch.Tensor, torch.Tensor, Evidence]:
-        """Return the states that are scored, once more for states after thoughts, and the find."""
-        states = gathered.pre_states
+        """Return the states that are scored, those at the ends of the prompts, and the find."""
+        pre, post = gathered.pre_states, gathered.post_states
         found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
-        return self.model.readout(states, states), states, found
+        return self.model.readout(pre, post), post, found
 
     @torch.no_grad()
     def rank_with(self, gathered: Gathered) -> np.ndarray:
         """Return the scores (B, N) that the evidence leads to."""
         found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
-        states = gathered.pre_states
-        return self.model.score_thoughts(states, states, found).cpu().numpy()
+        scores = self.model.score_thoughts(gathered.pre_states, gathered.post_states, found)
+        return scores.cpu().numpy()
 
 
 def score_given(
@@ -267,15 +277,9 @@ def score_given(
     model.eval()
     scores = np.empty((len(histories), model.num_items), np.float32)
     for rows in _batches(len(histories), batch_size):
-        prompts = model.writer.prompts(histories.take(rows))
-        lengths = torch.from_numpy(prompts.lengths)
         part = [thoughts[r] for r in rows]
-        batch = Batch(
-            torch.from_numpy(prompts.token_ids),
-            lengths,
-            branch_ids=_padded([one.tokens for one in part], model.writer.pad_id),
-            branch_lengths=torch.tensor([[len(one.tokens)] for one in part]),
-            branch_at=(lengths - 1)[:, None],
+        batch = replace(
+            _one_branch_each(model, histories.take(rows), [one.tokens for one in part]),
             named_item=_padded([one.named_item for one in part], -1),
             named_weight=_padded([one.named_weight for one in part], 0.0),
             named_kind=_padded([one.named_kind for one in part], 0),
@@ -316,6 +320,21 @@ def score_found(
     return scores
 
 
+def _one_branch_each(
+    model: ReasoningRecommender, histories: Histories, tokens: Sequence[Sequence[int]]
+) -> Batch:
+    """Return prompts, and behind each what it goes on with."""
+    prompts = model.writer.prompts(histories)
+    lengths = torch.from_numpy(prompts.lengths)
+    return Batch(
+        torch.from_numpy(prompts.token_ids),
+        lengths,
+        branch_ids=_padded(tokens, model.writer.pad_id),
+        branch_lengths=torch.tensor([[len(row)] for row in tokens]),
+        branch_at=(lengths - 1)[:, None],
+    )
+
+
 def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
     """Return ragged rows as one branch each, (B, 1, S), padded on the right."""
     length = max(len(row) for row in rows)
@@ -324,20 +343,59 @@ def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
     return torch.tensor(filled, dtype=dtype).reshape(len(rows), 1, length)
 
 
-def look_up_for(verbaliser: Verbaliser, histories: Histories) -> LookUp | None:
-    """Return the function that answers the look-ups of thoughts about these histories, if any."""
-    config = verbaliser.config
-    if config.num_lookups == 0 and config.num_people == 0:
-        return None
+@torch.no_grad()
+def candidates_of(
+    model: ReasoningRecommender, states: torch.Tensor, histories: Histories, num_candidates: int
+) -> list[Lookup]:
+    """Return what the states (B, D) score highest beside the histories, an answer for each.
 
-    def answer(rows: list[int], items: list[int], places: list[int]) -> Sequence[Lookup]:
+    The weight of a candidate is its probability among all that the history does not hold.
+    """
+    scores = model.score_states(states)
+    row = np.repeat(np.arange(len(histories)), histories.lengths)
+    taken = torch.from_numpy(np.stack([row, histories.item_index])).to(scores.device)
+    scores[taken[0], taken[1]] = -torch.inf
+    shares = scores.softmax(-1).cpu().numpy()
+    items, _ = top_k(scores.cpu().numpy(), num_candidates, histories)
+    return [
+        Lookup(-1, tuple(Link(i, float(share[i]), 0, -1) for i in row if i >= 0), kind="maybe")
+        for row, share in zip(items.tolist(), shares, strict=True)
+    ]
+
+
+def look_up_for(
+    verbaliser: Verbaliser, histories: Histories, model: ReasoningRecommender | None = None
+) -> LookUp | None:
+    """Return the function that answers the look-ups of thoughts about these histories, if any.
+
+    Args:
+        model: Whose candidates the thoughts name; needed where they are to name any.
+    """
+    config = verbaliser.config
+    if config.num_lookups == 0 and config.num_people == 0 and config.num_candidates == 0:
+        return None
+    candidates: list[Lookup] = []
+    if config.num_candidates:
+        if model is None:
+            raise ValueError(
+                "thoughts that name candidates (thought.num_candidates) need the model whose they "
+                "are; got none"
+            )
+        states = read_prompts(model, model.writer.prompts(histories))
+        candidates = candidates_of(model, states, histories, config.num_candidates)
+
+    def answer(rows: list[int], items: list[int], places: list[int]) -> Sequence[Lookup | None]:
         part = histories.take(np.array(rows))
         asked = np.array(items, np.int32)
-        found = verbaliser.look_up(part, asked)
+        found: list[Lookup | None] = [*verbaliser.look_up(part, np.maximum(asked, -1))]
         somebody = np.flatnonzero(asked == SOMEBODY)
         people = verbaliser.people_alike(part.take(somebody))
         for j, i in enumerate(somebody.tolist()):
             found[i] = people.record(j, places[i]) if people else Lookup(-1, kind="alike")
+        for i in np.flatnonzero(asked == CANDIDATES).tolist():
+            found[i] = None
+            if candidates:  # they are named once
+                found[i] = Lookup(-1, kind="maybe") if places[i] else candidates[rows[i]]
         return found
 
     return answer

@@ -241,7 +241,10 @@ def _notes(method: str, num_events: int, k: int, num_offered: int) -> list[str]:
 def _chains(
     dataset: Dataset, lookups: tuple[Lookup, ...], ranked: list[int]
 ) -> tuple[EvidenceChain, ...]:
-    """Return every link of the evidence by name, those of people first within a look-up."""
+    """Return every link of the evidence by name, those of people first within a look-up.
+
+    Candidates, which only the model itself speaks for, are none.
+    """
     ids, titles = dataset.catalogue.item_ids, dataset.catalogue.titles
     place_of = {item: rank for rank, item in enumerate(ranked, start=1)}
     return tuple(
@@ -256,6 +259,7 @@ def _chains(
             rank=place_of.get(int(link.item_index)),
         )
         for lookup in lookups
+        if lookup.kind != "maybe"
         for link, kind in lookup.named
     )
 

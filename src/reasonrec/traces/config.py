@@ -1,6 +1,8 @@
 """What thoughts can be made of."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from typing import Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from reasonrec.config import Config
 
@@ -50,6 +52,20 @@ class ThoughtConfig(Config):
     """What a shared item counts that was taken very long before or after, beside 1."""
     taken_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of what a person took, relative to what they took next. In (0, 1]."""
+    num_candidates: NonNegativeInt = 0
+    """Items that the state before the thought scores highest, history left out, which a thought
+    holds as candidates where it writes `` Maybe``. 0 leaves them out."""
+    num_candidates_asked: NonNegativeInt = 0
+    """Candidates that the verbaliser looks up, the highest first, before the user's own items."""
+
+    @model_validator(mode="after")
+    def check_asks_about_candidates_it_names(self) -> Self:
+        if self.num_candidates_asked > self.num_candidates:
+            raise ValueError(
+                "num_candidates_asked must be at most num_candidates, which are named first; got "
+                f"{self.num_candidates_asked} and {self.num_candidates}"
+            )
+        return self
 
 
 class PromptConfig(Config):
@@ -73,3 +89,12 @@ class TracesConfig(Config):
     num_thoughts: PositiveInt = 10_000
     """Training positions, sampled without replacement; all where the log has fewer."""
     thought: ThoughtConfig = ThoughtConfig()
+
+    @model_validator(mode="after")
+    def check_needs_no_model(self) -> Self:
+        if self.thought.num_candidates:
+            raise ValueError(
+                "thought.num_candidates must be 0 here: candidates are those of a model, and this "
+                f"stage has none; got {self.thought.num_candidates}. Training names them itself"
+            )
+        return self

@@ -3,6 +3,7 @@
 A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
 ``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title] like [Title];<answer>``. What
 follows a colon is looked up, not written by the model: what people took, then what reads alike.
+`` Maybe: [Title] [Title];`` names candidates of the model itself, in thoughts that are to have any.
 With a chat template, the prompt is the user's turn, and a thought begins with what the template
 puts between that turn and the answer.
 
@@ -25,11 +26,12 @@ from reasonrec.traces.config import PromptConfig
 
 PROMPT_VERSION = "3"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, ALIKE, FOUND, NOTHING, LIKE, NEXT = (
+HISTORY, THINK, AFTER, ALIKE, MAYBE, FOUND, NOTHING, LIKE, NEXT = (
     "History:",
     "<think>",
     " After",
     " Alike",
+    " Maybe",
     ":",
     " nothing new",
     " like",
@@ -38,6 +40,8 @@ HISTORY, THINK, AFTER, ALIKE, FOUND, NOTHING, LIKE, NEXT = (
 ANSWER = "<answer>"
 SOMEBODY = -1
 """Stands for a person alike where a question is asked about an item or a person."""
+CANDIDATES = -2
+"""Stands for the candidates there, which a thought asks for with `` Maybe``."""
 _SLOT = "(here)"
 """Stands for the history while a chat template is filled in."""
 _MARKER = re.compile(r"<([^<>\s]+)>")
@@ -108,6 +112,11 @@ class PromptWriter:
         return self._after(self.prompt.instruction) + self.encode(THINK)
 
     @cached_property
+    def closing(self) -> list[int]:
+        """The tokens that end a prompt which is ranked from as it is, without a thought."""
+        return self._after(self.prompt.instruction) + self.encode(ANSWER)
+
+    @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens with which a language model from elsewhere ends its turn."""
         if self.title_token_ids is not None:
@@ -142,9 +151,9 @@ class PromptWriter:
 
     @cached_property
     def asking_tokens(self) -> frozenset[int]:
-        """Tokens that can end a question, of an item or of a person: the only ones to look at."""
+        """Tokens that can end a question: the only ones to look at."""
         closing = self._item_tokens[self._item_starts[1:] - 1].tolist()
-        return frozenset([*closing, self.encode(ALIKE)[-1]])
+        return frozenset([*closing, self.encode(ALIKE)[-1], self.encode(MAYBE)[-1]])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a fixed piece of text. Do not change the list: it is cached."""
@@ -233,8 +242,14 @@ class PromptWriter:
     def _closes_marker(self, token_id: int) -> bool:
         return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
 
+    def question_tokens(self, found: Lookup) -> list[int]:
+        """Return what asks for an answer: `` After [Title]``, `` Alike`` or `` Maybe``."""
+        if found.kind == "after":
+            return [*self.encode(AFTER), *self.item_tokens(found.via_item_index)]
+        return self.encode(ALIKE if found.kind == "alike" else MAYBE)
+
     def lookup_tokens(self, found: Lookup) -> tuple[list[int], list[int]]:
-        """Return what is answered after `` After [Title]`` or `` Alike``.
+        """Return what is answered after `` After [Title]``, `` Alike`` or `` Maybe``.
 
         Returns:
             Its tokens, and where among them each title of ``found.quoted`` ends, then for all of
@@ -259,14 +274,15 @@ class PromptWriter:
         return self.asked_about(str(self.tokenizer.decode(list(tokens))))
 
     def asked_about(self, thought: str) -> int | None:
-        """Return what a thought, written so far, asks the graph about, if it does.
+        """Return what a thought, written so far, asks about, if it does.
 
-        That is an item, or `SOMEBODY`, who is asked about where a sentence begins: a category may
-        have that name too.
+        That is an item, or `SOMEBODY` or the `CANDIDATES`, which are asked for where a sentence
+        begins: a category may have that name too.
         """
-        if thought.endswith(ALIKE):
-            before = thought.removesuffix(ALIKE)
-            return SOMEBODY if before.endswith((THINK, ".", NEXT)) else None
+        for word, asked in ((ALIKE, SOMEBODY), (MAYBE, CANDIDATES)):
+            if thought.endswith(word):
+                before = thought.removesuffix(word)
+                return asked if before.endswith((THINK, ".", NEXT)) else None
         _, after, title = thought.rpartition(f"{AFTER} [")
         if not after or not title.endswith("]"):
             return None

@@ -1,7 +1,8 @@
 """The deterministic teacher: thoughts from history and graph evidence, never from the label.
 
-A thought names the user's main categories, then what people alike took lately, then looks up some
-of the user's recent items: what neighbours took after them, and what reads like them. Which items
+A thought names the user's main categories, then what people alike took lately, then the candidates
+of the model itself if it is to have any, then looks up some of the user's recent items: what
+neighbours took after them, and what reads like them. Which items
 are looked up is drawn by recency alone: a choice that saw the target would teach the model to trust
 evidence more than it deserves at test time.
 """
@@ -19,7 +20,7 @@ from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.likeness import Likeness
-from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, PromptWriter, as_data
+from reasonrec.traces.prompts import ANSWER, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Thoughts:
     named_kind: list[list[int]]
     """The place in ``LOOKUP_KINDS`` of the question that found each."""
     via_item: np.ndarray
-    """(R, num_lookups), int32. What each thought looks up; -1 where the history is shorter."""
+    """(R, num_candidates_asked + num_lookups), int32. What each thought looks up; -1 where there is
+    no such candidate, or the history is shorter."""
     person: np.ndarray
     """(R, num_people), int32. Users alike that each thought asks about; -1 for nobody."""
 
@@ -65,7 +67,8 @@ class Verbaliser:
     def look_up(self, histories: Histories, via_item: np.ndarray) -> list[Lookup]:
         """Return what neighbours took after ``via_item`` (B,) and what reads like it.
 
-        One look-up for every history, without what the history holds. -1 finds nothing.
+        One look-up for every history, without what the history holds. -1 finds nothing. Only an
+        item of the history counts once more itself.
         """
         table = look_up(
             self.graph,
@@ -84,6 +87,9 @@ class Verbaliser:
         if self._likeness is not None:
             most = max(self.config.num_like, self.config.num_weighed)
             alike = self._likeness.nearest(via_item, histories, num_items=most)
+        owner = np.repeat(np.arange(len(histories)), histories.lengths)
+        was_taken = np.zeros(len(histories), bool)
+        was_taken[owner[histories.item_index == via_item[owner]]] = True
         answers = []
         quoted, as_like = self.config.num_links, self.config.num_like
         columns = table.item_index, table.weight, *alike
@@ -91,7 +97,7 @@ class Verbaliser:
         for b, (via, item, weight, like, cosine) in enumerate(rows):
             also = [Found(*one, _AFTER) for one in zip(item[quoted:], weight[quoted:])]
             also += [Found(*one, _LIKE) for one in zip(like[as_like:], cosine[as_like:])]
-            also += [Found(via, 1.0, _AGAIN)] if self.config.num_weighed else []
+            also += [Found(via, 1.0, _AGAIN)] if self.config.num_weighed and was_taken[b] else []
             answers.append(
                 Lookup(
                     via,
@@ -130,10 +136,12 @@ class Verbaliser:
         seed: int,
         keys: np.ndarray,
         num_visible: np.ndarray | None = None,
+        candidates: Sequence[Lookup] | None = None,
     ) -> Thoughts:
         """Return one thought for every history.
 
         Args:
+            candidates: What the thoughts name as candidates, one answer each; None for nothing.
             num_visible: (B,), most recent items that the prompt shows; only they are looked up.
                 None stands for as many as a prompt can show.
             seed: Run seed.
@@ -145,21 +153,27 @@ class Verbaliser:
         width = self.config.lookup_window
         noise = [stream(seed, "verbaliser", int(key)).gumbel(size=width) for key in keys]
         via_item = self._choose(histories, num_visible, np.stack(noise))
+        if candidates is not None:
+            asked = np.full((len(histories), self.config.num_candidates_asked), -1, np.int32)
+            for b, named in enumerate(candidates):
+                links = named.links[: asked.shape[1]]
+                asked[b, : len(links)] = [link.item_index for link in links]
+            via_item = np.concatenate([asked, via_item], 1)
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         people = self.people_alike(histories)
         person = np.zeros((len(histories), 0), np.int32) if people is None else people.user_index
         taste = self.taste(histories)
-        after, alike = self.writer.encode(AFTER), self.writer.encode(ALIKE)
         drafts = []
         for b in range(len(histories)):
             draft = _Draft(self.writer)
             draft.add(self.writer.encode(taste[b]), is_written=True)
             for one in [] if people is None else people.records(b):
-                draft.ask(alike, one)
+                draft.ask(one)
+            if candidates is not None:
+                draft.ask(candidates[b])
             for column in found:
-                via = column[b].via_item_index
-                if via >= 0:
-                    draft.ask([*after, *self.writer.item_tokens(via)], column[b])
+                if column[b].via_item_index >= 0:
+                    draft.ask(column[b])
             draft.add(self.writer.encode(ANSWER), is_written=True)
             drafts.append(draft)
         return Thoughts(
@@ -195,6 +209,20 @@ class Verbaliser:
             found += [column[b] for via, column in zip(row, tables) if via >= 0]
             gathered.append(found)
         return gathered
+
+    def as_prompt(self, gathered: Sequence[Sequence[Lookup]]) -> list[list[int]]:
+        """Return the tokens with which prompts that hold evidence go on behind their histories.
+
+        Those are every question with its answer, as in a thought, and what closes a prompt.
+        """
+        rows = []
+        for found in gathered:
+            pieces = [
+                [*self.writer.question_tokens(one), *self.writer.lookup_tokens(one)[0]]
+                for one in found
+            ]
+            rows.append([token for piece in [*pieces, self.writer.closing] for token in piece])
+        return rows
 
     def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
         """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
@@ -263,8 +291,8 @@ class _Draft:
         self.tokens += tokens
         self.is_written += [is_written] * len(tokens)
 
-    def ask(self, question: list[int], found: Lookup) -> None:
-        self.add(question, is_written=True)
+    def ask(self, found: Lookup) -> None:
+        self.add(self._writer.question_tokens(found), is_written=True)
         answer, ends = self._writer.lookup_tokens(found)
         self.named_at += [len(self.tokens) + end for end in ends]
         self.named += [*found.quoted, *found.also]

@@ -80,7 +80,7 @@ def calibrate_evidence(
     for start in ("kept", "fitted", "afresh"):
         _restore(pointer, learned)
         if start == "afresh":
-            _start_afresh(pointer)
+            _start_afresh(pointer, found)
         if start != "kept":
             _fit(recommender.model, pointer, states, posts, found, target)
         whole = _weights(pointer)
@@ -143,8 +143,13 @@ class _alone:
 
 
 @torch.no_grad()
-def _start_afresh(pointer: EvidencePointer) -> None:
-    """A little of everything, so that no weight stands where its gradient is nothing."""
+def _start_afresh(pointer: EvidencePointer, found: Evidence) -> None:
+    """A little of all that was found, so that no weight stands where its gradient is nothing.
+
+    A kind that was never found would keep its amount from the others.
+    """
+    kinds = torch.arange(len(pointer.amount), device=found.kind.device)
+    is_known = torch.isin(kinds, found.kind[found.item_index >= 0])
     pointer.trust.weight.zero_()
     pointer.trust.bias.zero_()
     for weight, value in (
@@ -152,12 +157,12 @@ def _start_afresh(pointer: EvidencePointer) -> None:
         (pointer.from_popularity, 0.0),
         (pointer.lift, 0.1),
         (pointer.log_half, LOG_HALF),
-        (pointer.amount, 0.1),
         (pointer.trust_in_weight, 0.0),
         (pointer.from_state, 1.0),
         (pointer.from_weight, 1.0),
     ):
         weight.fill_(value)
+    pointer.amount.copy_(0.1 * is_known)
 
 
 def _faded(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:

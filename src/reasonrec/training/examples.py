@@ -5,7 +5,7 @@ the state after each of them predicts the next one, and branches attach a though
 The order of all epochs is drawn up beforehand from the seed, so that resuming is skipping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,19 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.data.dataset import InteractionLog
+from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream
-from reasonrec.traces.prompts import PromptWriter
+from reasonrec.traces.prompts import Prompts, PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser, named_columns, pad_named
 
 NONE = -100
 """Label of a position without a target, as in torch's losses."""
+
+
+Propose = Callable[[Batch, Histories], list[Lookup]]
+"""(prompts and the places (B, G) behind which thoughts stand, the whole histories there, B * G) ->
+the candidates that each thought names."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,9 @@ class WindowDataset(TorchDataset):
             for every thought.
         writes: Whether the branches are thoughts; False puts what a fixed rule looks up there, the
             newest items, without a word.
+        in_prompt: Whether the branches then hold what was looked up as text, the end of a prompt,
+            none of it to be written.
+        propose: Names the candidates of the thoughts; None for thoughts without any.
     """
 
     def __init__(
@@ -146,6 +156,8 @@ class WindowDataset(TorchDataset):
         num_branches: int = 0,
         held_out: np.ndarray | None = None,
         writes: bool = True,
+        in_prompt: bool = False,
+        propose: Propose | None = None,
         seed: int = 0,
     ) -> None:
         self.log = log
@@ -154,6 +166,8 @@ class WindowDataset(TorchDataset):
         self.verbaliser = verbaliser
         self.num_branches = num_branches
         self.writes = writes
+        self.in_prompt = in_prompt
+        self.propose = propose
         self.is_held_out: np.ndarray | None = None
         if held_out is not None:
             self.is_held_out = np.zeros(len(log), bool)
@@ -187,7 +201,7 @@ class WindowDataset(TorchDataset):
             "next_item": torch.from_numpy(next_item).long(),
         }
         if self.verbaliser is not None:
-            batch |= self._branches(index, start, last, begins_user, prompts.item_ends)
+            batch |= self._branches(index, start, last, begins_user, prompts)
         return batch
 
     def _branches(
@@ -196,7 +210,7 @@ class WindowDataset(TorchDataset):
         start: np.ndarray,
         last: np.ndarray,
         begins_user: np.ndarray,
-        item_ends: np.ndarray,
+        prompts: Prompts,
     ) -> dict[str, Tensor]:
         assert self.verbaliser is not None
         G, length = self.num_branches, last - start
@@ -211,19 +225,32 @@ class WindowDataset(TorchDataset):
         is_ranked = exists if self.is_held_out is None else exists & self.is_held_out[event]
         target = np.where(is_ranked, self.log.item_index[event], NONE)
         labels = {
-            "branch_at": torch.from_numpy(np.take_along_axis(item_ends, column, 1)),
+            "branch_at": torch.from_numpy(np.take_along_axis(prompts.item_ends, column, 1)),
             "target": torch.from_numpy(target).long().reshape(len(index), G),
         }
         if not self.writes:
             gathered = self.verbaliser.gather(histories, num_visible=column.ravel())
             names = ("named_item", "named_weight", "named_kind")
             found = (torch.from_numpy(part) for part in named_columns(gathered))
-            return labels | {
-                name: part.reshape(len(index), G, -1) for name, part in zip(names, found)
-            }
+            labels |= {name: part.reshape(len(index), G, -1) for name, part in zip(names, found)}
+            if self.in_prompt:
+                rows = self.verbaliser.as_prompt(gathered)
+                lengths = np.array([len(row) for row in rows]) * exists
+                labels |= self._branch_tokens(
+                    pad_named(rows, self.writer.pad_id), lengths, len(index)
+                )
+            return labels
         keys = (index[:, None] * G + np.arange(G)).ravel()
+        candidates = None
+        if self.propose is not None:
+            trunk = Batch(
+                torch.from_numpy(prompts.token_ids),
+                torch.from_numpy(prompts.lengths),
+                branch_at=labels["branch_at"],
+            )
+            candidates = self.propose(trunk, histories)
         thoughts = self.verbaliser.write(
-            histories, seed=self.seed, keys=keys, num_visible=column.ravel()
+            histories, seed=self.seed, keys=keys, num_visible=column.ravel(), candidates=candidates
         )
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
@@ -231,14 +258,21 @@ class WindowDataset(TorchDataset):
         named_item = pad_named(thoughts.named_item, -1)
         named_weight = pad_named(thoughts.named_weight, 0.0)
         named_kind = pad_named(thoughts.named_kind, 0)
-        B, S = len(index), ids.shape[1]
+        named_at = pad_named(thoughts.named_at, 0)
+        B = len(index)
+        labels |= self._branch_tokens(ids, np.where(exists, lengths, 0), B)
         return labels | {
-            "branch_ids": torch.from_numpy(ids).reshape(B, G, S),
-            "branch_lengths": torch.from_numpy(np.where(exists, lengths, 0)).reshape(B, G),
-            "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, S),
+            "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, -1),
+            "named_at": torch.from_numpy(named_at).reshape(B, G, -1),
             "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
             "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
             "named_kind": torch.from_numpy(named_kind).reshape(B, G, -1),
+        }
+
+    def _branch_tokens(self, ids: np.ndarray, lengths: np.ndarray, B: int) -> dict[str, Tensor]:
+        return {
+            "branch_ids": torch.from_numpy(ids).reshape(B, self.num_branches, -1),
+            "branch_lengths": torch.from_numpy(lengths).reshape(B, self.num_branches),
         }
 
 

@@ -101,9 +101,9 @@ def take_apart(
 ) -> tuple[Piece, ...]:
     """Return the pieces of one thought, markers left out.
 
-    A look-up begins where `` After`` or `` Alike`` was written and ends with what was inserted
-    behind it; a look-up that was cut off before any answer is a sentence. Other written text is cut
-    after every token that ends a sentence outside of a title.
+    A look-up begins where `` After``, `` Alike`` or `` Maybe`` was written and ends with what was
+    inserted behind it; a look-up that was cut off before any answer is a sentence. Other written
+    text is cut after every token that ends a sentence outside of a title.
 
     Args:
         tokens: From ``<think>`` to the end of the answer marker.

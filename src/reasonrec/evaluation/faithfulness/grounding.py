@@ -114,7 +114,7 @@ class Names:
         users = {user_index} - {-1}
         for lookup in lookups:
             items |= {lookup.via_item_index, *(link.item_index for link, _ in lookup.named)} - {-1}
-            users |= {link.neighbour_index for link in lookup.links}
+            users |= {link.neighbour_index for link in lookup.links} - {-1}
         return Evidence(
             frozenset(items),
             frozenset(self.user_ids[user] for user in users),

@@ -211,7 +211,7 @@ def roll_out(
     prompts = model.writer.prompts(histories)
     G = num_sampled(config)
     written = (engine or Sampler(model)).think(
-        prompts, look_up_for(verbaliser, histories),
+        prompts, look_up_for(verbaliser, histories, model),
         max_tokens=config.max_tokens, group_size=G,
         temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip

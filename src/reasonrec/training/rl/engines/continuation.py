@@ -26,7 +26,7 @@ from reasonrec.models.generation import LookUp, Part, named_tensors
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Found
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import ALIKE, ANSWER, Prompts
+from reasonrec.traces.prompts import ALIKE, ANSWER, CANDIDATES, Prompts
 from reasonrec.training.rl.engines.contract import Thoughts
 from reasonrec.training.rl.engines.handover import save_adapter, save_merged
 
@@ -161,20 +161,23 @@ class ContinuationEngine:
             asking = [r for r in active if rows[r].asked is not None]
             if look_up is not None and asking:
                 items = [item for r in asking if (item := rows[r].asked) is not None]
-                places = [rows[r].num_people for r in asking]
+                kinds = ["maybe" if item == CANDIDATES else "alike" for item in items]
+                places = [rows[r].kinds.count(k) for r, k in zip(asking, kinds, strict=True)]
                 found = look_up([r // G for r in asking], items, places)
                 for r, evidence in zip(asking, found, strict=True):
+                    rows[r].asked = None
+                    if evidence is None:
+                        continue
                     tokens, ends = writer.lookup_tokens(evidence)
                     begin = len(rows[r].tokens)
                     rows[r].insert(tokens[: budget - begin])
-                    rows[r].num_people += evidence.kind == "alike"
+                    rows[r].kinds.append(evidence.kind)
                     all_found = (*evidence.quoted, *evidence.also)
                     rows[r].named += [
                         (begin + end, found)
                         for found, end in zip(all_found, ends, strict=True)
                         if begin + end < budget  # what was not read is not found
                     ]
-                    rows[r].asked = None
             for r in active:
                 if not rows[r].is_done and len(rows[r].tokens) >= budget:
                     rows[r].force(writer.encode(ANSWER))
@@ -300,10 +303,10 @@ class _Row:
     is_written: list[bool] = field(default_factory=list)
     named: list[tuple[int, Found]] = field(default_factory=list)
     """What was found, and where it stands."""
-    num_people: int = 0
-    """People alike that were asked about."""
+    kinds: list[str] = field(default_factory=list)
+    """What sorts of questions were answered."""
     asked: int | None = None
-    """What the thought waits to hear about: an item, or `SOMEBODY`."""
+    """What the thought waits to hear about: an item, `SOMEBODY` or the `CANDIDATES`."""
     is_done: bool = False
     is_truncated: bool = False
 
