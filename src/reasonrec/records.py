@@ -5,11 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-LookupKind = Literal["after", "alike", "like", "again", "maybe"]
-LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike", "like", "again", "maybe")
+LookupKind = Literal["after", "alike", "like", "again", "maybe", "together"]
+LOOKUP_KINDS: tuple[LookupKind, ...] = ("after", "alike", "like", "again", "maybe", "together")
 """Kinds of evidence: what people took around an item, what one person alike took, what reads like
-an item, that item once more, and what the state before the thought scores highest. In this order
-everywhere that kinds are counted by number; a new one goes last, for models that were saved."""
+an item, that item once more, what the state before the thought scores highest, and what goes with
+the whole history taken together. In this order everywhere that kinds are counted by number; a new
+one goes last, for models that were saved."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Link:
     """How many neighbours went from ``via`` to ``item``. 0 where words lead."""
     neighbour_index: int
     """The neighbour with the largest share of ``weight``, named as witness. A user index; -1 where
-    words lead, and of a candidate."""
+    words lead, of a candidate, and of what goes together."""
 
 
 class Found(NamedTuple):
@@ -118,11 +119,12 @@ class Lookup:
 
     via_item_index: int
     """The item that was asked about; of a person alike, the shared item that says most; of
-    candidates, -1."""
+    candidates, and of all taken together, -1."""
     links: tuple[Link, ...] = field(default=())
-    kind: Literal["after", "alike", "maybe"] = "after"
+    kind: Literal["after", "alike", "maybe", "together"] = "after"
     """after: what people took around an item. alike: what one person alike took lately. maybe:
-    candidates of the model itself, whose links hold their probability and nobody's name."""
+    candidates of the model itself, whose links hold their probability and nobody's name. together:
+    what goes with the whole history, whose links hold the score of an item-to-item model."""
     like: tuple[Link, ...] = field(default=())
     """Items that read like the one that was asked about, which are no links of the graph."""
     also: tuple[Found, ...] = field(default=())

@@ -59,6 +59,7 @@ from reasonrec.records import Histories, Lookup, Recommendation
 from reasonrec.rng import stream, stream_seed
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import calibrate_evidence
 from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
@@ -315,7 +316,8 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
             "train again"
         ) from None
     graph = InteractionGraph.build(dataset.train, dataset.num_items)
-    verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought)
+    together = fit_together(dataset, thought)
+    verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought, together)
     if has_evidence_alone:
         return EvidenceRecommender(model, verbaliser, name=name, in_prompt=name == IN_PROMPT)
     return ThinkingRecommender(
@@ -379,9 +381,14 @@ class _Parts:
     config: R2ecConfig
     seed: int
 
-    def verbaliser(self, model: ReasoningRecommender) -> Verbaliser:
+    def verbaliser(
+        self, model: ReasoningRecommender, *, unknown: np.ndarray | None = None
+    ) -> Verbaliser:
+        """Return who answers and writes; ``unknown`` events are not learned from for that."""
         graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
-        return Verbaliser(model.writer, graph, self.dataset.catalogue, self.config.thought)
+        thought = self.config.thought
+        together = fit_together(self.dataset, thought, unknown=unknown)
+        return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
 
     def queries(self) -> Queries:
         return validation_queries(self.dataset, self.config.num_valid_queries)
@@ -459,7 +466,8 @@ def _stage_parts(
         needs_start = recpo.kl_weight or recpo.rollouts_from == "start"
         start = StartingPoint(model) if needs_start else None
         learner = Recpo(
-            recpo, log, parts.verbaliser(model), seed=seed, start=start, engine=engine
+            recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
+            engine=engine,
         )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
@@ -472,7 +480,7 @@ def _stage_parts(
     ).at_most(chosen.max_windows, above_all=held_out if is_sft else None)  # fmt: skip
     data = WindowDataset(
         log, windows, model.writer,
-        verbaliser=parts.verbaliser(model) if is_sft else None,
+        verbaliser=parts.verbaliser(model, unknown=held_out) if is_sft else None,
         num_branches=chosen.num_branches if is_sft else 0,
         held_out=held_out if is_sft and len(held_out) else None,
         writes=stage != "evidence", in_prompt=config.evidence.in_prompt,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasonrec.models.generation import Generated
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
-from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, MAYBE, Prompts, PromptWriter
+from reasonrec.traces.prompts import AFTER, ANSWER, ASKING, Prompts, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")
 
@@ -49,7 +49,7 @@ def cut_places(
 ) -> list[int]:
     """Return where each sentence or look-up of a thought ends, as numbers of tokens kept.
 
-    A look-up begins where `` After``, `` Alike`` or `` Maybe`` was written and ends with what was
+    A look-up begins where `` After`` or a word of `ASKING` was written and ends with what was
     inserted behind it; other written text is cut after every token that ends a sentence outside of
     a title.
 
@@ -70,7 +70,7 @@ def cut_places(
         stop = inserted
         while stop < end and not is_written[stop]:
             stop += 1
-        asking = [writer.encode(word) for word in (AFTER, ALIKE, MAYBE)]
+        asking = [writer.encode(word) for word in (AFTER, *(word for word, _ in ASKING.values()))]
         question = max(_last_place(tokens[start:inserted], word) for word in asking) + start
         places += [*_sentence_ends(tokens, start, question, writer), stop]
         start = stop

@@ -17,11 +17,11 @@ from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.records import Found, Lookup
-from reasonrec.traces.prompts import ANSWER, CANDIDATES, Prompts, PromptWriter
+from reasonrec.traces.prompts import ANSWER, ASKING, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup | None]]
-"""(prompt rows, items asked about or `SOMEBODY` or `CANDIDATES`, how often the thought asked for
-those two before) -> the evidence for each; None where what was written is no question after all."""
+"""(prompt rows, items asked about or one of `ASKING`, how often the thought asked that before) ->
+the evidence for each; None where what was written is no question after all."""
 Part = tuple[int, int]
 """The first thought of a part, and the number of thoughts in the whole batch."""
 
@@ -75,8 +75,8 @@ def think(
     """Return ``group_size`` thoughts for every prompt.
 
     Args:
-        look_up: Asked whenever a thought has written `` After [Title]``, `` Alike`` or `` Maybe``;
-            None for no look-ups.
+        look_up: Asked whenever a thought has written `` After [Title]`` or a word of `ASKING`; None
+            for no look-ups.
         max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
         temperature: Divides the token logits; 0 takes the likeliest token. The stored
             log-probabilities are those of temperature 1.
@@ -219,7 +219,7 @@ def _go_on(
             thought.tokens.append(token)
             asking.append(r)
             items.append(item)
-            kind = "maybe" if item == CANDIDATES else "alike"
+            kind = ASKING[item][1] if item in ASKING else "after"
             places.append(sum(one.kind == kind for one in thought.evidence))
     if look_up is None or not asking:
         return

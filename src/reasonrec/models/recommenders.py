@@ -15,7 +15,7 @@ from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import CANDIDATES, SOMEBODY
+from reasonrec.traces.prompts import CANDIDATES, EVERYTHING, SOMEBODY
 from reasonrec.traces.verbaliser import Verbaliser, named_columns
 
 
@@ -372,7 +372,8 @@ def look_up_for(
         model: Whose candidates the thoughts name; needed where they are to name any.
     """
     config = verbaliser.config
-    if config.num_lookups == 0 and config.num_people == 0 and config.num_candidates == 0:
+    asks = (config.num_lookups, config.num_people, config.num_candidates, config.together)
+    if not any(asks):
         return None
     candidates: list[Lookup] = []
     if config.num_candidates:
@@ -396,6 +397,12 @@ def look_up_for(
             found[i] = None
             if candidates:  # they are named once
                 found[i] = Lookup(-1, kind="maybe") if places[i] else candidates[rows[i]]
+        everything = np.flatnonzero(asked == EVERYTHING)
+        together = verbaliser.together(part.take(everything))
+        for j, i in enumerate(everything.tolist()):
+            found[i] = None
+            if together:
+                found[i] = Lookup(-1, kind="together") if places[i] else together[j]
         return found
 
     return answer

@@ -243,7 +243,7 @@ def _chains(
 ) -> tuple[EvidenceChain, ...]:
     """Return every link of the evidence by name, those of people first within a look-up.
 
-    Candidates, which only the model itself speaks for, are none.
+    Candidates, and what goes with everything together, are none: no item and nobody leads there.
     """
     ids, titles = dataset.catalogue.item_ids, dataset.catalogue.titles
     place_of = {item: rank for rank, item in enumerate(ranked, start=1)}
@@ -259,7 +259,7 @@ def _chains(
             rank=place_of.get(int(link.item_index)),
         )
         for lookup in lookups
-        if lookup.kind != "maybe"
+        if lookup.via_item_index >= 0
         for link, kind in lookup.named
     )
 

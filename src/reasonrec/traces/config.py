@@ -1,10 +1,12 @@
 """What thoughts can be made of."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from reasonrec.config import Config
+
+Together = Literal["ease", "ials", "item-knn-bm25"]
 
 
 class ThoughtConfig(Config):
@@ -52,6 +54,11 @@ class ThoughtConfig(Config):
     """What a shared item counts that was taken very long before or after, beside 1."""
     taken_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of what a person took, relative to what they took next. In (0, 1]."""
+    together: Together | None = None
+    """The item-to-item model, a baseline at its defaults, that says what goes with the whole
+    history taken together, quoted with ``num_links`` titles. It learns from training alone, without
+    the events that are held out, but from events after the query too, as it does as a baseline.
+    None leaves it out."""
     num_candidates: NonNegativeInt = 0
     """Items that the state before the thought scores highest, history left out, which a thought
     holds as candidates where it writes `` Maybe``. 0 leaves them out."""

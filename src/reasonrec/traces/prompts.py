@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -26,12 +27,13 @@ from reasonrec.traces.config import PromptConfig
 
 PROMPT_VERSION = "3"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, ALIKE, MAYBE, FOUND, NOTHING, LIKE, NEXT = (
+HISTORY, THINK, AFTER, ALIKE, MAYBE, TOGETHER, FOUND, NOTHING, LIKE, NEXT = (
     "History:",
     "<think>",
     " After",
     " Alike",
     " Maybe",
+    " Together",
     ":",
     " nothing new",
     " like",
@@ -42,6 +44,14 @@ SOMEBODY = -1
 """Stands for a person alike where a question is asked about an item or a person."""
 CANDIDATES = -2
 """Stands for the candidates there, which a thought asks for with `` Maybe``."""
+EVERYTHING = -3
+"""Stands for all of the history there, which a thought asks about with `` Together``."""
+ASKING: dict[int, tuple[str, Literal["alike", "maybe", "together"]]] = {
+    SOMEBODY: (ALIKE, "alike"),
+    CANDIDATES: (MAYBE, "maybe"),
+    EVERYTHING: (TOGETHER, "together"),
+}
+"""Questions without a title: what each asks about, its word, and the kind of its answer."""
 _SLOT = "(here)"
 """Stands for the history while a chat template is filled in."""
 _MARKER = re.compile(r"<([^<>\s]+)>")
@@ -153,7 +163,7 @@ class PromptWriter:
     def asking_tokens(self) -> frozenset[int]:
         """Tokens that can end a question: the only ones to look at."""
         closing = self._item_tokens[self._item_starts[1:] - 1].tolist()
-        return frozenset([*closing, self.encode(ALIKE)[-1], self.encode(MAYBE)[-1]])
+        return frozenset([*closing, *(self.encode(word)[-1] for word, _ in ASKING.values())])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a fixed piece of text. Do not change the list: it is cached."""
@@ -243,13 +253,13 @@ class PromptWriter:
         return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
 
     def question_tokens(self, found: Lookup) -> list[int]:
-        """Return what asks for an answer: `` After [Title]``, `` Alike`` or `` Maybe``."""
+        """Return what asks for an answer: `` After [Title]``, or a word of `ASKING`."""
         if found.kind == "after":
             return [*self.encode(AFTER), *self.item_tokens(found.via_item_index)]
-        return self.encode(ALIKE if found.kind == "alike" else MAYBE)
+        return self.encode(next(word for word, kind in ASKING.values() if kind == found.kind))
 
     def lookup_tokens(self, found: Lookup) -> tuple[list[int], list[int]]:
-        """Return what is answered after `` After [Title]``, `` Alike`` or `` Maybe``.
+        """Return what is answered after a question.
 
         Returns:
             Its tokens, and where among them each title of ``found.quoted`` ends, then for all of
@@ -276,10 +286,10 @@ class PromptWriter:
     def asked_about(self, thought: str) -> int | None:
         """Return what a thought, written so far, asks about, if it does.
 
-        That is an item, or `SOMEBODY` or the `CANDIDATES`, which are asked for where a sentence
-        begins: a category may have that name too.
+        That is an item, or one of `ASKING`, which are asked for where a sentence begins: a
+        category may have that name too.
         """
-        for word, asked in ((ALIKE, SOMEBODY), (MAYBE, CANDIDATES)):
+        for asked, (word, _) in ASKING.items():
             if thought.endswith(word):
                 before = thought.removesuffix(word)
                 return asked if before.endswith((THINK, ".", NEXT)) else None

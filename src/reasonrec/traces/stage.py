@@ -17,6 +17,7 @@ from reasonrec.rng import stream
 from reasonrec.traces.config import TracesConfig
 from reasonrec.traces.filters import ungrounded_titles
 from reasonrec.traces.prompts import PromptWriter
+from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 
 FILES = ["traces.parquet", "statistics.json"]
@@ -55,7 +56,9 @@ def write_traces(
         count = min(config.num_thoughts, len(eligible))
         events = np.sort(stream(seed, "traces").choice(eligible, count, replace=False))
         graph = InteractionGraph.build(log, dataset.num_items)
-        verbaliser = Verbaliser(writer, graph, dataset.catalogue, config.thought)
+        verbaliser = Verbaliser(
+            writer, graph, dataset.catalogue, config.thought, fit_together(dataset, config.thought)
+        )
         parts = [
             _write_part(dataset, verbaliser, events[i : i + 4096], seed)
             for i in range(0, len(events), 4096)

@@ -1,8 +1,8 @@
 """The deterministic teacher: thoughts from history and graph evidence, never from the label.
 
-A thought names the user's main categories, then what people alike took lately, then the candidates
-of the model itself if it is to have any, then looks up some of the user's recent items: what
-neighbours took after them, and what reads like them. Which items
+A thought names the user's main categories, then what people alike took lately, then what goes with
+the whole history and the candidates of the model itself, if it is to have any, then looks up some
+of the user's recent items: what neighbours took after them, and what reads like them. Which items
 are looked up is drawn by recency alone: a choice that saw the target would teach the model to trust
 evidence more than it deserves at test time.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Catalogue
 from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
@@ -45,7 +46,9 @@ class Thoughts:
     """(R, num_people), int32. Users alike that each thought asks about; -1 for nobody."""
 
 
-_AFTER, _LIKE, _AGAIN = (LOOKUP_KINDS.index(kind) for kind in ("after", "like", "again"))
+_AFTER, _LIKE, _AGAIN, _TOGETHER = (
+    LOOKUP_KINDS.index(kind) for kind in ("after", "like", "again", "together")
+)
 
 
 class Verbaliser:
@@ -57,7 +60,17 @@ class Verbaliser:
         graph: InteractionGraph,
         catalogue: Catalogue,
         config: ThoughtConfig,
+        goes_with: Recommender | None = None,
     ) -> None:
+        """Args:
+        goes_with: Says what goes with a whole history, where ``config.together`` is set.
+        """
+        if (goes_with is None) != (config.together is None):
+            raise ValueError(
+                f"thought.together = {config.together!r} must come with the fitted model that it "
+                f"names; got {goes_with}"
+            )
+        self._goes_with = goes_with
         self.writer = writer
         self.graph = graph
         self.config = config
@@ -129,6 +142,32 @@ class Verbaliser:
             decay=self.config.taken_decay,
         )
 
+    def together(self, histories: Histories) -> list[Lookup]:
+        """Return what goes with each whole history, without what it holds; nothing if not asked."""
+        if self._goes_with is None or not len(histories):
+            return []
+        quoted = self.config.num_links
+        scores = self._goes_with.score(histories).scores
+        owner = np.repeat(np.arange(len(histories)), histories.lengths)
+        scores[owner, histories.item_index] = 0.0
+        most = min(max(quoted, self.config.num_weighed), scores.shape[1])
+        best = np.argpartition(-scores, most - 1, axis=1)[:, :most]
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+        items = np.take_along_axis(best, order, 1)
+        weights = np.take_along_axis(scores, items, 1)
+        answers = []
+        for row, weight in zip(items.tolist(), weights.tolist(), strict=True):
+            found = [(i, w) for i, w in zip(row, weight, strict=True) if w > 0]
+            answers.append(
+                Lookup(
+                    -1,
+                    tuple(Link(*one, 0, -1) for one in found[:quoted]),
+                    kind="together",
+                    also=tuple(Found(*one, _TOGETHER) for one in found[quoted:]),
+                )
+            )
+        return answers
+
     def write(
         self,
         histories: Histories,
@@ -162,12 +201,14 @@ class Verbaliser:
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         people = self.people_alike(histories)
         person = np.zeros((len(histories), 0), np.int32) if people is None else people.user_index
-        taste = self.taste(histories)
+        taste, together = self.taste(histories), self.together(histories)
         drafts = []
         for b in range(len(histories)):
             draft = _Draft(self.writer)
             draft.add(self.writer.encode(taste[b]), is_written=True)
             for one in [] if people is None else people.records(b):
+                draft.ask(one)
+            for one in together[b : b + 1]:
                 draft.ask(one)
             if candidates is not None:
                 draft.ask(candidates[b])
@@ -192,7 +233,8 @@ class Verbaliser:
     ) -> list[list[Lookup]]:
         """Return for every history what a fixed rule asks the graph, and what it answers.
 
-        The people most alike, then the newest items: what `write` asks about, without a draw.
+        The people most alike, what goes with all, then the newest items: what `write` asks about,
+        without a draw.
 
         Args:
             num_visible: As for `write`.
@@ -202,10 +244,11 @@ class Verbaliser:
         no_noise = np.zeros((len(histories), self.config.lookup_window))
         via_item = self._choose(histories, num_visible, no_noise)
         tables = [self.look_up(histories, column) for column in via_item.T]
-        people = self.people_alike(histories)
+        people, together = self.people_alike(histories), self.together(histories)
         gathered: list[list[Lookup]] = []
         for b, row in enumerate(via_item.tolist()):
             found = [] if people is None else people.records(b)
+            found += together[b : b + 1]
             found += [column[b] for via, column in zip(row, tables) if via >= 0]
             gathered.append(found)
         return gathered

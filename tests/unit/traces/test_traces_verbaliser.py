@@ -10,16 +10,18 @@ import pytest
 from tests.toy_models import plain_tokenizer
 from tests.toys import toy_dataset
 
+from reasonrec.baselines.floor import fit_floor
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.models.backbone import build_writer, catalogue_titles
 from reasonrec.models.config import TinyConfig
-from reasonrec.records import Found, Histories, Link, Lookup
+from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.traces.config import ThoughtConfig, TracesConfig
 from reasonrec.traces.filters import named_titles, ungrounded_titles
-from reasonrec.traces.prompts import PromptWriter
+from reasonrec.traces.prompts import FOUND, TOGETHER, PromptWriter
 from reasonrec.traces.stage import write_traces
+from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 
 TINY = TinyConfig(vocab_size=300)
@@ -281,3 +283,47 @@ def test_the_stage_samples_without_repeats_and_survives_a_log_without_questions(
     assert "thought" in table.columns
     statistics = json.loads((tmp_path / "none/statistics.json").read_text())
     assert statistics["num_thoughts"] == 0
+
+
+def test_what_goes_with_all_is_the_top_of_the_model_that_is_named():
+    dataset, plain = shop([[0, 1, 2, 3, 4], [2, 3, 5, 6, 7], [1, 3, 5, 7, 0], [6, 4, 2, 0, 1]] * 2)
+    model = fit_floor("ease", dataset, seed=0)
+    settings = plain.config.model_copy(update={"together": "ease", "num_weighed": 4})
+    asked = Verbaliser(plain.writer, plain.graph, dataset.catalogue, settings, model)
+    histories = Histories.from_lists([[0, 1], [2, 3, 5]])
+    answers = asked.together(histories)
+    scores = model.score(histories).scores
+    for b, found in enumerate(answers):
+        left = sorted(set(range(8)) - set(histories.row(b).tolist()))
+        best = sorted((i for i in left if scores[b, i] > 0), key=lambda i: -scores[b, i])[:4]
+        assert [link.item_index for link in found.links] == best[:2]
+        assert [one.item_index for one in found.also] == best[2:]
+        kinds = {one.kind for one in (*found.quoted, *found.also)}
+        assert kinds == {LOOKUP_KINDS.index("together")}
+        assert found.links[0].weight == pytest.approx(float(scores[b, best[0]]))
+    # a thought asks once, and what is answered nobody wrote; the control is told too
+    thought = asked.write(histories, seed=0, keys=np.arange(2))
+    for text in text_of(asked, thought):
+        assert text.count(f"{TOGETHER}{FOUND} [") == 1
+    tokens, is_written = thought.tokens[0], thought.is_written[0]
+    answer, _ = plain.writer.lookup_tokens(answers[0])
+    at = next(i for i in range(len(tokens)) if tokens[i : i + len(answer)] == answer)
+    assert is_written[at - 1]
+    assert not any(is_written[at : at + len(answer)])
+    assert [found[0] for found in asked.gather(histories)] == answers
+    with pytest.raises(ValueError, match="must come with the fitted model"):
+        Verbaliser(plain.writer, plain.graph, dataset.catalogue, settings)
+
+
+def test_what_goes_with_all_is_not_learned_from_events_that_thoughts_are_ranked_for():
+    dataset, _ = shop([*WALKS, [0, 1, 7, 2, 3, 4]])
+    settings = ThoughtConfig(together="ease")
+    log = dataset.train
+    event = np.flatnonzero((log.user_index == 5) & (log.item_index == 7))
+    history = Histories.from_lists([[0, 1]])
+    knows, does_not = (
+        fit_together(dataset, settings, unknown=unknown).score(history).scores[0, 7]
+        for unknown in (None, event)
+    )
+    assert knows > does_not
+    assert fit_together(dataset, ThoughtConfig()) is None

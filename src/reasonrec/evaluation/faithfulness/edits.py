@@ -101,7 +101,7 @@ def take_apart(
 ) -> tuple[Piece, ...]:
     """Return the pieces of one thought, markers left out.
 
-    A look-up begins where `` After``, `` Alike`` or `` Maybe`` was written and ends with what was
+    A look-up begins where `` After`` or a word of `ASKING` was written and ends with what was
     inserted behind it; a look-up that was cut off before any answer is a sentence. Other written
     text is cut after every token that ends a sentence outside of a title.
 

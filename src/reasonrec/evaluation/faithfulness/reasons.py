@@ -209,7 +209,7 @@ def _values(
         links = [
             (one.via_item_index, link.neighbour_index, link.item_index)
             for one in lookups[row]
-            if one.kind != "maybe"  # what nobody took leads from nowhere
+            if one.via_item_index >= 0  # no item and nobody leads to the others
             for link in one.links
         ]
         if measure == "friend-is-witness":  # an unknown friend is -1, and no witness

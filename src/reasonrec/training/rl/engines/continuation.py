@@ -26,7 +26,7 @@ from reasonrec.models.generation import LookUp, Part, named_tensors
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Found
 from reasonrec.rng import stream_seed
-from reasonrec.traces.prompts import ALIKE, ANSWER, CANDIDATES, Prompts
+from reasonrec.traces.prompts import ANSWER, ASKING, Prompts
 from reasonrec.training.rl.engines.contract import Thoughts
 from reasonrec.training.rl.engines.handover import save_adapter, save_merged
 
@@ -138,7 +138,9 @@ class ContinuationEngine:
             for p in range(len(prompts.lengths))
             for _ in range(G)
         ]
-        stop = (ANSWER,) if look_up is None else (ANSWER, "]", ALIKE)
+        stop = (ANSWER,)
+        if look_up is not None:
+            stop = (ANSWER, "]", *(word for word, _ in ASKING.values()))
 
         def read(row: _Row, token: int) -> bool:
             """Return whether the thought pauses behind the token that it has just written."""
@@ -161,7 +163,7 @@ class ContinuationEngine:
             asking = [r for r in active if rows[r].asked is not None]
             if look_up is not None and asking:
                 items = [item for r in asking if (item := rows[r].asked) is not None]
-                kinds = ["maybe" if item == CANDIDATES else "alike" for item in items]
+                kinds = [ASKING[item][1] if item in ASKING else "after" for item in items]
                 places = [rows[r].kinds.count(k) for r, k in zip(asking, kinds, strict=True)]
                 found = look_up([r // G for r in asking], items, places)
                 for r, evidence in zip(asking, found, strict=True):

@@ -1,0 +1,26 @@
+"""What goes with a whole history: a simple baseline that thoughts may ask, fitted to training."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.baselines.floor import fit_floor
+from reasonrec.data.dataset import Dataset
+from reasonrec.traces.config import ThoughtConfig
+
+
+def fit_together(
+    dataset: Dataset, thought: ThoughtConfig, *, unknown: np.ndarray | None = None
+) -> Recommender | None:
+    """Return the fitted model that ``thought.together`` names, None if thoughts do not ask it.
+
+    Args:
+        unknown: Positions of the training log that it must not learn from: those that thoughts are
+            ranked for while they are learned, whose own pairs it would otherwise remember.
+    """
+    if thought.together is None:
+        return None
+    if unknown is not None and len(unknown):
+        dataset = replace(dataset, train=dataset.train.without(unknown))
+    return fit_floor(thought.together, dataset, seed=0)
