@@ -74,8 +74,11 @@ def floor_contestant(
 
     Args:
         settings: Keys of its configuration, its defaults if none are given.
-        asked: How it will be measured, which a peer must know beforehand. Defaults if not given.
+        asked: How it will be measured, which a peer must know beforehand, and the rows that it is
+            fitted on. Defaults if not given. Tuning reads ``train`` and validation whatever it is.
     """
+
+    how = asked or EvaluateConfig()
 
     def open_method(folder: Path) -> Recommender:
         chosen = settings or {}
@@ -84,8 +87,9 @@ def floor_contestant(
             write_trials(folder / "trials.jsonl", tuned.trials)
             chosen = tuned.best.settings
         if name not in PEERS:
-            return fit_floor(name, dataset, seed=seed, **chosen)
-        how = asked or EvaluateConfig()
+            whole = how.train_on == "train+valid"
+            learned = dataset.with_validation() if whole else dataset
+            return fit_floor(name, learned, seed=seed, **chosen)
         rows = None
         if how.num_queries is not None:
             rows = chosen_queries(dataset.queries(how.part), None, how.num_queries, how.part)
@@ -98,10 +102,11 @@ def floor_contestant(
             seed=seed,
             rows=rows,
             num_timed_users=how.num_timed_users,
+            train_on=how.train_on,
         )
 
     source = name if settings is None else f"{name} {json.dumps(dict(settings), sort_keys=True)}"
-    return Contestant(name, seed, source, open_method, is_fitted_here=True)
+    return Contestant(name, seed, source, open_method, is_fitted_here=True, trained_on=how.train_on)
 
 
 def measure(

@@ -112,8 +112,9 @@ def results_table(
     for heading in ("tokens\n/user", "ms\n/user", "sec.\nall"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
-        cells = [Text(line.method), Text(_seeds(line), style="dim")]
-        row = [Text("\n").join(cells) if line.num_seeds > 1 else cells[0]]
+        told = [_seeds(line)] if line.num_seeds > 1 else []
+        told += [line.trained_on] if line.trained_on != "train" else []
+        row = [Text("\n").join([Text(line.method), *(Text(one, style="dim") for one in told)])]
         for i, cell in enumerate(line.cells):
             if cell is None:
                 row.append(Text("-", style="dim"))
