@@ -225,6 +225,7 @@ def _measure_one(
             trained_on=contestant.trained_on,
             num_timed_users=config.num_timed_users,
             fit_seconds=opening[0] if contestant.is_fitted_here else None,
+            keep_lists=True,
             progress=None
             if report is None
             else lambda done, total: report(contestant.label, done, total),
