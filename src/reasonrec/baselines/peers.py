@@ -311,6 +311,11 @@ def read_peer(folder: Path, dataset: Dataset) -> PeerScores:
     )
 
 
+def peer_versions(folder: Path) -> dict[str, str]:
+    """Return the versions of the libraries that the peer in ``folder`` ran on."""
+    return dict(_read_done(folder / "peer.json").get("versions", {}))
+
+
 def _read_done(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

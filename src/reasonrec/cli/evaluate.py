@@ -138,12 +138,15 @@ def find_contestant(
             f"{word} learned from {trained_on}. Measure it without train_on, into another folder: "
             "`reasonrec compare` shows both, each with its rows"
         )
+    from reasonrec.evaluation.recipe import Recipe
     from reasonrec.methods.loading import load_recommender
 
+    recipe = manifest.get("recipe")
     return Contestant(
         label="-".join(folder.resolve().parts[-2:]),
         seed=manifest.get("seed") or 0,
         source=manifest["fingerprint"],
         open=lambda _: load_recommender(folder, dataset),
         trained_on=trained_on,
+        recipe=None if recipe is None else Recipe.model_validate(recipe),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import check_settings, fit_floor
-from reasonrec.baselines.peers import PEERS, ask_peer
+from reasonrec.baselines.peers import PEERS, ask_peer, peer_versions
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
 from reasonrec.evaluation.candidates import (
@@ -30,6 +30,7 @@ from reasonrec.evaluation.protocol import (
     read_evaluation,
     write_evaluation,
 )
+from reasonrec.evaluation.recipe import Recipe
 from reasonrec.evaluation.trajectory import TRAJECTORY, trace_thoughts
 from reasonrec.evaluation.tuning import tune_baseline, write_trials
 from reasonrec.evaluation.tuning_config import TuneConfig
@@ -59,6 +60,8 @@ class Contestant:
     is_fitted_here: bool = False
     """Whether opening it is fitting, whose seconds are reported."""
     trained_on: str = "train"
+    recipe: Recipe | None = None
+    """How it was trained, where its folder says so."""
 
 
 def floor_contestant(
@@ -176,6 +179,12 @@ def measure(
                 out, kind="evaluate", evaluation=out, data=dataset.folder, seed=seed,
                 config=settings | whole, candidates_file=candidates_file,
                 seconds=time.perf_counter() - start,
+                models={c.label: c.recipe for c in contestants if c.recipe is not None},
+                peers={
+                    c.label: peer_versions(out / "methods" / c.label / "peer")
+                    for c in contestants
+                    if c.label in PEERS
+                },
             )  # fmt: skip
             outputs.append(write_passport(passport, out).name)
     write_manifest(
