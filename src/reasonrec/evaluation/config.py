@@ -1,8 +1,14 @@
 """What ``reasonrec evaluate`` can be told."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from reasonrec.config import Config
 from reasonrec.data.dataset import Part
@@ -54,3 +60,8 @@ class EvaluateConfig(Config):
         if self.train_on == "train+valid" and self.part == "valid":
             raise ValueError("train_on must be train where part is valid: its targets are learned")
         return self
+
+    @model_serializer(mode="wrap")
+    def leave_train_unsaid(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a folder that was finished before there was a choice is then still the same run
+        return {k: v for k, v in write(self).items() if (k, v) != ("train_on", "train")}

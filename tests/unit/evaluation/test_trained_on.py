@@ -12,6 +12,7 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import ConfigError
+from reasonrec.evaluation.commands import evaluate_command
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import floor_contestant
 from reasonrec.evaluation.protocol import evaluate, read_rows
@@ -122,3 +123,14 @@ def test_a_trained_model_is_refused_unless_it_learned_from_the_same_rows(shop, t
 def test_what_was_learned_is_not_asked():
     with pytest.raises(ValueError, match="train_on must be train where part is valid"):
         EvaluateConfig(part="valid", train_on="train+valid")
+
+
+def test_manifests_say_only_what_is_not_as_it_always_was():
+    assert "train_on" not in EvaluateConfig().model_dump(mode="json")
+    written = BOTH.model_dump(mode="json")
+    assert written["train_on"] == "train+valid"
+    assert EvaluateConfig.model_validate(written) == BOTH
+    (line,) = evaluate_command(
+        written | {"methods": {"popularity": {}}}, 0, data="d", out="o", candidates=None
+    )
+    assert "--train-on train+valid" in line
