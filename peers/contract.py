@@ -6,7 +6,8 @@ A peer is a recommender of another library. It is asked with a *job*, a JSON fil
 - ``data``: a folder that ``reasonrec prepare`` wrote; ``fingerprint``: what its manifest says;
 - ``part``: ``valid`` or ``test``; ``rows``: the queries of that part to answer, or null for all;
 - ``settings``: every setting of the method by name, a number each; ``seed``;
-- ``num_timed_users``: how many queries are asked again one at a time, for the latency.
+- ``num_timed_users``: how many queries are asked again one at a time, for the latency;
+- ``train_on``, where it is given: ``train+valid``, below.
 
 It writes into the folder of the job, ``peer.json`` last of all:
 
@@ -18,9 +19,10 @@ It writes into the folder of the job, ``peer.json`` last of all:
 
 The same for all peers, and done here, so that none is favoured: they learn from ``train.parquet``
 alone; training stops, and goes back to its best weights, by NDCG@10 on validation over the full
-catalogue; an item that the peer never saw in training gets the score -inf; a history without any
-item that it saw is answered by popularity. Nothing here reads ``test.parquet`` unless it is asked
-for.
+catalogue; with ``train+valid`` they are then trained anew, from the same seed, on the validation
+targets as well, for as many epochs as were best, without a look at anything; an item that the peer
+never saw in training gets the score -inf; a history without any item that it saw is answered by
+popularity. Nothing here reads ``test.parquet`` unless it is asked for.
 
 This module shares no code with reasonrec: both sides know the files, and only those.
 """
@@ -29,7 +31,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +102,8 @@ class Prepared:
     timestamp: np.ndarray | None
     """(E,), int64, UTC seconds; None if the data have no times."""
     folder: Path
+    holds_valid: bool = False
+    """Whether the validation targets are among the events; nothing can then be stopped by them."""
 
     @staticmethod
     def load(folder: Path) -> "Prepared":
@@ -113,6 +117,22 @@ class Prepared:
             timestamp=_column(train, "timestamp") if "timestamp" in train.column_names else None,
             folder=folder,
         )
+
+    def with_validation(self) -> "Prepared":
+        """Return the events with the validation targets of known users in their places."""
+        table = pq.read_table(self.folder / "valid.parquet")
+        is_known = _column(table, "user_index") >= 0
+        user = np.append(self.user_index, _column(table, "user_index")[is_known])
+        item = np.append(self.item_index, _column(table, "target")[is_known])
+        keys, times = [user], None
+        if self.timestamp is not None and "timestamp" in table.column_names:
+            times = np.append(self.timestamp, _column(table, "timestamp")[is_known])
+            keys.insert(0, times)
+        order = np.lexsort(keys)  # stable: what training holds comes first
+        return replace(
+            self, user_index=user[order], item_index=item[order],
+            timestamp=None if times is None else times[order], holds_valid=True,
+        )  # fmt: skip
 
     @property
     def item_counts(self) -> np.ndarray:
@@ -160,7 +180,10 @@ class Scorer(Protocol):
 
 @dataclass
 class Watch:
-    """Early stopping: looks at validation every few epochs and keeps the best weights."""
+    """Early stopping: looks at validation every few epochs and keeps the best weights.
+
+    Where validation is learned it is not looked at: all epochs are trained, the last weights kept.
+    """
 
     prepared: Prepared
     check_every: int
@@ -185,6 +208,9 @@ class Watch:
         Raises:
             UnfitError: The scores left the finite numbers.
         """
+        if self.prepared.holds_valid:
+            self.best_epoch = epoch
+            return False
         if epoch % self.check_every:
             return False
         was_training = model.training
@@ -201,6 +227,9 @@ class Watch:
 
     def restore(self, model: torch.nn.Module) -> int:
         """Put the best weights back into ``model`` and return the epoch that they are of."""
+        if self.prepared.holds_valid:
+            model.eval()
+            return self.best_epoch
         if not self._state:
             raise UnfitError("max_epochs must be at least check_every, or nothing is ever kept")
         model.load_state_dict(self._state)
@@ -255,6 +284,9 @@ def answer(
     prepared = Prepared.load(Path(job["data"]))
     clock = time.perf_counter()
     scorer = train(prepared, job["settings"], job["seed"])
+    if job.get("train_on", "train") == "train+valid":
+        prepared = prepared.with_validation()
+        scorer = train(prepared, job["settings"] | {"max_epochs": scorer.epochs}, job["seed"])
     fit_seconds = time.perf_counter() - clock
     histories, _ = prepared.queries(job["part"])
     rows = np.arange(len(histories)) if job["rows"] is None else np.asarray(job["rows"], np.int64)

@@ -79,11 +79,12 @@ def ring(tmp_path_factory):
     return folder
 
 
-def ask(ring, folder, method, seed=0, **changes):
+def ask(ring, folder, method, seed=0, train_on="train", **changes):
     folder.mkdir()
     job = {
         "method": method, "data": str(ring), "fingerprint": "ring", "part": "test", "rows": None,
         "settings": SETTINGS[method] | changes, "seed": seed, "num_timed_users": 3,
+        "train_on": train_on,
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     return subprocess.run(
@@ -145,6 +146,26 @@ def test_a_seed_decides_every_score(method, ring, tmp_path):
     one, same, other = (read_scores(tmp_path / name) for name in ("one", "same", "other"))
     np.testing.assert_array_equal(one, same)
     assert (one[:NUM_USERS, :NUM_ITEMS] != other[:NUM_USERS, :NUM_ITEMS]).mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ["esasrec", "gru4rec"])
+def test_with_validation_a_peer_is_trained_anew_for_as_many_epochs(method, ring, tmp_path):
+    few = {"max_epochs": 4, "check_every": 2}
+    for name in ("train", "train+valid"):
+        done = ask(ring, tmp_path / name, method, train_on=name, **few)
+        assert done.returncode == 0, done.stderr
+    told = [json.loads((tmp_path / name / "peer.json").read_text()) for name in
+            ("train", "train+valid")]  # fmt: skip
+    assert told[0]["epochs"] == told[1]["epochs"]
+    alone, both = (read_scores(tmp_path / name) for name in ("train", "train+valid"))
+    # whoever is not known is answered by popularity: of train, and of train and validation
+    train = pq.read_table(ring / "train.parquet")["item_index"].to_numpy()
+    valid = pq.read_table(ring / "valid.parquet")["target"].to_numpy()[:-1]
+    counts = np.bincount(train, minlength=NUM_ITEMS)
+    np.testing.assert_array_equal(alone[-1, :NUM_ITEMS], counts)
+    counts += np.bincount(valid, minlength=NUM_ITEMS)
+    np.testing.assert_array_equal(both[-1, :NUM_ITEMS], counts)
+    assert (both[:-1, :NUM_ITEMS] != alone[:-1, :NUM_ITEMS]).mean() > 0.9
 
 
 def test_settings_that_cannot_be_trained_are_told_apart_from_failures(ring, tmp_path):

@@ -1,8 +1,11 @@
 """How a log is laid out for each library, against places worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from contract import Histories, Prepared
 from cornac.models.gru4rec.gru4rec import GRU4RecModel, score
@@ -22,6 +25,17 @@ def prepared(rows):
         timestamp=None,
         folder=Path("nowhere"),
     )
+
+
+def test_validation_targets_come_after_what_their_users_did(tmp_path):
+    table = {"user_index": [2, -1, 0], "target": [5, 4, 3], "history_start": [0, 0, 0]}
+    pq.write_table(pa.table(table | {"timestamp": [90, 50, 25]}), tmp_path / "valid.parquet")
+    log = replace(prepared([[0, 1], [2], [4]]), folder=tmp_path)
+    whole = replace(log, timestamp=np.array([10, 20, 30, 40])).with_validation()
+    assert whole.user_index.tolist() == [0, 0, 0, 1, 2, 2]
+    assert whole.item_index.tolist() == [0, 1, 3, 2, 4, 5]
+    assert whole.timestamp.tolist() == [10, 20, 25, 30, 40, 90]
+    assert log.with_validation().item_index.tolist() == [0, 1, 3, 2, 4, 5]
 
 
 def test_every_event_but_a_users_first_is_the_target_of_one_window():

@@ -182,6 +182,19 @@ def describe_accelerators() -> list[Accelerator]:
     return []
 
 
+def gpu_names() -> str:
+    """Return the names of the GPUs that torch sees, the same one several times as ``2 x NAME``."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return ", ".join(
+        f"{names.count(one)} x {one}" if names.count(one) > 1 else one
+        for one in dict.fromkeys(names)
+    )
+
+
 def _try_device(device: str, name: str, memory_gib: float | None) -> Accelerator:
     import torch
 

@@ -61,6 +61,8 @@ def test_the_road_ends_in_a_table_a_report_and_explained_recommendations(whole):
             assert value <= values[method, protocol, metric.replace("ndcg", "hit")] + 1e-9
     assert values["oracle", "full", "ndcg@10"] > values["popularity", "full", "ndcg@10"]
     assert (whole / "report.html").stat().st_size > 20_000
+    for row in json.loads((whole / "audits" / "audits.json").read_text())["rows"]:
+        assert f'<th scope="row">{row["audit"]}</th>' in (whole / "report.html").read_text()
     answers = json.loads((whole / "recommendations.json").read_text())
     assert len(answers) == 3
     assert all(len(answer["items"]) == 10 and answer["thought"] for answer in answers)

@@ -213,6 +213,7 @@ def ask_peer(
     seed: int,
     rows: np.ndarray | None = None,
     num_timed_users: int = 0,
+    train_on: str = "train",
 ) -> PeerScores:
     """Return a peer's scores of the queries of a part; an answer that lies there is read again.
 
@@ -221,6 +222,8 @@ def ask_peer(
         settings: The peer's whole configuration.
         rows: Query rows to answer, all if None.
         num_timed_users: Queries asked one at a time, for the latency.
+        train_on: ``train``, or ``train+valid``: it is trained on ``train`` until validation stops
+            it, then anew on both for as many epochs.
 
     Raises:
         CheckpointError: The environment is missing, the peer failed, or left a damaged file.
@@ -236,6 +239,8 @@ def ask_peer(
         "seed": seed,
         "num_timed_users": num_timed_users,
     }
+    if train_on != "train":  # unsaid where it is: answers from before the choice stay good
+        job["train_on"] = train_on
     done = folder / "peer.json"
     if not done.exists() or _read_done(done)["job"] != job:
         python = find_interpreter()
@@ -304,6 +309,11 @@ def read_peer(folder: Path, dataset: Dataset) -> PeerScores:
         fit_seconds=float(done["fit_seconds"]),
         latency_ms=np.array(done["latency_ms"], np.float64),
     )
+
+
+def peer_versions(folder: Path) -> dict[str, str]:
+    """Return the versions of the libraries that the peer in ``folder`` ran on."""
+    return dict(_read_done(folder / "peer.json").get("versions", {}))
 
 
 def _read_done(path: Path) -> dict[str, Any]:

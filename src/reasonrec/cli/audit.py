@@ -26,14 +26,15 @@ def audit(
     apart. --disguise writes copies of the data set with other titles, to train on as a control.
 
     Examples:
-        reasonrec audit runs/demo --out runs/audit
+        reasonrec audit runs/shop --out runs/shop/audits
         reasonrec audit runs/ml/data --out runs/ml/audit --json
         reasonrec audit runs/ml/data --out runs/ml/control --disguise renamed --disguise hashed
-        reasonrec audit runs/ml/floor --out runs/ml/audit --first-seen-after 1998-03-01
+        reasonrec audit runs/ml/floor --out runs/ml/floor/audits --first-seen-after 1998-03-01
 
     Args:
         source: A folder of `reasonrec prepare`, `evaluate` or `demo`.
         out: Folder to write: audits.json, audits.md, copies. A finished one is left as it is.
+            `reasonrec compare RUN` shows what lies in RUN/audits. A demo audits itself there.
         seed: Draws the probes and the names of the copies.
         json: Print the audits as JSON instead of a table.
     """

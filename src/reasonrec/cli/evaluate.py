@@ -32,6 +32,7 @@ def evaluate(
         reasonrec evaluate popularity item-knn follow-counter --data runs/shop --out runs/floor
         reasonrec evaluate oracle runs/no-think --data runs/shop --out runs/eval --part valid
         reasonrec evaluate ease ials --data runs/shop --out runs/tuned --params runs/tune
+        reasonrec evaluate ease --data runs/shop --out runs/both --train-on train+valid
         reasonrec evaluate sasrec esasrec --data runs/shop --out runs/peers
         reasonrec evaluate item-knn --data runs/shop --out runs/knn --tune 30 --json
 
@@ -130,12 +131,22 @@ def find_contestant(
             f"folder; got {word}"
         )
     manifest = read_manifest(folder)
+    trained_on = manifest.get("trained_on", "train")
+    if asked.train_on == "train+valid" and trained_on not in (asked.train_on, "nothing"):
+        raise ConfigError(
+            f"with train_on = {asked.train_on} every method must have learned from these rows; "
+            f"{word} learned from {trained_on}. Measure it without train_on, into another folder: "
+            "`reasonrec compare` shows both, each with its rows"
+        )
+    from reasonrec.evaluation.recipe import Recipe
     from reasonrec.methods.loading import load_recommender
 
+    recipe = manifest.get("recipe")
     return Contestant(
         label="-".join(folder.resolve().parts[-2:]),
         seed=manifest.get("seed") or 0,
         source=manifest["fingerprint"],
         open=lambda _: load_recommender(folder, dataset),
-        trained_on=manifest.get("trained_on", "train"),
+        trained_on=trained_on,
+        recipe=None if recipe is None else Recipe.model_validate(recipe),
     )

@@ -15,7 +15,7 @@ On disk (written by ``reasonrec prepare``, all Parquet; ``manifest.json`` last):
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -195,6 +195,33 @@ class Dataset:
 
     def queries(self, part: Part) -> Queries:
         return self.valid if part == "valid" else self.test
+
+    def with_validation(self) -> "Dataset":
+        """Return the data set whose ``train`` holds the validation targets as well.
+
+        For methods that are fitted once nothing is left to choose. A target comes after what its
+        user did before it; it has no rating. Targets of users that the set does not know are no
+        part of any log, and are left out.
+        """
+        train, asked = self.train, self.valid.take(np.flatnonzero(self.valid.user_index >= 0))
+        users = np.concatenate([train.user_index, asked.user_index])
+        keys, timestamp = [users], None
+        if train.timestamp is not None and asked.timestamp is not None:
+            timestamp = np.concatenate([train.timestamp, asked.timestamp])
+            keys.insert(0, timestamp)
+        order = np.lexsort(keys)  # stable: of equal times training's own order, then the question's
+        rating = None
+        if train.rating is not None:
+            unknown = np.full(len(asked), np.nan, np.float32)
+            rating = np.concatenate([train.rating, unknown])[order]
+        log = InteractionLog(
+            user_index=users[order],
+            item_index=np.concatenate([train.item_index, asked.target])[order],
+            num_users=train.num_users,
+            rating=rating,
+            timestamp=None if timestamp is None else timestamp[order],
+        )
+        return replace(self, train=log)
 
     @cached_property
     def user_index_of(self) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.recipe import Recipe
 
 PLANTED = "planted"
 
@@ -21,16 +23,26 @@ def prepare_command(source: str, data: Mapping[str, Any], seed: int, *, out: str
 
 
 def evaluate_command(
-    config: Mapping[str, Any], seed: int, *, data: str, out: str, candidates: str | None
+    config: Mapping[str, Any],
+    seed: int,
+    *,
+    data: str,
+    out: str,
+    candidates: str | None,
+    folders: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     """Return the ``reasonrec evaluate`` that an evaluation's configuration stands for.
 
     Settings that the baselines were given are written out first, for ``--params``.
+
+    Args:
+        folders: Where the trained models among the methods lie, by label.
     """
     methods = config.get("methods", {})
+    named = [(folders or {}).get(label, label) for label in methods]
     given = {label: split_source(str(one.get("source")))[1] for label, one in methods.items()}
     params = toml_lines({label: found for label, found in given.items() if found})
-    words = ["reasonrec", "evaluate", *methods, "--data", data, "--out", out]
+    words = ["reasonrec", "evaluate", *named, "--data", data, "--out", out]
     words += ["--seed", str(seed)]
     if candidates is not None:
         words += ["--candidates", candidates]
@@ -39,6 +51,27 @@ def evaluate_command(
     settings = {key: value for key, value in config.items() if key != "methods"}
     line = shlex.join(words + _options(settings, EvaluateConfig().model_dump(mode="json")))
     return (*_file(f"{out}.toml", params), line) if params else (line,)
+
+
+def train_commands(recipes: Iterable[Recipe], *, data: str) -> tuple[str, ...]:
+    """Return the ``reasonrec train`` of every model, each after what it starts from, none twice.
+
+    Their configurations are written out first, for ``--config``.
+    """
+    made: dict[str, tuple[str, ...]] = {}
+    for recipe in recipes:
+        for one in recipe.chain:
+            out, what, keys = one.folder, one.what, one.config | (one.base or {})
+            start = one.start
+            if one.method == "r2rec":
+                first = next(two for two in recipe.chain if two.method == "r2rec")
+                out, what, start = str(Path(out).parent), "r2rec", first.start
+                keys = (first.base or {}) | {"r2rec": one.config}
+            words = ["reasonrec", "train", what, "--config", f"{out}.toml", "--data", data]
+            words += ["--out", out, "--seed", str(one.seed)]
+            words += [] if start is None else ["--start", start.folder]
+            made[out] = (*_file(f"{out}.toml", toml_lines(keys)), shlex.join(words))
+    return tuple(line for lines in made.values() for line in lines)
 
 
 def split_source(source: str) -> tuple[str, dict[str, Any] | None]:

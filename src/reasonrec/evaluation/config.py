@@ -1,14 +1,22 @@
 """What ``reasonrec evaluate`` can be told."""
 
-from typing import Self
+from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from reasonrec.config import Config
 from reasonrec.data.dataset import Part
 from reasonrec.evaluation.candidates import parse_protocol
 from reasonrec.evaluation.protocol import DEFAULT_MASK, PROTOCOLS
 from reasonrec.models.ranking import Mask
+
+TrainedOn = Literal["train", "train+valid"]
 
 
 class EvaluateConfig(Config):
@@ -19,6 +27,9 @@ class EvaluateConfig(Config):
     protocols: tuple[str, ...] = PROTOCOLS
     """What a target competes with: full (the catalogue), candidates-C (C - 1 random others) or
     candidates-C-popular (others drawn by popularity)."""
+    train_on: TrainedOn = "train"
+    """Rows that baselines are fitted on: train, or train+valid for a table of papers that do so.
+    Settings, and the epochs of peers, are chosen on train first; rows say which it was."""
     mask: Mask = DEFAULT_MASK
     """What the full protocol keeps out of the ranking."""
     num_queries: PositiveInt | None = None
@@ -43,3 +54,14 @@ class EvaluateConfig(Config):
         if len(set(self.protocols)) != len(self.protocols) or not self.protocols:
             raise ValueError("protocols must name at least one, and none twice")
         return self
+
+    @model_validator(mode="after")
+    def check_is_not_asked_what_was_learned(self) -> Self:
+        if self.train_on == "train+valid" and self.part == "valid":
+            raise ValueError("train_on must be train where part is valid: its targets are learned")
+        return self
+
+    @model_serializer(mode="wrap")
+    def leave_train_unsaid(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a folder that was finished before there was a choice is then still the same run
+        return {k: v for k, v in write(self).items() if (k, v) != ("train_on", "train")}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import check_settings, fit_floor
-from reasonrec.baselines.peers import PEERS, ask_peer
+from reasonrec.baselines.peers import PEERS, ask_peer, peer_versions
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
 from reasonrec.evaluation.candidates import (
@@ -30,6 +30,7 @@ from reasonrec.evaluation.protocol import (
     read_evaluation,
     write_evaluation,
 )
+from reasonrec.evaluation.recipe import Recipe
 from reasonrec.evaluation.trajectory import TRAJECTORY, trace_thoughts
 from reasonrec.evaluation.tuning import tune_baseline, write_trials
 from reasonrec.evaluation.tuning_config import TuneConfig
@@ -59,6 +60,8 @@ class Contestant:
     is_fitted_here: bool = False
     """Whether opening it is fitting, whose seconds are reported."""
     trained_on: str = "train"
+    recipe: Recipe | None = None
+    """How it was trained, where its folder says so."""
 
 
 def floor_contestant(
@@ -74,8 +77,11 @@ def floor_contestant(
 
     Args:
         settings: Keys of its configuration, its defaults if none are given.
-        asked: How it will be measured, which a peer must know beforehand. Defaults if not given.
+        asked: How it will be measured, which a peer must know beforehand, and the rows that it is
+            fitted on. Defaults if not given. Tuning reads ``train`` and validation whatever it is.
     """
+
+    how = asked or EvaluateConfig()
 
     def open_method(folder: Path) -> Recommender:
         chosen = settings or {}
@@ -84,8 +90,9 @@ def floor_contestant(
             write_trials(folder / "trials.jsonl", tuned.trials)
             chosen = tuned.best.settings
         if name not in PEERS:
-            return fit_floor(name, dataset, seed=seed, **chosen)
-        how = asked or EvaluateConfig()
+            whole = how.train_on == "train+valid"
+            learned = dataset.with_validation() if whole else dataset
+            return fit_floor(name, learned, seed=seed, **chosen)
         rows = None
         if how.num_queries is not None:
             rows = chosen_queries(dataset.queries(how.part), None, how.num_queries, how.part)
@@ -98,10 +105,11 @@ def floor_contestant(
             seed=seed,
             rows=rows,
             num_timed_users=how.num_timed_users,
+            train_on=how.train_on,
         )
 
     source = name if settings is None else f"{name} {json.dumps(dict(settings), sort_keys=True)}"
-    return Contestant(name, seed, source, open_method, is_fitted_here=True)
+    return Contestant(name, seed, source, open_method, is_fitted_here=True, trained_on=how.train_on)
 
 
 def measure(
@@ -171,6 +179,12 @@ def measure(
                 out, kind="evaluate", evaluation=out, data=dataset.folder, seed=seed,
                 config=settings | whole, candidates_file=candidates_file,
                 seconds=time.perf_counter() - start,
+                models={c.label: c.recipe for c in contestants if c.recipe is not None},
+                peers={
+                    c.label: peer_versions(out / "methods" / c.label / "peer")
+                    for c in contestants
+                    if c.label in PEERS
+                },
             )  # fmt: skip
             outputs.append(write_passport(passport, out).name)
     write_manifest(
@@ -220,6 +234,7 @@ def _measure_one(
             trained_on=contestant.trained_on,
             num_timed_users=config.num_timed_users,
             fit_seconds=opening[0] if contestant.is_fitted_here else None,
+            keep_lists=True,
             progress=None
             if report is None
             else lambda done, total: report(contestant.label, done, total),

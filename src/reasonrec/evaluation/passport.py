@@ -5,9 +5,7 @@ make the numbers again (``methods/reproduce.py``) and to say how far the new one
 """
 
 import json
-import os
 import shlex
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,49 +20,17 @@ from reasonrec.evaluation.commands import (
     demo_command,
     evaluate_command,
     prepare_command,
+    train_commands,
 )
+from reasonrec.evaluation.environment import Environment, describe_environment
 from reasonrec.evaluation.joined import Run
 from reasonrec.evaluation.protocol import MetricRow, read_rows
-from reasonrec.machine import check_packages, describe_machine, num_usable_cores
+from reasonrec.evaluation.recipe import Recipe
 from reasonrec.manifest import fingerprint, read_manifest
 
 NAME = "passport.json"
 FORMAT = 1
 Kind = Literal["demo", "evaluate"]
-
-
-class Environment(Config):
-    """What the numbers were computed with. None: not recorded."""
-
-    python: str | None = None
-    packages: dict[str, str] = Field(default_factory=dict)
-    commit: str | None = None
-    is_dirty: bool | None = None
-    """Whether tracked files differed from the commit."""
-    system: str | None = None
-    cpu: str | None = None
-    num_cores: int | None = None
-    num_threads: int | None = None
-    """OMP_NUM_THREADS, or all usable cores: sums of floats depend on it."""
-    memory_gib: float | None = None
-
-    def differences(self, other: "Environment") -> list[str]:
-        """Return what could move the last digits between two environments, in words.
-
-        The commit is not among it: code that changes a number is what a reproduction looks for.
-        """
-        found = []
-        for key in ("python", "system", "cpu", "num_threads"):
-            was, now = getattr(self, key), getattr(other, key)
-            if was is None or now is None:
-                found.append(f"{key} was not recorded")
-            elif was != now:
-                found.append(f"{key}: was {was}, is {now}")
-        for name, was in self.packages.items():
-            now = other.packages.get(name)
-            if now != was:
-                found.append(f"{name}: was {was}, is {now or 'not installed'}")
-        return found
 
 
 class DataPassport(Config):
@@ -96,6 +62,10 @@ class RunPassport(Config):
     """Resolved: of a demo ``config.json``; of an evaluation its settings and ``methods``."""
     candidates_file: str | None = None
     """Published candidate lists that were measured as well."""
+    models: dict[str, Recipe] = Field(default_factory=dict)
+    """How each trained model among the methods was made."""
+    peers: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Versions of the libraries that each peer among the methods ran on."""
     commands: tuple[str, ...]
     """Lines for a shell that make the run again."""
     environment: Environment
@@ -123,24 +93,6 @@ class Passport(Config):
     comparison: ComparisonPassport | None = None
 
 
-def describe_environment() -> Environment:
-    """Return what this process computes with."""
-    machine = describe_machine(Path.cwd())
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    installed = {p.name: p.installed for p in check_packages() if not p.extra and p.installed}
-    return Environment(
-        python=machine.python,
-        packages=installed,
-        commit=_git("rev-parse", "HEAD"),
-        is_dirty=_is_dirty(),
-        system=machine.system,
-        cpu=machine.cpu,
-        num_cores=machine.num_cores,
-        num_threads=int(threads) if threads.isdecimal() else num_usable_cores(),
-        memory_gib=None if machine.memory_gib is None else round(machine.memory_gib, 1),
-    )
-
-
 def pass_run(
     folder: Path,
     *,
@@ -151,6 +103,8 @@ def pass_run(
     seed: int,
     seconds: float,
     candidates_file: Path | None = None,
+    models: Mapping[str, Recipe] | None = None,
+    peers: Mapping[str, dict[str, str]] | None = None,
 ) -> Passport:
     """Return the passport of a run that ends now, on this machine.
 
@@ -158,12 +112,15 @@ def pass_run(
         folder: The run's; it gives the run its name.
         evaluation: Where ``metrics.json`` lies.
         data: The prepared folder that was measured on.
-        config: As in ``RunPassport.config``.
+        config: As in ``RunPassport.config``; likewise ``models`` and ``peers``.
     """
     environment = describe_environment()
     given = None if candidates_file is None else str(candidates_file)
     name = folder.resolve().name
-    one = _run_passport(name, kind, evaluation, data, config, seed, seconds, given, environment)
+    one = _run_passport(
+        name, kind, evaluation, data, config, seed, seconds, given, environment, models or {},
+        peers or {},
+    )  # fmt: skip
     return Passport(written_at=_now(), environment=environment, runs=(one,))
 
 
@@ -241,6 +198,8 @@ def _stored_passport(run: Run) -> RunPassport:
         manifest.get("seconds"),
         manifest.get("candidates_file"),
         environment,
+        {},
+        {},
     )
 
 
@@ -254,6 +213,8 @@ def _run_passport(
     seconds: float | None,
     given: str | None,
     environment: Environment,
+    models: Mapping[str, Recipe],
+    peers: Mapping[str, dict[str, str]],
 ) -> RunPassport:
     data = None if folder is None else _data_passport(folder)
     commands: tuple[str, ...] = ()
@@ -264,8 +225,12 @@ def _run_passport(
         place = f"{name}-data"
         commands = (
             prepare_command(data.source, data.config, data.seed or 0, out=place),
-            *evaluate_command(config, seed, data=place, out=name, candidates=given),
-        )
+            *train_commands(models.values(), data=place),
+            *evaluate_command(
+                config, seed, data=place, out=name, candidates=given,
+                folders={label: recipe.folder for label, recipe in models.items()},
+            ),
+        )  # fmt: skip
     return RunPassport(
         name=name,
         kind=kind,
@@ -274,6 +239,8 @@ def _run_passport(
         data=data,
         config=dict(config),
         candidates_file=given,
+        models=dict(models),
+        peers=dict(peers),
         commands=commands,
         environment=environment,
         rows=tuple(read_rows(evaluation / "metrics.json")),
@@ -295,23 +262,6 @@ def _data_passport(folder: Path) -> DataPassport:
         inputs=manifest["inputs"],
         tables=hashes,
     )
-
-
-def _is_dirty() -> bool | None:
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return None if changed is None else changed != ""
-
-
-def _git(*words: str) -> str | None:
-    """Return what git says of the tree that this code lies in; None where it is no tree of git."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _now() -> str:

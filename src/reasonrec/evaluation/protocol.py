@@ -9,7 +9,7 @@ different meaning never share a name.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates, parse_protocol
 from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.metrics import METRICS, metric_values
-from reasonrec.models.ranking import Mask, rank_candidates, rank_targets
+from reasonrec.models.ranking import Mask, count_above, masked_items, rank_candidates, top_k
 from reasonrec.records import Histories, Scored
 from reasonrec.rng import stream
 
@@ -30,6 +30,19 @@ DEFAULT_MASK: Mask = "history-except-target"
 COST = "cost"
 """The protocol word of rows that do not depend on what is ranked."""
 FILES = ("metrics.json", "per_query.parquet", "thoughts.parquet")
+LISTS = "lists.parquet"
+NUM_LISTED = 20
+"""Items of each stored list: as many as the largest cutoff of a metric."""
+_LISTED = {
+    "query": pl.Int64,
+    "target": pl.Int32,
+    "items": pl.List(pl.Int32),
+    "scores": pl.List(pl.Float32),
+    "target_score": pl.Float32,
+    "num_tied": pl.Int64,
+    "rank": pl.Float64,
+}
+_LISTS = {"method": pl.String, "seed": pl.Int64, **_LISTED}
 _THOUGHTS = {
     "method": pl.String,
     "seed": pl.Int64,
@@ -76,6 +89,11 @@ class Evaluation:
     thoughts: pl.DataFrame
     """One row per query of a method that thinks: ``method``, ``seed``, ``query``, ``user_id``,
     ``thought``, ``num_tokens``, ``rank`` (under the first protocol)."""
+    lists: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_LISTS))
+    """One row per query, where lists were kept, of what ``full`` ranked: ``method``, ``seed``,
+    ``query``, ``target``, ``items`` (the first ``NUM_LISTED`` item indices, ties in their order)
+    with their ``scores``, ``target_score``, ``num_tied`` (others that score as the target does)
+    and ``rank``."""
 
 
 def evaluate(
@@ -94,6 +112,7 @@ def evaluate(
     candidate_seed: int = 0,
     num_timed_users: int = 30,
     fit_seconds: float | None = None,
+    keep_lists: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Return metrics, per-query ranks, thoughts and costs of one recommender.
@@ -114,6 +133,7 @@ def evaluate(
         num_timed_users: Users asked one at a time for the latency. 0 leaves it out.
         fit_seconds: Seconds that fitting took, reported as a cost. What was answered elsewhere
             knows its own.
+        keep_lists: Keep what ``full`` ranked first, so that anybody can measure it again.
         progress: Called with (queries done, queries in all) after every batch.
 
     Raises:
@@ -125,7 +145,7 @@ def evaluate(
     asked = dataset.queries(part).take(rows)
     sets = _candidate_sets(protocols, candidates, dataset, part, candidate_seed)
     words = [*protocols, *(word for word in sets if word not in protocols)]
-    answers = _ask(recommender, asked, rows, words, sets, mask, batch_size, progress)
+    answers = _ask(recommender, asked, rows, words, sets, mask, batch_size, keep_lists, progress)
     full_word = "full" if mask == DEFAULT_MASK else f"full-mask-{mask}"
     ranks = [(full_word if w == "full" else w, answers.ranks[w]) for w in words]
 
@@ -201,7 +221,10 @@ def evaluate(
         },
         schema=_THOUGHTS,
     )
-    return Evaluation(metric_rows, per_query, thoughts)
+    lists = pl.concat([pl.DataFrame(schema=_LISTED), *answers.lists]).select(
+        pl.lit(recommender.name).alias("method"), pl.lit(seed, pl.Int64).alias("seed"), pl.all()
+    )
+    return Evaluation(metric_rows, per_query, thoughts, lists)
 
 
 @dataclass(frozen=True)
@@ -216,6 +239,8 @@ class _Answers:
     """(Q,), float64. Each query's share of its batch."""
     thoughts: list[str]
     """Q thoughts, or none."""
+    lists: list[pl.DataFrame]
+    """Of each batch, if they were asked for."""
 
 
 def _ask(
@@ -226,6 +251,7 @@ def _ask(
     sets: dict[str, Candidates],
     mask: Mask,
     batch_size: int,
+    keep_lists: bool,
     progress: Callable[[int, int], None] | None,
 ) -> _Answers:
     """Score every query once and rank its target under every protocol."""
@@ -233,6 +259,7 @@ def _ask(
     num_tokens = np.zeros(len(rows), np.int64)
     seconds = np.empty(len(rows))
     thoughts: list[str] = []
+    lists: list[pl.DataFrame] = []
     for start in range(0, len(rows), batch_size):
         batch = slice(start, min(start + batch_size, len(rows)))
         histories = asked.take(np.arange(batch.start, batch.stop)).histories()
@@ -243,9 +270,11 @@ def _ask(
         for word in words:
             scores = answers[word].scores
             if word == "full":
-                ranks[word][batch] = rank_targets(
-                    scores, asked.target[batch], histories=histories, mask=mask
-                )
+                target = asked.target[batch]
+                higher, tied = count_above(scores, target, histories=histories, mask=mask)
+                ranks[word][batch] = 1.0 + higher + 0.5 * tied
+                if keep_lists:
+                    lists.append(_list(scores, target, histories, mask, rows[batch], higher, tied))
             elif isinstance(recommender, CandidateRecommender):
                 columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
                 ranks[word][batch] = rank_candidates(
@@ -261,7 +290,33 @@ def _ask(
         thoughts.extend(scored.thoughts or ())
         if progress:
             progress(batch.stop, len(rows))
-    return _Answers(ranks, num_tokens, seconds, thoughts)
+    return _Answers(ranks, num_tokens, seconds, thoughts, lists)
+
+
+def _list(
+    scores: np.ndarray,
+    target: np.ndarray,
+    histories: Histories,
+    mask: Mask,
+    rows: np.ndarray,
+    higher: np.ndarray,
+    tied: np.ndarray,
+) -> pl.DataFrame:
+    """Return the first items of each row under ``full``, in the columns of ``Evaluation.lists``."""
+    items, best = top_k(scores, NUM_LISTED, masked_items(histories, target, mask))
+    is_real = items >= 0
+    return pl.DataFrame(
+        {
+            "query": rows,
+            "target": target,
+            "items": [row[real].tolist() for row, real in zip(items, is_real)],
+            "scores": [row[real].tolist() for row, real in zip(best, is_real)],
+            "target_score": scores[np.arange(len(rows)), target],
+            "num_tied": tied.astype(np.int64),
+            "rank": 1.0 + higher + 0.5 * tied,
+        },
+        schema=_LISTED,
+    )
 
 
 def _scores(
@@ -282,12 +337,13 @@ def _scores(
 
 
 def write_evaluation(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Write ``FILES`` over one or more evaluations and return their names; no manifest."""
+    """Write ``FILES`` and ``LISTS`` over some evaluations and return their names; no manifest."""
     folder = Path(folder)
     write_rows(folder / "metrics.json", [row for one in evaluations for row in one.rows])
     pl.concat([one.per_query for one in evaluations]).write_parquet(folder / "per_query.parquet")
     pl.concat([one.thoughts for one in evaluations]).write_parquet(folder / "thoughts.parquet")
-    return list(FILES)
+    pl.concat([one.lists for one in evaluations]).write_parquet(folder / LISTS)
+    return [*FILES, LISTS]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -297,11 +353,15 @@ def read_evaluation(folder: Path) -> Evaluation:
         CheckpointError: A file is missing or damaged.
     """
     folder = Path(folder)
+    lists = folder / LISTS
     try:
         return Evaluation(
             rows=tuple(read_rows(folder / "metrics.json")),
             per_query=pl.read_parquet(folder / "per_query.parquet", glob=False),
             thoughts=pl.read_parquet(folder / "thoughts.parquet", glob=False),
+            lists=pl.read_parquet(lists, glob=False)
+            if lists.exists()  # an older evaluation kept none
+            else pl.DataFrame(schema=_LISTS),
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise CheckpointError(

@@ -49,6 +49,10 @@ class MethodLine:
     """Mean tokens a query."""
     latency_ms: float | None
     """Median for one user asked alone."""
+    latency_p95_ms: float | None
+    """The same, 95th percentile."""
+    users_per_second: float | None
+    """Answered in batches."""
     seconds: float
     """Scoring all queries, mean over seeds."""
 
@@ -77,6 +81,8 @@ def summarise(
             cells=tuple(_cell(group, oracle, *column) for column in columns),
             tokens=_mean(group, COST, "tokens"),
             latency_ms=_mean(group, COST, "latency-p50-ms"),
+            latency_p95_ms=_mean(group, COST, "latency-p95-ms"),
+            users_per_second=_mean(group, COST, "users-per-second"),
             seconds=float(np.mean(list({row.seed: row.seconds for row in group}.values()))),
         )
         for (method, trained_on), group in groups.items()
@@ -89,7 +95,10 @@ def results_table(
     columns: Sequence[tuple[str, str]] = COLUMNS,
     title: str | None = None,
 ) -> "Table":
-    """Return the results as a rich table: value, below it the interval and the oracle's share."""
+    """Return the results as a rich table: value, below it the interval and the oracle's share.
+
+    Below the median milliseconds stands their 95th percentile, below the seconds users a second.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -98,7 +107,8 @@ def results_table(
     has_oracle = any(cell and cell.oracle_share for line in lines for cell in line.cells)
     table = Table(
         title=title,
-        caption="per cent: share of what the oracle reaches" if has_oracle else None,
+        caption="ms: median and 95th percentile, one user at a time; /s: users a second, in batches"
+        + ("\nper cent: share of what the oracle reaches" if has_oracle else ""),
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),  # narrow: with intervals it just fits 80 columns
@@ -109,11 +119,12 @@ def results_table(
     for protocol, metric in columns:
         heading = f"{metric_title(metric)}\n{protocol_title(protocol)}"
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("tokens\n/user", "ms\n/user", "sec.\nall"):
+    for heading in ("tokens\n/user", "ms\np95", "sec.\nusers"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
-        cells = [Text(line.method), Text(_seeds(line), style="dim")]
-        row = [Text("\n").join(cells) if line.num_seeds > 1 else cells[0]]
+        told = [_seeds(line)] if line.num_seeds > 1 else []
+        told += [line.trained_on] if line.trained_on != "train" else []
+        row = [Text("\n").join([Text(line.method), *(Text(one, style="dim") for one in told)])]
         for i, cell in enumerate(line.cells):
             if cell is None:
                 row.append(Text("-", style="dim"))
@@ -121,8 +132,13 @@ def results_table(
             value = Text(short(cell.value), style="bold" if line.method in best[i] else "")
             below = [Text(text, style="dim") for text in _below(cell)]
             row.append(Text("\n").join([value, *below]))
-        row += [Text(_number(line.tokens)), Text(_number(line.latency_ms))]
-        table.add_row(*row, Text(_number(line.seconds)))
+        row.append(Text(_number(line.tokens)))
+        for value, below in (
+            (line.latency_ms, _number(line.latency_p95_ms)),
+            (line.seconds, _rate(line.users_per_second)),
+        ):
+            row.append(Text("\n").join([Text(_number(value)), Text(below, style="dim")]))
+        table.add_row(*row)
     return table
 
 
@@ -132,7 +148,7 @@ def results_markdown(
     """Return the results as a Markdown table, one line a method."""
     rows = list(rows)
     headings = [f"{metric_title(metric)} {protocol}" for protocol, metric in columns]
-    headings = ["method", "trained on", *headings, "tokens", "ms/user", "seconds"]
+    headings = ["method", "trained on", *headings, "tokens", "ms/user", "p95", "seconds", "users/s"]
     text = [
         "| " + " | ".join(headings) + " |",
         "| --- | --- |" + " --: |" * (len(headings) - 2),
@@ -143,7 +159,8 @@ def results_markdown(
             for cell in line.cells
         ]
         name = line.method + (f" ({_seeds(line)})" if line.num_seeds > 1 else "")
-        costs = [_number(value) for value in (line.tokens, line.latency_ms, line.seconds)]
+        values = (line.tokens, line.latency_ms, line.latency_p95_ms, line.seconds)
+        costs = [*map(_number, values), _number(line.users_per_second)]
         text.append("| " + " | ".join([name, line.trained_on, *cells, *costs]) + " |")
     if "oracle" in [line.method for line in summarise(rows, columns)]:
         text.append("\nPer cent: share of what the oracle reaches.")
@@ -218,6 +235,13 @@ def short(value: float, digits: int = 4) -> str:
     """Return .1234 for 0.1234 and 1.000 for 1, equally wide, for values from 0 to 10."""
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text[:-1]
+
+
+def _rate(value: float | None) -> str:
+    """Return users a second, in thousands from 10,000 on."""
+    if value is None:
+        return "-"
+    return f"{value / 1000:.0f}k/s" if value >= 10_000 else f"{_number(value)}/s"
 
 
 def _number(value: float | None) -> str:

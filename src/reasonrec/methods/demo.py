@@ -1,8 +1,8 @@
 """The whole road in one call: raw log -> data -> floor -> no-think -> thoughts -> RecPO -> report.
 
 Layout of a run folder: ``data/``, ``no-think/``, ``think-sft/``, ``think-recpo/``, ``evaluation/``,
-``config.json``, ``metrics.json``, ``recommendations.json``, ``report.html``, ``passport.json``,
-``manifest.json``.
+``audits/``, ``config.json``, ``metrics.json``, ``recommendations.json``, ``report.html``,
+``passport.json``, ``manifest.json``.
 Every part is a stage of its own, so an interrupted run continues where it stopped.
 """
 
@@ -20,6 +20,8 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.planted.oracle import OracleRecommender
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
+from reasonrec.evaluation.audits.config import AuditConfig
+from reasonrec.evaluation.audits.stage import write_audits
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import pass_run, write_passport
@@ -115,10 +117,12 @@ def run_demo(
         )
         report = out / "report.html"
         if not done:
+            announce("auditing data and results")
+            write_audits(out, out / "audits", AuditConfig(), seed=seed)
             write_report(load_run(out), report)
     if done:
         return Demo(dataset, rows, shown, report, read_manifest(out)["seconds"])
-    parts = [*folders, out / "evaluation"]
+    parts = [*folders, out / "evaluation", out / "audits"]
     seconds = max(spent[0], sum(read_manifest(part)["seconds"] for part in parts))
     passport = pass_run(
         out, kind="demo", evaluation=out, data=out / "data", config=resolved, seed=seed,

@@ -26,6 +26,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, InteractionLog, Queries
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
+from reasonrec.evaluation.recipe import recipe_of
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
     check_outputs,
@@ -201,7 +202,8 @@ def train_stage(
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
                 "calibrated": calibrated,
-            },
+            }
+            | recipe_of(stage, config, seed=seed, start=start),
         )
 
     ranks.first_alone(finish)
@@ -252,7 +254,8 @@ def _train_gate(
             "best_step": None,
             "best_score": None,
             "gate": {k: v for k, v in asdict(choice).items() if k != "threshold"},
-        },
+        }
+        | recipe_of("gate", config, seed=seed, start=start),
     )  # fmt: skip
     return out
 

@@ -28,6 +28,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Queries
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
+from reasonrec.evaluation.recipe import recipe_of
 from reasonrec.graph.chain_count import ChainCount
 from reasonrec.manifest import (
     check_outputs,
@@ -154,6 +155,7 @@ def train_stage(
     before = checked_manifest(start, dataset)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
     asked = _keys_of(stage, config)
+    has_own_rewards = rewards is not None
     if stage == "r2rec-sft":
         inputs["traces"] = fingerprint(traces)
     else:
@@ -203,6 +205,8 @@ def train_stage(
             "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
         }
+        if not has_own_rewards:  # functions of the caller cannot be written down
+            extra |= recipe_of(stage, config, seed=seed, start=start)
         folder = start / "first" if (start / "first").is_dir() else None
         _finish(out, stage, dataset, model, folder, inputs, asked, fitted.seconds, seed, extra)
 
@@ -341,7 +345,8 @@ def _write_untuned(
     )  # fmt: skip
     _finish(
         folder, "untuned", dataset, answering, start, inputs, asked, 0.0, seed,
-        {"blend": None, "best_step": 0, "best_score": None},
+        {"blend": None, "best_step": 0, "best_score": None}
+        | recipe_of("untuned", config, seed=seed, start=start, base=base),
     )  # fmt: skip
     return folder
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from reasonrec.baselines.peers import peer_versions
 from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.planted.oracle import ORACLES, oracle_of
@@ -22,14 +23,15 @@ from reasonrec.evaluation.drift import (
     difference_drifts,
     row_drifts,
 )
+from reasonrec.evaluation.environment import Environment, describe_environment
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import (
     DataPassport,
     Passport,
     RunPassport,
-    describe_environment,
 )
 from reasonrec.evaluation.protocol import read_rows
+from reasonrec.evaluation.recipe import Recipe
 from reasonrec.manifest import make_folder, read_manifest
 from reasonrec.methods.r2ec_config import R2ecConfig
 
@@ -82,13 +84,13 @@ def reproduce(
     notes: list[str] = []
     are_exact: list[bool] = []
     for run in passport.runs:
-        differences = run.environment.differences(here)
-        is_exact = not differences
-        are_exact.append(is_exact)
-        notes += _notes(run, here.commit, here.is_dirty, differences, tolerance)
         announce(f"making {run.name} again, which took {_minutes(run)}")
         repeat = _repeat_demo if run.kind == "demo" else _repeat_evaluation
         folder, prepared = repeat(run, out, source or _data(run).source, announce, progress)
+        differences = _differences(run, here, folder)
+        is_exact = not differences
+        are_exact.append(is_exact)
+        notes += _notes(run, here.commit, here.is_dirty, differences, tolerance)
         manifest = read_manifest(prepared)
         tables = {k: v for k, v in manifest["outputs"].items() if k.endswith(".parquet")}
         drifts += data_drifts(
@@ -129,13 +131,23 @@ def _check_repeatable(run: RunPassport) -> None:
     if run.kind == "demo":
         return
     methods = run.config.get("methods", {})
+    if run.models:
+        from reasonrec.methods.retrain import check_recipe  # brings torch
+
+        for label, recipe in run.models.items():
+            check_recipe(recipe, label)
     # what is fitted on the spot names itself first; a trained model is named by its fingerprint
-    foreign = [label for label, one in methods.items() if split_source(one["source"])[0] != label]
+    foreign = [
+        label
+        for label, one in methods.items()
+        if split_source(one["source"])[0] != label and label not in run.models
+    ]
     if foreign or not methods:
         raise CheckpointError(
-            f"{run.name} must hold only methods that are fitted where they are measured; "
-            f"{', '.join(foreign) or 'its methods'} cannot be made again from this passport. "
-            "Trained models are made again by the passport of the demo that trained them"
+            f"the passport of {run.name} must say how every method was made; "
+            f"{', '.join(foreign) or 'its methods'} cannot be made again from it. A model's folder "
+            "says how since recipes are kept; older ones are made again by the passport of the "
+            "demo that trained them"
         )
 
 
@@ -185,7 +197,12 @@ def _repeat_evaluation(
     config = EvaluateConfig.model_validate(settings)
     announce(f"measuring {', '.join(methods)}")
     measure(
-        [_contestant(label, one, dataset, config) for label, one in methods.items()],
+        [
+            _retrained(run.models[label], label, dataset, out / f"{run.name}-models", announce)
+            if label in run.models
+            else _contestant(label, one, dataset, config)
+            for label, one in methods.items()
+        ],
         dataset,
         folder,
         config,
@@ -194,6 +211,25 @@ def _repeat_evaluation(
         progress=progress,
     )
     return folder, prepared
+
+
+def _retrained(
+    recipe: Recipe, label: str, dataset: Dataset, out: Path, announce: Callable[[str], None]
+) -> Contestant:
+    """Return a trained model, made again by its recipe."""
+    from reasonrec.methods.loading import load_recommender  # brings torch
+    from reasonrec.methods.retrain import retrain
+
+    announce(f"training {label} again")
+    folder = retrain(recipe, dataset, out)
+    manifest = read_manifest(folder)
+    return Contestant(
+        label=label,
+        seed=recipe.seed,
+        source=manifest["fingerprint"],
+        open=lambda _: load_recommender(folder, dataset),
+        trained_on=manifest["trained_on"],
+    )
 
 
 def _contestant(
@@ -219,6 +255,20 @@ def _world(data: DataPassport) -> PlantedConfig:
 def _preparation(data: DataPassport) -> PrepareConfig:
     settings = {key: value for key, value in data.config.items() if key != PLANTED}
     return PrepareConfig.model_validate(settings)
+
+
+def _differences(run: RunPassport, here: Environment, folder: Path) -> list[str]:
+    """Return what could move the last digits of a run that was made again in ``folder``."""
+    used = [one.environment for recipe in run.models.values() for one in recipe.chain]
+    found = [text for one in (run.environment, *used) for text in one.differences(here)]
+    for label, was in run.peers.items():
+        now = peer_versions(folder / "methods" / label / "peer")
+        found += [
+            f"{name} of {label}: was {version}, is {now.get(name, 'not recorded')}"
+            for name, version in was.items()
+            if now.get(name) != version
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _notes(

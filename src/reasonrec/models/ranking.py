@@ -42,6 +42,22 @@ def rank_targets(
 
     Source: ``docs/conventions.md``, *Rank and ties*.
     """
+    higher, tied = count_above(scores, targets, histories=histories, mask=mask)
+    return 1.0 + higher + 0.5 * tied
+
+
+def count_above(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    *,
+    histories: Histories | None = None,
+    mask: Mask = "none",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many competing items score strictly higher than each target, and how many tie.
+
+    Arguments and errors are those of ``rank_targets``. Two arrays (B,), float64; a target that is
+    itself masked has infinitely many above it, and none that tie.
+    """
     scores = _checked(scores)
     targets = np.asarray(targets)
     num_rows, num_items = scores.shape
@@ -59,7 +75,7 @@ def rank_targets(
     higher = np.count_nonzero(scores > own, axis=1)
     tied = np.count_nonzero(scores == own, axis=1) - 1  # the target ties with itself
     if mask == "none":
-        return 1.0 + higher + 0.5 * tied
+        return higher.astype(np.float64), tied.astype(np.float64)
     if mask not in MASKS:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}; got {mask!r}")
     if histories is None or len(histories) != num_rows:
@@ -74,10 +90,10 @@ def rank_targets(
     own = own[:, 0]
     higher = higher - np.bincount(other_rows[excluded > own[other_rows]], minlength=num_rows)
     tied = tied - np.bincount(other_rows[excluded == own[other_rows]], minlength=num_rows)
-    rank = 1.0 + higher + 0.5 * tied
+    higher, tied = higher.astype(np.float64), tied.astype(np.float64)
     if mask == "history":
-        rank[rows[is_target]] = np.inf
-    return rank
+        higher[rows[is_target]], tied[rows[is_target]] = np.inf, 0.0
+    return higher, tied
 
 
 def rank_candidates(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -136,6 +152,20 @@ def top_k(
         best[b, : len(items)] = items
         best_scores[b, : len(items)] = scores[b, items]
     return best, best_scores
+
+
+def masked_items(histories: Histories, targets: np.ndarray, mask: Mask) -> Histories | None:
+    """Return what a mask keeps out of each row's list, as ``top_k`` takes it; None if nothing."""
+    if mask != "history-except-target":
+        return histories if mask == "history" else None
+    rows = np.repeat(np.arange(len(histories)), histories.lengths)
+    kept = histories.item_index != np.asarray(targets)[rows]
+    counts = np.bincount(rows[kept], minlength=len(histories))
+    return Histories(
+        user_index=histories.user_index,
+        item_index=histories.item_index[kept],
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )
 
 
 def distinct_events(histories: Histories, num_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.toy_models import ring_rows, toy_catalogue
+from tests.toy_traces import card, hand_question
 from tests.toys import toy_dataset
 
 from reasonrec import cli
@@ -18,10 +19,12 @@ from reasonrec.evaluation.audits.config import AuditConfig
 from reasonrec.evaluation.audits.disguise import disguised_items, write_disguised
 from reasonrec.evaluation.audits.leaks import (
     future_edge_audits,
+    label_audit,
     last_queries,
     own_edge_audits,
     planted_dataset,
     planted_event_audits,
+    shown_labels,
     sightings,
 )
 from reasonrec.evaluation.audits.log import log_audits, newer_in_train, tied_targets
@@ -353,3 +356,32 @@ def test_a_source_is_a_data_folder_a_run_or_an_evaluation(planted, tmp_path):
     (planted.folder.parent / "evaluation").mkdir(exist_ok=True)
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
         find_source(tmp_path)
+
+
+# ---- R2Rec's questions ----------------------------------------------------------------------
+
+
+def test_an_edge_that_is_asked_about_is_found_in_a_question():
+    sound = hand_question()
+    told = dataclasses.replace(
+        sound, history=(dataclasses.replace(sound.history[0], item=card(3)),)
+    )
+    assert shown_labels([sound]).verdict == "pass"
+    found = shown_labels([sound, sound, told, sound])
+    assert (found.value, found.verdict, found.n) == (0.25, "fail", 4)
+
+
+def test_no_question_about_a_test_query_shows_its_answer_and_repeats_are_left_out():
+    rows = ring_rows(14, N, 8)
+    rows[3][-1] = rows[3][0]  # of user 3 the target was taken before
+    dataset = toy_dataset(rows, [f"Tale {i}" for i in range(N)])
+    found = label_audit(dataset, np.arange(14), seed=0)
+    assert (found.value, found.verdict, found.n) == (0.0, "pass", 13)
+    ratings = np.arange(len(dataset.train)) % 5 + 1.0
+    rated = dataclasses.replace(dataset.train, rating=ratings.astype(np.float32))
+    found = label_audit(dataclasses.replace(dataset, train=rated), np.arange(14), seed=0)
+    assert (found.value, found.verdict, found.n) == (0.0, "pass", 26)
+    many = dataclasses.replace(dataset.train, rating=np.arange(len(ratings)).astype(np.float32))
+    found = label_audit(dataclasses.replace(dataset, train=many), np.arange(14), seed=0)
+    assert (found.value, found.verdict) == (None, "warn")
+    assert "scale of at most 21" in found.meaning

@@ -253,5 +253,5 @@ def test_both_tables_fit_80_columns_with_every_number_whole(tmp_path):
 def test_what_was_not_measured_is_a_dash():
     markdown = results_markdown([metric_row("a", 0.2)])
     (line,) = [line for line in markdown.splitlines() if line.startswith("| a ")]
-    assert line == "| a | train | - | .2000 (.100-.300) | - | - | - | - | 2.0 |"
+    assert line == "| a | train | - | .2000 (.100-.300) | - | - | - | - | - | 2.0 | - |"
     assert "-" in shown(results_table([metric_row("a", 0.2)]))

@@ -168,7 +168,7 @@ def test_a_written_evaluation_reads_back_the_same(tmp_path):
     measured = evaluate(NextInLine(30), dataset)
     other = evaluate(fit_floor("popularity", dataset), dataset)
     assert write_evaluation(tmp_path, [measured, other]) == [
-        "metrics.json", "per_query.parquet", "thoughts.parquet",
+        "metrics.json", "per_query.parquet", "thoughts.parquet", "lists.parquet",
     ]  # fmt: skip
     again = read_evaluation(tmp_path)
     assert again.rows == (*measured.rows, *other.rows)

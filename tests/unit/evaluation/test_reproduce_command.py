@@ -96,14 +96,49 @@ def test_other_data_fail_even_where_no_number_moves(floor, tmp_path, capsys):
     assert "raw items.parquet" in failure(capsys, "reproduce", path, "--out", tmp_path / "again")
 
 
-def test_a_trained_model_is_no_part_of_an_evaluation_to_make_again(floor, tmp_path, capsys):
+def test_a_model_whose_making_is_not_told_cannot_be_made_again(floor, tmp_path, capsys):
     def change(passport):
         passport["runs"][0]["config"]["methods"]["demo-no-think"] = {"source": "a" * 64, "seed": 0}
 
     path = tampered(floor, tmp_path, change)
     message = failure(capsys, "reproduce", path, "--out", tmp_path / "again")
-    assert "demo-no-think cannot be made again" in message
+    assert "demo-no-think cannot be made again from it" in message
     assert not (tmp_path / "again").exists()
+
+
+def test_a_trained_model_is_made_again_with_all_that_it_started_from(tmp_path, capsys):
+    shop, preset = tmp_path / "shop", tmp_path / "quick.toml"
+    preset.write_text(
+        'stages = ["no-think", "sft"]\nnum_valid_queries = 10\nhead.max_history = 8\n'
+        "no_think.num_epochs = 1\nno_think.max_windows = 64\nsft.num_epochs = 1\n"
+        "sft.max_windows = 32\nsft.num_branches = 1\nthought.num_lookups = 1\n"
+        "tiny.width = 16\ntiny.num_layers = 1\ntiny.num_heads = 2\n"
+        "tiny.feed_forward_width = 32\n"
+    )
+    run("prepare", "planted", "--size", "tiny", "--out", shop)
+    words = ["--data", shop, "--config", preset, "--seed", 3]
+    run("train", "no-think", *words, "--out", tmp_path / "a" / "no-think")
+    run("train", "sft", *words, "--start", tmp_path / "a" / "no-think", "--out", tmp_path / "b")
+    asked = ["--num-queries", 20, "--num-timed-users", 0]
+    run(
+        "evaluate", tmp_path / "b", "popularity", "--data", shop, "--out", tmp_path / "eval", *asked
+    )
+    told = json.loads((tmp_path / "eval" / "passport.json").read_text())["runs"][0]
+    (label,) = told["models"]
+    assert [told["models"][label][key] for key in ("what", "seed")] == ["sft", 3]
+    assert told["models"][label]["start"]["what"] == "no-think"
+    lines = [line.split() for line in told["commands"] if line.startswith("reasonrec")]
+    assert [words[1] for words in lines] == ["prepare", "train", "train", "evaluate"]
+    out = [words[words.index("--out") + 1] for words in lines]
+    assert lines[2][lines[2].index("--start") + 1] == out[1]
+    assert lines[3][2:4] == [out[2], "popularity"]
+    for folder in (tmp_path / "a", tmp_path / "b", shop):
+        shutil.rmtree(folder)
+    run("reproduce", tmp_path / "eval", "--out", tmp_path / "again")
+    assert "same machine, versions and threads" in capsys.readouterr().out
+    found = json.loads((tmp_path / "again" / "reproduction.json").read_text())["drifts"]
+    assert {one["verdict"] for one in found} == {"equal", "clock"}
+    assert any("think-sft" in one["where"] for one in found)
 
 
 def test_a_passport_without_data_says_so_before_anything_runs(floor, tmp_path, capsys):

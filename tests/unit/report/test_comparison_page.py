@@ -7,6 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.cli import main
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.prepare import prepare_planted
+from reasonrec.evaluation.audits.records import read_audits
 from reasonrec.evaluation.comparison import compare, compare_runs
 from reasonrec.evaluation.joined import find_runs, join_runs
 from reasonrec.evaluation.passport import pass_comparison
@@ -182,8 +186,8 @@ def test_what_a_run_does_not_hold_is_left_out_or_said(tmp_path, folder):
     write_evaluation(alone, [read_evaluation(folder / "evaluation")])
     compare_runs([alone], tmp_path / "out", reference="no-think", num_resamples=100)
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert 'id="trajectory"' not in page
-    assert 'id="audits"' not in page
+    assert f"alone is not audited: <code>reasonrec audit {alone} --out {alone}/audits" in page
+    assert "No thought was traced: <code>reasonrec evaluate" in page
     assert "The prepared data could not be found" in page
     assert "its commands cannot be told" in page
 
@@ -204,3 +208,22 @@ def test_labels_of_one_place_stand_apart():
     points = [CostPoint(f"method-{n}", 5.0, 0.1, 0.0) for n in range(5)]
     tops = sorted(p["label_top"] for p in cost_chart(points)["placed"])
     assert all(lower - upper >= 6 for upper, lower in pairwise(tops))
+
+
+def test_what_the_audit_command_wrote_is_shown(tmp_path):
+    shop, run = tmp_path / "shop", tmp_path / "run"
+    prepare_planted(shop, PlantedConfig(size="tiny"), None, 0)
+    main(["evaluate", "popularity", "item-knn", "--data", str(shop), "--out", str(run)])
+    main(["audit", str(run), "--out", str(run / "audits"), "--num-probes", "20"])
+    main(["compare", str(run), "--out", str(tmp_path / "compared")])
+    page = (tmp_path / "compared" / "report.html").read_text("utf-8")
+    for row in read_audits(run / "audits").rows:
+        assert f'<th scope="row">{row.audit}</th>' in page
+    assert "is not audited" not in page
+    assert 'id="trajectory"' not in page  # nothing here thinks
+    first = json.loads((run / "metrics.json").read_text())
+    costs = {row["metric"]: row["value"] for row in first if row["method"] == "item-knn"}
+    for name in ("latency-p50-ms", "latency-p95-ms", "users-per-second"):
+        assert f'<td data-value="{costs[name]}">' in page
+    table = (tmp_path / "compared" / "comparison.md").read_text("utf-8")
+    assert "| tokens | ms/user | p95 | seconds | users/s |" in table

@@ -5,7 +5,7 @@ where it must be found: a probe that finds nothing anywhere would prove nothing.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,22 @@ import polars as pl
 from reasonrec.data.dataset import Catalogue, Dataset, InteractionLog, Queries
 from reasonrec.data.prepare import prepare
 from reasonrec.data.prepare_config import PrepareConfig
+from reasonrec.errors import DataError
 from reasonrec.evaluation.audits.records import Audit, judged, share
+from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.graph.alike import people_alike
 from reasonrec.graph.audit import draw_negatives, touched_keys
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import look_up
 from reasonrec.graph.sampling import count_closable
-from reasonrec.models.backbone import build_writer
+from reasonrec.models.backbone import build_writer, catalogue_titles
 from reasonrec.models.config import TinyConfig
 from reasonrec.records import Histories
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.interaction_of_thought import label_is_hidden, student_prompt
+from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.examples import WindowDataset, Windows
 
@@ -54,6 +59,7 @@ def leak_audits(
         *own_edge_audits(dataset, num_probes=num_probes, seed=seed),
         *planted_event_audits(dataset, config, num_probes=num_probes, seed=seed),
         *evidence_audits(dataset, rows, seed=seed),
+        label_audit(dataset, rows[:num_probes], seed=seed),
     ]
 
 
@@ -418,3 +424,55 @@ def _answered(graph: InteractionGraph, histories: Histories, wanted: np.ndarray)
         )  # fmt: skip
         found |= (table.item_index == wanted[:, None]).any(axis=1)
     return found
+
+
+# ---- R2Rec's questions ------------------------------------------------------------------------
+
+
+def label_audit(dataset: Dataset, rows: np.ndarray, *, seed: int) -> Audit:
+    """Return how often R2Rec's questions about test queries show what is asked.
+
+    Args:
+        rows: Test queries to ask about. Targets that the user took before are left out: the
+            history holds those by right.
+    """
+    asked = dataset.test.take(rows)
+    histories = asked.histories()
+    owner = np.repeat(np.arange(len(rows)), histories.lengths)
+    is_new = np.ones(len(rows), bool)
+    is_new[owner[histories.item_index == asked.target[owner]]] = False
+    asked = asked.take(np.flatnonzero(is_new))
+    titles, config = catalogue_titles(dataset.catalogue), EvidenceConfig()
+    try:
+        builder = QuestionBuilder(dataset.catalogue, titles, dataset.train, config)
+    except DataError as error:
+        return judged("label-in-question", None, f"R2Rec cannot ask here: {error}", n=0)
+    drawn = draw_candidates(
+        replace(dataset, test=asked), "test", num_candidates=config.num_candidates, seed=seed
+    )
+    histories, keys = asked.histories(), np.arange(len(asked))
+    labels = [titles[item] for item in asked.target]
+    questions = builder.build(
+        histories, drawn.item_index, task="likes", keys=keys, labels=labels, seed=seed
+    )
+    if builder.scale:
+        labels = [f"{builder.scale[-1]:g}"] * len(asked)
+        questions += builder.build(
+            histories, asked.target[:, None], task="rated", keys=keys, labels=labels, seed=seed
+        )
+    return shown_labels(questions)
+
+
+def shown_labels(questions: Sequence[Question]) -> Audit:
+    """Return how often the evidence of a question is its answer, or its prompt depends on it."""
+    told = [
+        not label_is_hidden(one) or student_prompt(one) != student_prompt(replace(one, label=None))
+        for one in questions
+    ]
+    return judged(
+        "label-in-question", share(np.array(told, bool)),
+        "Share of R2Rec's questions about test queries (which of 20, and where there are ratings "
+        "which rating) whose history or chains hold the edge that is asked, or whose prompt "
+        "changes with the answer. Targets taken before are left out.",
+        n=len(told), fail_above=0.0,
+    )  # fmt: skip

@@ -50,6 +50,7 @@ def render_comparison(compared: Compared, passport: Passport) -> str:
         significant=views.SIGNIFICANT,
         forest=views.means_forest(lines, column),
         points=cost_chart(cost_points(methods, column)),
+        thinks=any(line.tokens for line in methods),
         trajectory=None if joined.trajectory is None else views.trajectory(joined.trajectory),
         passport=passport,
         settings=[(run.name, flattened(run.config)) for run in passport.runs],

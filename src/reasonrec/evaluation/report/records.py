@@ -9,6 +9,7 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.audits.records import audit_rows, read_audits
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.records import Recommendation
 
@@ -41,6 +42,8 @@ class RunRecords:
     """As in ``Evaluation.thoughts``."""
     curves: tuple[Curve, ...]
     recommendations: tuple[Recommendation, ...]
+    audits: tuple[dict[str, Any], ...]
+    """Rows of ``audits/audits.json``, what failed first; none where nothing was audited."""
     config: dict[str, Any] | None
     """The resolved configuration, as it was written."""
     manifest: dict[str, Any] | None
@@ -62,6 +65,7 @@ def load_run(folder: Path | str) -> RunRecords:
         explained = tuple(Recommendation.from_json(fields) for fields in recommendations)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'recommendations.json'}: {error}") from None
+    audited = folder / "audits"
     return RunRecords(
         dataset=Dataset.load(folder / "data"),
         rejected=_parquet(folder / "data" / "rejected.parquet"),
@@ -72,6 +76,9 @@ def load_run(folder: Path | str) -> RunRecords:
             curve for name in MODELS for curve in read_curves(folder / name / "metrics.jsonl", name)
         ),
         recommendations=explained,
+        audits=tuple(audit_rows(read_audits(audited)))
+        if (audited / "manifest.json").is_file()
+        else (),
         config=_json(folder / "config.json"),
         manifest=_json(folder / "manifest.json") or _json(folder / "data" / "manifest.json"),
     )

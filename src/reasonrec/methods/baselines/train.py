@@ -24,6 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
+from reasonrec.evaluation.recipe import recipe_of
 from reasonrec.manifest import is_finished, make_folder, start_stage, write_manifest
 from reasonrec.methods.baselines.config import (
     Baseline,
@@ -148,7 +149,7 @@ def train(
             "method": METHOD_OF[what],
             "trained_on": "nothing" if what == "untuned" else "train",
             "data_folder": os.path.relpath(dataset.folder, out),
-        } | extra,
+        } | extra | recipe_of(what, config, seed=seed, start=None, base=base),
     )  # fmt: skip
     return out
 
