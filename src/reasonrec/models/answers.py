@@ -61,7 +61,12 @@ class Written:
 class AnsweringModel(ReasoningRecommender):
     """A causal LM over text. Its recommendation head travels along and is not used."""
 
-    copier: TitleCopier | None = None
+    copier: TitleCopier | None
+    """Set for each model, not here: what the class holds would hide a module of that name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.copier = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: TextBatch

@@ -18,6 +18,7 @@ from reasonrec.models.answers import (
 )
 from reasonrec.models.answers import next_logp as next_logp_of
 from reasonrec.models.config import HeadConfig
+from reasonrec.models.copying import TitleCopier
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.traces.prompts import ANSWER, THINK
@@ -55,6 +56,7 @@ def next_logp(model: AnsweringModel, tokens: list[int]) -> torch.Tensor:
 
 def test_one_pass_says_what_follows_each_text():
     model = answering()
+    assert isinstance(model.copier, TitleCopier)
     texts = [model.prompt_tokens(text) for text in ("So [Tale 1] it is", "[Tale 2] 4 [Tale 3]")]
     found = next_logp_of(model, texts)
     for row, text in zip(found, texts, strict=True):
