@@ -165,6 +165,7 @@ def train_stage(
         fitted = fit(
             model, data, loss, parts.validate(model, stage), optimiser,
             out=out, seed=seed, label=METHOD_OF_STAGE[stage], collate=keep_batch,
+            steps_per_batch=config.recpo.recpo.num_inner_epochs if stage == "recpo" else 1,
         )  # fmt: skip
 
     def finish() -> None:
