@@ -402,7 +402,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         outputs = Outputs()
         hidden_trunk, hidden_branch = self._hidden(batch)
         drop = self.head.dropout
-        rows = self.item_rows(self._live_rows(batch))
+        rows = self.item_rows(self.encode_labels(batch) if torch.is_grad_enabled() else None)
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
@@ -628,9 +628,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         self.item_table.steps_since_refresh.zero_()
         self.train(was_training)
 
-    def _live_rows(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Encode the batch's targets with gradient, as the loss needs them (R²ec, appendix F)."""
-        if not (self.item_table.is_encoded and torch.is_grad_enabled()):
+    def encode_labels(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Return a batch's labels (K,) and their rows (K, D), which the item table then holds too.
+
+        With gradient, as the loss needs them (R²ec, appendix F). None where no row is encoded.
+        """
+        if not self.item_table.is_encoded:
             return None
         labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
         if not labels:

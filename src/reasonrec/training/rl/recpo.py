@@ -229,6 +229,8 @@ def roll_out(
         rollouts = with_empty_rollout(rollouts, model.writer)
     if config.sentence_weight:
         rollouts.sentences = measure_sentences(
+        with torch.no_grad():  # the rows that the reward will see
+            model.encode_labels(rollouts.batch)
             model, rollouts.batch, rollouts.target_P, rollouts.masked_P_N
         )
     return rollouts
