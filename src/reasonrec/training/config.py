@@ -6,13 +6,14 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasonrec.config import Config
+from reasonrec.models.ranking import Mask
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"
 ]
 TokenMean = Literal["tokens", "rollouts", "sum"]
-ItemTerm = Literal["best", "positive", "all"]
+ItemTerm = Literal["best", "positive", "all", "infonce"]
 EngineKind = Literal["sampler", "vllm-colocated", "vllm-server"]
 
 
@@ -124,6 +125,12 @@ class RecpoConfig(Config):
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
     """Cut-off k of the NDCG reward."""
+    mask: Mask = "history-except-target"
+    """Which items the ranking that is rewarded leaves out, and the recommendation's softmax too.
+    With ``history`` a target that repeats an earlier item is out of reach and earns nothing."""
+    length_weight: NonNegativeFloat = 0.0
+    """Taken off the reward of a thought that writes ``max_tokens`` tokens, of a shorter one in
+    proportion; what is inserted costs nothing. The paper has none."""
     advantage: Estimator = "grpo"
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
@@ -132,7 +139,8 @@ class RecpoConfig(Config):
     token_mean: TokenMean = "tokens"
     """What the token term is a mean over; not stated in the paper."""
     item_term: ItemTerm = "best"
-    """Which rollouts train the recommendation."""
+    """Which rollouts train the recommendation: by their advantages the best one, those above
+    nothing, or all; or (``infonce``) all alike with weight 1, whatever they earned: an ablation."""
     item_softmax: Literal["batch", "catalogue"] = "catalogue"
     """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
     item_weight: NonNegativeFloat = 1.0
@@ -141,8 +149,8 @@ class RecpoConfig(Config):
     """What groups without spread in reward do: nothing, as in the paper, or train the
     recommendation of all their rollouts with weight 1 / G, since their label is known."""
     rollouts_from: Literal["current", "start"] = "current"
-    """Whose weights write the rollouts: those that are trained, or those that RL started from, which
-    is a control and no RecPO: with ``thought_weight`` 0 it is what the official code does in
+    """Whose weights write the rollouts: those that are trained, or those that RL started from,
+    which is a control and no RecPO: with ``thought_weight`` 0 it is what the official code does in
     effect, best of G on thoughts of a frozen model."""
     thought_weight: NonNegativeFloat = 1.0
     """Weight of the whole thought's advantage for its tokens. The paper: 1."""
