@@ -101,9 +101,12 @@ class SftLossConfig(Config):
 class GateConfig(Config):
     """When to think: a gate on the state before the thought. Ours; the paper always thinks."""
 
+    source: Literal["thoughts", "rollouts"] = "thoughts"
+    """What the gain is measured on: one thought as the model is served, against none (``gain``); or
+    rollouts of RecPO, the mean reward of sampled thoughts less that of the empty one."""
     gain: Literal["log_prob", "ndcg"] = "log_prob"
-    """What is predicted: how much a thought adds to the target's log-probability, or to its NDCG
-    without cut-off. The threshold is chosen by NDCG in any case."""
+    """With ``thoughts``, what is predicted: what a thought adds to the target's log-probability, or
+    to its NDCG without cut-off. The threshold is chosen by NDCG in any case."""
     max_mean_tokens: NonNegativeFloat | None = None
     """Most tokens of thought a query, a mean over validation; None for no budget."""
     max_events: PositiveInt = 2000
