@@ -196,7 +196,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         tokens = self.writer.title_token_ids
         width = self.backbone.get_output_embeddings().weight.shape[1]
         self.item_table = ItemTable(
-            head.item_rows, len(titles), width,
+            head.item_rows, len(titles), width, dtype=head.table_dtype,
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
