@@ -38,7 +38,7 @@ from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
 from reasonrec.traces.config import PromptConfig
-from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
+from reasonrec.traces.prompts import AFTER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 3
 TINY_SHARPNESS = 4.0
@@ -315,7 +315,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
             least = self._num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
             must_ask = self._num_titles(asked[row], was_asked[row]) < least
-            is_closed |= must_ask[:, None] & (token == self.writer.encode(ANSWER)[0])
+            is_closed |= must_ask[:, None] & (token == self.writer.answer[0])
             yield row, token, logits.masked_fill_(is_closed, -torch.inf)
 
     def _plain_logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.likeness import Likeness
-from reasonrec.traces.prompts import AFTER, ALIKE, ANSWER, PromptWriter, as_data
+from reasonrec.traces.prompts import AFTER, ALIKE, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Verbaliser:
                 via = column[b].via_item_index
                 if via >= 0:
                     draft.ask([*after, *self.writer.item_tokens(via)], column[b])
-            draft.add(self.writer.encode(ANSWER), is_written=True)
+            draft.add(self.writer.answer, is_written=True)
             drafts.append(draft)
         return Thoughts(
             tokens=[draft.tokens for draft in drafts],

@@ -20,7 +20,7 @@ from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningReco
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
-from reasonrec.traces.prompts import ANSWER, PromptWriter
+from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
@@ -249,7 +249,7 @@ def with_empty_rollout(rollouts: Rollouts, writer: PromptWriter) -> Rollouts:
     """
     batch = rollouts.batch
     assert batch.branch_ids is not None and batch.branch_at is not None
-    empty = torch.tensor(writer.opening + writer.encode(ANSWER), device=batch.branch_ids.device)
+    empty = torch.tensor(writer.opening + writer.answer, device=batch.branch_ids.device)
     S = batch.branch_ids.shape[-1]
 
     def widened(values_P_G_S: Tensor, filling: float) -> Tensor:
