@@ -34,6 +34,7 @@ VERBS = {
     "reproduce": "Make a result again from its passport, and compare every number.",
     "audit": "Look for leaks and short cuts in a data set and its evaluation.",
     "faithfulness": "Test whether thoughts matter, and whether they are true.",
+    "encode-items": "Write the rows that a model scores items with.",
     "recommend": "Rank items for a user, with the thought and its evidence.",
     "doctor": "Say what this machine has and what it can do.",
 }
@@ -83,7 +84,7 @@ def build_app(arguments: list[str]) -> App:
         asked = verb in arguments
         app.command(
             # By name: a verb is imported when asked for, so --help needs neither torch nor polars.
-            f"reasonrec.cli.{verb}:{verb}",
+            f"{_module_of(verb)}:{verb.replace('-', '_')}",
             name=verb,
             help=None if asked else line,  # a text here would hide the verb's own docstring
             help_epilogue=_examples(verb) if asked and asks_help else None,
@@ -118,9 +119,13 @@ def build_app(arguments: list[str]) -> App:
     return app
 
 
+def _module_of(verb: str) -> str:
+    return f"reasonrec.cli.{verb.replace('-', '_')}"
+
+
 def _examples(verb: str) -> str | None:
     """Return the examples of a verb's docstring, which the parser of docstrings leaves out."""
-    function = getattr(import_module(f"reasonrec.cli.{verb}"), verb)
+    function = getattr(import_module(_module_of(verb)), verb.replace("-", "_"))
     _, _, rest = (inspect.getdoc(function) or "").partition("\nExamples:\n")
     indented = takewhile(lambda line: not line or line.startswith(" "), rest.splitlines())
     commands = textwrap.dedent("\n".join(indented)).strip("\n")

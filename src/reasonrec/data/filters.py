@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -9,6 +10,10 @@ import polars as pl
 from reasonrec.data.timestamps import SECOND_US
 from reasonrec.errors import DataError
 from reasonrec.rng import stream
+
+
+class EmptyLogError(DataError):
+    """No event passed a filter."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,49 @@ def apply_filters(
     return events, tuple(steps)
 
 
+def start_of_window(
+    events: pl.DataFrame,
+    since: date,
+    *,
+    least_items: int,
+    until: date | None,
+    min_rating: float | None,
+    sample_users: int | None,
+    k_core: int | None,
+    seed: int,
+) -> date:
+    """Return ``since``, moved back by the fewest whole months that leave ``least_items`` items.
+
+    Items are counted after all filters.
+
+    Raises:
+        DataError: The log has no times, or too few items from its beginning on.
+
+    Source: R²ec, appendix B, which asks for 10,000.
+    """
+    _need(events, "micros", "least_items")
+    first = cast(datetime, pl.Series([events["micros"].min()]).cast(pl.Datetime("us"))[0]).date()
+    months = 0
+    while True:
+        day = cast(date, pl.Series([since]).dt.offset_by(f"-{months}mo")[0])
+        try:
+            kept, _ = apply_filters(
+                events, since=day, until=until, min_rating=min_rating, sample_users=sample_users,
+                k_core=k_core, seed=seed,
+            )  # fmt: skip
+            num_items = kept["item"].n_unique()
+        except EmptyLogError:
+            num_items = 0
+        if num_items >= least_items:
+            return day
+        if day <= first:
+            raise DataError(
+                f"least_items needs {least_items:,} items with events that pass every filter; the "
+                f"whole log, from {first} on, has {num_items:,}. Ask for fewer"
+            )
+        months += 1
+
+
 def _core_mask(events: pl.DataFrame, k: int) -> np.ndarray:
     user = events["user_id"].rank("dense").to_numpy() - 1
     item = events["item"].to_numpy()
@@ -91,7 +139,7 @@ def _core_mask(events: pl.DataFrame, k: int) -> np.ndarray:
 def _step(steps: list[Step], name: str, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     steps.append(Step(name, *_counts(before), *_counts(after)))
     if after.is_empty():
-        raise DataError(
+        raise EmptyLogError(
             f"some events must pass every filter; none of {before.height:,} passed {name}"
         )
     return after

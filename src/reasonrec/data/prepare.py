@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import FILES, Dataset
-from reasonrec.data.filters import apply_filters
+from reasonrec.data.filters import apply_filters, start_of_window
 from reasonrec.data.given import (
     GivenQueries,
     choose_files,
@@ -145,15 +145,14 @@ def _build(
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Return the tables of the prepared folder by file name, and the statistics."""
     items, sound = _validated(raw, config, now_s)
-    rows, steps = apply_filters(
-        sound.events,
-        since=config.since,
-        until=config.until,
-        min_rating=config.min_rating,
-        sample_users=config.sample_users,
-        k_core=config.k_core,
-        seed=seed,
-    )
+    since = config.since
+    others: dict[str, Any] = {
+        "until": config.until, "min_rating": config.min_rating,
+        "sample_users": config.sample_users, "k_core": config.k_core, "seed": seed,
+    }  # fmt: skip
+    if since is not None and config.least_items is not None:
+        since = start_of_window(sound.events, since, least_items=config.least_items, **others)
+    rows, steps = apply_filters(sound.events, since=since, **others)
     catalogue, rows, num_unseen = _catalogue(items.table, rows, config)
     given, bad_queries = _given_queries(raw, catalogue["item_id"], config)
     users = _all_users(rows, given)

@@ -28,6 +28,9 @@ class PrepareConfig(Config):
     """Accept a log without item table, and call each item by its id."""
     since: date | None = None
     """First day kept, UTC."""
+    least_items: PositiveInt | None = None
+    """Move ``since`` back, month by month, until at least so many items have events after all
+    filters."""
     until: date | None = None
     """Last day kept, UTC."""
     min_rating: float | None = None
@@ -61,6 +64,10 @@ class PrepareConfig(Config):
             raise ValueError("valid_frac and test_frac must leave events to train on: sum below 1")
         if self.since and self.until and self.since > self.until:
             raise ValueError(f"since must not be after until; got {self.since} and {self.until}")
+        if self.least_items is not None and self.since is None:
+            raise ValueError(
+                f"least_items moves since back, so it needs one; got least_items {self.least_items}"
+            )
         filters = ("since", "until", "min_rating", "sample_users", "k_core")
         asked = [name for name in filters if getattr(self, name) is not None]
         if self.split == "given" and asked:

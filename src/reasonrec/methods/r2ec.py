@@ -179,6 +179,7 @@ def train_stage(
         fitted = fit(
             model, data, loss, parts.validate(model, stage), optimiser,
             out=out, seed=seed, label=method_of(stage, config), collate=keep_batch,
+            steps_per_batch=config.recpo.recpo.num_inner_epochs if stage == "recpo" else 1,
         )  # fmt: skip
 
     def finish() -> None:
@@ -238,9 +239,12 @@ def _train_gate(
         queries = _Parts(dataset, config, seed).queries()
         gate, choice = learn_gate(
             thinking,
-            (dataset.train.histories_before(events), dataset.train.item_index[events]),
+            dataset.train,
+            events,
             (queries.histories(), queries.target),
             config.gate,
+            config.recpo.recpo,
+            seed=seed,
         )
         gate.save(out)
     write_manifest(
@@ -551,7 +555,9 @@ def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = stage.replace("-", "_")
     if stage == "gate":  # the rest is that of the model that it stands before
-        return {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
+        asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
+        rolls_out = config.gate.source == "rollouts"
+        return asked | ({"recpo": {"recpo": keys["recpo"]["recpo"]}} if rolls_out else {})
     kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]

@@ -196,6 +196,7 @@ def train_stage(
         fitted = fit(
             model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
             out=out, seed=seed, label=stage, collate=keep_batch,
+            steps_per_batch=config.rl.grpo.num_inner_epochs if stage == "r2rec-rl" else 1,
         )  # fmt: skip
 
     def finish() -> None:

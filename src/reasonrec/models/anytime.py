@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasonrec.models.generation import Generated
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
-from reasonrec.traces.prompts import AFTER, ANSWER, ASKING, Prompts, PromptWriter
+from reasonrec.traces.prompts import AFTER, ASKING, Prompts, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")
 
@@ -57,7 +57,7 @@ def cut_places(
         tokens: From the opening to the end of the answer marker.
         is_written: False for inserted and forced tokens.
     """
-    end = len(tokens) - len(writer.encode(ANSWER))
+    end = len(tokens) - len(writer.answer)
     places: list[int] = []
     start = len(writer.opening)
     while start < end:
@@ -153,7 +153,7 @@ def scores_along(model: ReasoningRecommender, batch: Batch, cuts: Cuts) -> Tenso
     ids = torch.cat([batch.trunk_ids.repeat_interleave(G, 0), batch.branch_ids.reshape(-1, S)], 1)
     source = torch.where(place < begin, place, T + place - begin).clamp(max=T + S - 1)
     at = cuts.at.reshape(-1, K)
-    answer = torch.tensor(model.writer.encode(ANSWER), device=device)
+    answer = torch.tensor(model.writer.answer, device=device)
     named_item = named_weight = named_kind = None
     if batch.named_item is not None and batch.named_weight is not None:
         E = batch.named_item.shape[-1]

@@ -52,6 +52,9 @@ class HeadConfig(Config):
 
     item_rows: ItemRows = "id"
     """Where item rows come from: ``text``, ``id`` or ``text+id``."""
+    table_dtype: Dtype = "float32"
+    """How rows that are encoded from text are kept: ``bfloat16`` halves the table and rounds it to
+    three digits; scores stay float32."""
     similarity: Similarity = "dot"
     """Inner product, or cosine."""
     temperature: PositiveFloat = 1.0
@@ -79,7 +82,7 @@ class WeightsConfig(Config):
     """How the weights of a backbone from elsewhere are held and trained."""
 
     dtype: Dtype = "float32"
-    """Of the backbone. Head, item rows, scores and adapters are float32 in any case."""
+    """Of the backbone. Head, learned item rows, scores and adapters are float32 in any case."""
     gradient_checkpointing: bool = False
     """Compute each layer a second time in the backward pass rather than keep what it computed."""
     lora: bool = False

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.records import Found, Lookup
-from reasonrec.traces.prompts import ANSWER, ASKING, Prompts, PromptWriter
+from reasonrec.traces.prompts import ASKING, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup | None]]
 """(prompt rows, items asked about or one of `ASKING`, how often the thought asked that before) ->
@@ -91,7 +91,7 @@ def think(
     writer, device, G = model.writer, model.device, group_size
     R = len(prompts.lengths) * G
     limit = len(writer.opening) + max_tokens
-    S = limit + len(writer.encode(ANSWER))
+    S = limit + len(writer.answer)
     thoughts = [_Thought(writer, limit) for _ in range(R)]
     reader = _Reader(model, prompts, G, S)
     seen = torch.from_numpy(prompts.token_ids).to(device)
@@ -189,7 +189,7 @@ class _Thought:
     def close(self) -> None:
         """Force the answer marker; what it keeps out of the thought is not found."""
         self.named = [(at, found) for at, found in self.named if at < len(self.tokens)]
-        self.tokens += self.writer.encode(ANSWER)
+        self.tokens += self.writer.answer
         self.is_truncated = self.is_ended = True
 
 

@@ -8,7 +8,7 @@ text plus a learned residual that starts at 0 (``text+id``).
 import torch
 from torch import Tensor, nn
 
-from reasonrec.models.config import ItemRows
+from reasonrec.models.config import Dtype, ItemRows
 
 
 class ItemTable(nn.Module):
@@ -18,6 +18,7 @@ class ItemTable(nn.Module):
         kind: Where rows come from.
         num_items: N.
         width: D.
+        dtype: In which rows from text are stored; those just encoded with gradient stay float32.
         title_token_ids: (N,), the token of every title; with ``kind = "id"`` the rows are then the
             input embeddings of those tokens, and nothing of their own is stored.
     """
@@ -27,7 +28,13 @@ class ItemTable(nn.Module):
     title_token_ids: Tensor
 
     def __init__(
-        self, kind: ItemRows, num_items: int, width: int, *, title_token_ids: Tensor | None = None
+        self,
+        kind: ItemRows,
+        num_items: int,
+        width: int,
+        *,
+        dtype: Dtype = "float32",
+        title_token_ids: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.kind: ItemRows = kind
@@ -40,7 +47,8 @@ class ItemTable(nn.Module):
             self.learned = nn.Parameter(torch.randn(num_items, width) * 0.02)
         elif kind == "text+id":
             self.learned = nn.Parameter(torch.zeros(num_items, width))
-        encoded = torch.zeros(num_items if "text" in kind else 0, width, dtype=torch.float32)
+        num_encoded = num_items if "text" in kind else 0
+        encoded = torch.zeros(num_encoded, width, dtype=getattr(torch, dtype))
         self.register_buffer("encoded", encoded)
         # a buffer, so that an interrupted run refreshes at the steps of an uninterrupted one
         self.register_buffer("steps_since_refresh", torch.zeros((), dtype=torch.long))
@@ -67,10 +75,10 @@ class ItemTable(nn.Module):
             return self.learned
         rows = self.encoded
         if live is not None:
-            rows = rows.index_copy(0, live[0], live[1].float())
+            rows = rows.float().index_copy(0, live[0], live[1].float())
         return rows if self.learned is None else rows + self.learned
 
     @torch.no_grad()
     def store(self, item_index: Tensor, rows: Tensor) -> None:
         """Replace stored text rows: (K,) indices and (K, D) rows."""
-        self.encoded[item_index] = rows.float()
+        self.encoded[item_index] = rows.to(self.encoded.dtype)

@@ -39,7 +39,7 @@ from reasonrec.models.item_table import ItemTable
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
 from reasonrec.records import LOOKUP_KINDS
 from reasonrec.traces.config import PromptConfig
-from reasonrec.traces.prompts import AFTER, ANSWER, PROMPT_VERSION, THINK, PromptWriter
+from reasonrec.traces.prompts import AFTER, PROMPT_VERSION, THINK, PromptWriter
 
 FORMAT = 3
 MAYBE_KIND = LOOKUP_KINDS.index("maybe")
@@ -199,7 +199,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         tokens = self.writer.title_token_ids
         width = self.backbone.get_output_embeddings().weight.shape[1]
         self.item_table = ItemTable(
-            head.item_rows, len(titles), width,
+            head.item_rows, len(titles), width, dtype=head.table_dtype,
             title_token_ids=None if tokens is None else torch.from_numpy(tokens),
         )  # fmt: skip
         self.readout = GatedReadout(width, gated=head.gated)
@@ -335,7 +335,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
             least = self._num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
             must_ask = self._num_titles(asked[row], was_asked[row]) < least
-            is_closed |= must_ask[:, None] & (token == self.writer.encode(ANSWER)[0])
+            is_closed |= must_ask[:, None] & (token == self.writer.answer[0])
             yield row, token, logits.masked_fill_(is_closed, -torch.inf)
 
     def _plain_logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -422,7 +422,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         outputs = Outputs()
         hidden_trunk, hidden_branch = self._hidden(batch)
         drop = self.head.dropout
-        rows = self.item_rows(self._live_rows(batch))
+        rows = self.item_rows(self.encode_labels(batch) if torch.is_grad_enabled() else None)
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
@@ -665,9 +665,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         self.item_table.steps_since_refresh.zero_()
         self.train(was_training)
 
-    def _live_rows(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Encode the batch's targets with gradient, as the loss needs them (R²ec, appendix F)."""
-        if not (self.item_table.is_encoded and torch.is_grad_enabled()):
+    def encode_labels(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Return a batch's labels (K,) and their rows (K, D), which the item table then holds too.
+
+        With gradient, as the loss needs them (R²ec, appendix F). None where no row is encoded.
+        """
+        if not self.item_table.is_encoded:
             return None
         labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
         if not labels:

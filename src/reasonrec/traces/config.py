@@ -81,13 +81,22 @@ class PromptConfig(Config):
     chat: bool = False
     """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
     instruction. False is bare text without instruction."""
+    answer_marker: str = Field(default="<answer>", pattern=r"^<[^<>\s]+>$")
+    """Text that ends a thought and stands before an item's row: ``<word>``, which nothing in the
+    catalogue can spell. One token where the tokenizer has it as such, several where not."""
     instruction: str = (
         "Below is what one person took, oldest first. Think about what it says of their taste and "
         "needs and of what they will want next. End your thoughts with <answer>."
     )
-    """Stands before the history, in chat only."""
+    """Stands before the history, in chat only; ``<answer>`` in it becomes the marker."""
     item_instruction: str = "Sum up what this item is and whom it suits. Begin with <answer>."
-    """Stands before the text of an item, in chat only."""
+    """Stands before the text of an item, in chat only, likewise."""
+
+    @model_validator(mode="after")
+    def check_marker(self) -> Self:
+        if self.answer_marker == "<think>":
+            raise ValueError("answer_marker must not be <think>, with which thoughts begin")
+        return self
 
 
 class TracesConfig(Config):

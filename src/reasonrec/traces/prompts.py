@@ -124,7 +124,12 @@ class PromptWriter:
     @cached_property
     def closing(self) -> list[int]:
         """The tokens that end a prompt which is ranked from as it is, without a thought."""
-        return self._after(self.prompt.instruction) + self.encode(ANSWER)
+        return self._after(self.prompt.instruction) + self.answer
+
+    @cached_property
+    def answer(self) -> list[int]:
+        """The tokens of the answer marker, which every thought ends with."""
+        return self.encode(self.prompt.answer_marker)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -150,6 +155,7 @@ class PromptWriter:
                 "prompt.chat needs a tokenizer with a chat template, and this one has none. Leave "
                 "prompt.chat off, or take a backbone that was tuned to follow instructions"
             )
+        instruction = instruction.replace(ANSWER, self.prompt.answer_marker)
         turn = [{"role": "user", "content": f"{instruction}\n{_SLOT}"}]
         text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         before, _, after = str(text).partition(_SLOT)
@@ -215,7 +221,7 @@ class PromptWriter:
         """
         instruction = self.prompt.item_instruction
         before = self._before(instruction)
-        after = self._after(instruction) + self.encode(ANSWER)
+        after = self._after(instruction) + self.answer
         rows = [[*before, *self.encode(f"Item: {text}"), *after] for text in texts]
         lengths = np.array([len(row) for row in rows], np.int64)
         ids = np.full((len(rows), lengths.max(initial=1)), self.pad_id, np.int64)
@@ -233,24 +239,24 @@ class PromptWriter:
     def thought_text(self, tokens: Sequence[int]) -> str:
         """Return one thought as text, from its opening to its answer marker, without either."""
         inside = list(tokens)[len(self.opening) :]
-        return str(self.tokenizer.decode(inside)).removesuffix(ANSWER).strip()
+        return str(self.tokenizer.decode(inside)).removesuffix(self.prompt.answer_marker).strip()
 
     def ends_thought(self, tokens: Sequence[int]) -> bool:
         """Return whether a thought, written so far, ends in the answer marker.
 
         A tokenizer that knows no such marker may spell it in several ways.
         """
-        answer = self.encode(ANSWER)
+        answer, marker = self.answer, self.prompt.answer_marker
         if list(tokens[-len(answer) :]) == answer:
             return True
         if len(answer) == 1 or not self._closes_marker(tokens[-1]):
             return False
-        tail = str(self.tokenizer.decode(list(tokens[-len(ANSWER) - 1 :])))
-        return tail.rstrip().endswith(ANSWER)
+        tail = str(self.tokenizer.decode(list(tokens[-len(marker) - 1 :])))
+        return tail.rstrip().endswith(marker)
 
     @lru_cache(maxsize=65_536)  # noqa: B019 - one writer lives as long as its model
     def _closes_marker(self, token_id: int) -> bool:
-        return str(self.tokenizer.decode([token_id])).rstrip().endswith(ANSWER[-1])
+        return str(self.tokenizer.decode([token_id])).rstrip().endswith(">")
 
     def question_tokens(self, found: Lookup) -> list[int]:
         """Return what asks for an answer: `` After [Title]``, or a word of `ASKING`."""

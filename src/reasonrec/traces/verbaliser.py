@@ -21,7 +21,7 @@ from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.likeness import Likeness
-from reasonrec.traces.prompts import ANSWER, PromptWriter, as_data
+from reasonrec.traces.prompts import PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Verbaliser:
             for column in found:
                 if column[b].via_item_index >= 0:
                     draft.ask(column[b])
-            draft.add(self.writer.encode(ANSWER), is_written=True)
+            draft.add(self.writer.answer, is_written=True)
             drafts.append(draft)
         return Thoughts(
             tokens=[draft.tokens for draft in drafts],

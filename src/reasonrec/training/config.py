@@ -6,13 +6,14 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasonrec.config import Config
+from reasonrec.models.ranking import Mask
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"
 ]
 TokenMean = Literal["tokens", "rollouts", "sum"]
-ItemTerm = Literal["best", "positive", "all"]
+ItemTerm = Literal["best", "positive", "all", "infonce"]
 EngineKind = Literal["sampler", "vllm-colocated", "vllm-server"]
 
 
@@ -100,9 +101,12 @@ class SftLossConfig(Config):
 class GateConfig(Config):
     """When to think: a gate on the state before the thought. Ours; the paper always thinks."""
 
+    source: Literal["thoughts", "rollouts"] = "thoughts"
+    """What the gain is measured on: one thought as the model is served, against none (``gain``); or
+    rollouts of RecPO, the mean reward of sampled thoughts less that of the empty one."""
     gain: Literal["log_prob", "ndcg"] = "log_prob"
-    """What is predicted: how much a thought adds to the target's log-probability, or to its NDCG
-    without cut-off. The threshold is chosen by NDCG in any case."""
+    """With ``thoughts``, what is predicted: what a thought adds to the target's log-probability, or
+    to its NDCG without cut-off. The threshold is chosen by NDCG in any case."""
     max_mean_tokens: NonNegativeFloat | None = None
     """Most tokens of thought a query, a mean over validation; None for no budget."""
     max_events: PositiveInt = 2000
@@ -124,6 +128,12 @@ class RecpoConfig(Config):
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
     """Cut-off k of the NDCG reward."""
+    mask: Mask = "history-except-target"
+    """Which items the ranking that is rewarded leaves out, and the recommendation's softmax too.
+    With ``history`` a target that repeats an earlier item is out of reach and earns nothing."""
+    length_weight: NonNegativeFloat = 0.0
+    """Taken off the reward of a thought that writes ``max_tokens`` tokens, of a shorter one in
+    proportion; what is inserted costs nothing. The paper has none."""
     advantage: Estimator = "grpo"
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
@@ -132,7 +142,8 @@ class RecpoConfig(Config):
     token_mean: TokenMean = "tokens"
     """What the token term is a mean over; not stated in the paper."""
     item_term: ItemTerm = "best"
-    """Which rollouts train the recommendation."""
+    """Which rollouts train the recommendation: by their advantages the best one, those above
+    nothing, or all; or (``infonce``) all alike with weight 1, whatever they earned: an ablation."""
     item_softmax: Literal["batch", "catalogue"] = "catalogue"
     """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
     item_weight: NonNegativeFloat = 1.0

@@ -6,13 +6,18 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
+from reasonrec.data.dataset import InteractionLog
 from reasonrec.metrics import ndcg
 from reasonrec.models.gate import GateChoice, ThinkingGate, choose_threshold, fit_gain
 from reasonrec.models.generation import read_prompts
 from reasonrec.models.ranking import distinct_events, rank_targets
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import Histories
-from reasonrec.training.config import GateConfig
+from reasonrec.rng import stream_seed
+from reasonrec.training.config import GateConfig, RecpoConfig
+from reasonrec.training.rl.recpo import rewards_of, roll_out
+
+_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,31 @@ class Measured:
 
 def learn_gate(
     thinking: ThinkingRecommender,
-    events: tuple[Histories, np.ndarray],
+    log: InteractionLog,
+    events: np.ndarray,
     queries: tuple[Histories, np.ndarray],
     config: GateConfig,
+    recpo: RecpoConfig,
+    *,
+    seed: int,
 ) -> tuple[ThinkingGate, GateChoice]:
     """Return a gate, and what it does on the queries that its threshold was chosen on.
 
     Args:
-        events: Histories and targets (K,) that the gain is learned from: training events.
+        log: Training events.
+        events: (K,), places in the log of what the gain is learned from.
         queries: Histories and targets (Q,) of validation.
+        recpo: How rollouts are written and rewarded, where the gain is learned from them.
     """
-    learned_from = measure_gains(thinking, *events)
-    gain = learned_from.think[config.gain] - learned_from.silent[config.gain]
-    gate = fit_gain(learned_from.states, gain)
+    histories = log.histories_before(events)
+    if config.source == "rollouts":
+        states = states_before(thinking, histories)
+        gain = rollout_gains(thinking, log, events, recpo, seed=seed)
+    else:
+        learned_from = measure_gains(thinking, histories, log.item_index[events])
+        states = learned_from.states
+        gain = learned_from.think[config.gain] - learned_from.silent[config.gain]
+    gate = fit_gain(states, gain)
     asked = measure_gains(thinking, *queries)
     choice = choose_threshold(
         gate.predict(asked.states), asked.think["ndcg"], asked.silent["ndcg"], asked.num_tokens,
@@ -51,24 +68,58 @@ def learn_gate(
     return replace(gate, threshold=choice.threshold), choice
 
 
+def rollout_gains(
+    thinking: ThinkingRecommender,
+    log: InteractionLog,
+    events: np.ndarray,
+    recpo: RecpoConfig,
+    *,
+    seed: int,
+) -> np.ndarray:
+    """Return the mean reward of sampled thoughts less that of the empty one of their group, (K,).
+
+    Args:
+        recpo: Of each group one is the empty thought, whatever ``empty_rollout`` says; thoughts may
+            be as long as the model is served with.
+    """
+    changed = {"empty_rollout": True, "sentence_weight": 0.0, "max_tokens": thinking.max_tokens}
+    recpo = recpo.model_copy(update=changed)
+    gains = []
+    for start in range(0, len(events), _PROMPTS_AT_ONCE):
+        rollouts = roll_out(
+            thinking.model, log, thinking.verbaliser, events[start : start + _PROMPTS_AT_ONCE],
+            recpo, generator_seed=stream_seed(seed, "gate-rollout", start),
+        )  # fmt: skip
+        with torch.no_grad():
+            scores = thinking.model(rollouts.batch, with_tokens=False).think_logits
+        rewards = rewards_of(rollouts, scores, recpo).double()
+        gains.append((rewards[:, :-1].mean(1) - rewards[:, -1]).cpu().numpy())
+    return np.concatenate(gains)
+
+
+def states_before(thinking: ThinkingRecommender, histories: Histories) -> np.ndarray:
+    """Return the states before a thought, (Q, D), float32."""
+    model, size = thinking.model, thinking.batch_size
+    states = []
+    for start in range(0, len(histories), size):
+        rows = np.arange(start, min(start + size, len(histories)))
+        with torch.no_grad():
+            prompts = model.writer.prompts(histories.take(rows))
+            states.append(read_prompts(model, prompts).cpu().numpy())
+    return np.concatenate(states)
+
+
 def measure_gains(
     thinking: ThinkingRecommender, histories: Histories, targets: np.ndarray
 ) -> Measured:
     """Return what every query gets from a thought, and what without one."""
-    model = thinking.model
-    silent = NoThinkRecommender(model)
-    states = []
-    for start in range(0, len(targets), silent.batch_size):
-        rows = np.arange(start, min(start + silent.batch_size, len(targets)))
-        with torch.no_grad():
-            prompts = model.writer.prompts(histories.take(rows))
-            states.append(read_prompts(model, prompts).cpu().numpy())
+    silent = NoThinkRecommender(thinking.model).score(histories)
     thought = thinking.score(histories)
     assert thought.num_tokens is not None
     return Measured(
-        np.concatenate(states),
+        states_before(thinking, histories),
         _values(thought.scores, histories, targets),
-        _values(silent.score(histories).scores, histories, targets),
+        _values(silent.scores, histories, targets),
         thought.num_tokens,
     )
 

@@ -65,11 +65,17 @@ def fit(
     seed: int,
     label: str,
     collate: Callable[[Any], Any],
+    steps_per_batch: int = 1,
 ) -> Fitted:
     """Train ``model`` in place, from the last checkpoint in ``out`` if there is one.
 
     The weights of the best validation are in the model at the end. ``out/metrics.jsonl`` receives
     a row for every logged step; ``out/checkpoints`` is removed when the run is done.
+
+    Args:
+        steps_per_batch: Steps that stand on each other, as those on one batch of rollouts, of which
+            a checkpoint keeps nothing: none is written between them, so that validations are this
+            many steps apart or a multiple of it.
 
     Raises:
         ConfigError: The rows of a step cannot be shared out evenly among the processes.
@@ -85,6 +91,7 @@ def fit(
     batches = RankBatches(len(data), config.batch_size, rank=ranks.rank(), num_ranks=W)  # pyright: ignore[reportArgumentType]
     num_steps = len(batches)
     every = max(1, num_steps // config.num_validations)
+    every += -every % steps_per_batch
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size // W,

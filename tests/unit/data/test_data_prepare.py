@@ -1,6 +1,9 @@
 """From raw files to a prepared folder: contents, quarantine, filters, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +205,66 @@ def test_each_filter_is_counted_before_and_after(write_shop: WriteShop, tmp_path
     assert dataset.train.item_index.max() < 4
 
 
+def test_the_window_starts_earlier_by_whole_months_until_enough_items_are_kept(
+    write_shop: WriteShop, tmp_path: Path
+):
+    # T is on 2020-09-13; item n is first taken n times 31 days before
+    rows = [(f"u{u}", f"i{n}", 5, T - 31 * 86_400 * n + u) for n in range(6) for u in range(3)]
+    rows += [(f"u{u}", "i0", 5, T + 100 * k + u) for u in range(3) for k in range(1, 4)]
+    shop = write_shop(rows)
+    # i0 on 09-13, i1 on 08-13, i2 on 07-13, i3 on 06-12, i4 on 05-12, i5 on 04-11
+    for least, since in (
+        (1, "2020-08-31"),
+        (2, "2020-07-31"),
+        (4, "2020-05-31"),
+        (5, "2020-04-30"),
+    ):
+        config = PrepareConfig(since="2020-08-31", least_items=least)
+        dataset = prepare(shop, tmp_path / str(least), config)
+        (step,) = dataset.statistics["filters"]
+        assert step["name"] == f"since {since}"
+        assert step["items_after"] >= least
+    # no event at all from October on
+    dataset = prepare(shop, tmp_path / "later", PrepareConfig(since="2020-10-14", least_items=1))
+    assert dataset.statistics["filters"][0]["name"] == "since 2020-08-14"
+    with pytest.raises(DataError, match=r"needs 7 items .* from 2020-04-11 on, has 6"):
+        prepare(shop, tmp_path / "none", PrepareConfig(since="2020-08-31", least_items=7))
+
+
+def test_texts_are_the_same_whatever_python_hashes_with(write_shop: WriteShop, tmp_path: Path):
+    # the public code cuts descriptions out of an unordered set of sentences
+    shop = write_shop(ROWS)
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(4)],
+            "title": [f"Item {n}" for n in range(4)],
+            "description": [" ".join(f"word{n}{m}." for m in range(200)) for n in range(4)],
+            "categories": [f"c{n}|b{n}|a{n}" for n in range(4)],
+        }
+    )
+    items.write_csv(shop / "items.csv")
+    code = (
+        "import sys; from pathlib import Path; from reasonrec.data.prepare import prepare;"
+        "from reasonrec.models.backbone import item_texts;"
+        "catalogue = prepare(sys.argv[1], Path(sys.argv[2])).catalogue;"
+        "print(item_texts(catalogue, catalogue.table['title'].to_list()))"
+    )
+    said = []
+    for seed in ("0", "1"):
+        asked = [sys.executable, "-c", code, str(shop), str(tmp_path / seed)]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        said.append(
+            subprocess.run(
+                asked, capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        )
+    assert said[0] == said[1] and "word30" in said[0] and "c3" in said[0]
+    for name in FILES:
+        one, other = ((tmp_path / seed / name).read_bytes() for seed in "01")
+        if name != "statistics.json":
+            assert one == other, name
+
+
 def test_a_core_is_the_same_as_dropping_rows_until_nothing_changes(
     write_shop: WriteShop, tmp_path: Path
 ):
@@ -349,6 +412,7 @@ def test_two_paths_are_as_good_as_a_folder(write_shop: WriteShop, tmp_path: Path
         ({"valid_frac": 0.5, "test_frac": 0.5}, "leave events to train on"),
         ({"since": "2020-02-01", "until": "2020-01-01"}, "since must not be after until"),
         ({"split": "given", "k_core": 5}, "k_core would change it"),
+        ({"least_items": 7}, "least_items moves since back"),
         ({"rating_scale": (5, 1)}, "rating_scale must be low, high"),
         ({"kcore": 5}, "there is no such key; known here: .*k_core"),
     ],

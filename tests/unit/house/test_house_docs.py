@@ -43,8 +43,9 @@ def bind(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_module_and_explains_itself(verb):
-    module = importlib.import_module(f"reasonrec.cli.{verb}")
-    assert "Examples:\n" in (getattr(module, verb).__doc__ or "")
+    name = verb.replace("-", "_")
+    module = importlib.import_module(f"reasonrec.cli.{name}")
+    assert "Examples:\n" in (getattr(module, name).__doc__ or "")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -86,14 +87,32 @@ def test_the_readme_has_the_place_that_results_are_written_to():
 
 def test_every_home_and_test_in_the_paper_index_exists():
     text = text_of("docs/paper_index.md")
-    homes = re.findall(r"`([\w/]+\.py): (\w+)`", text)
-    assert len(homes) > 40
-    for path, name in homes:
-        source = (ROOT / "src/reasonrec" / path).read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py): (\w+)`", text)
+    assert len(named) > 40
+    for path, name in named:
+        folder = "tests/unit" if Path(path).name.startswith("test_") else "src/reasonrec"
+        source = (ROOT / folder / path).read_text(encoding="utf-8")
         assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), f"{path}: {name}"
     tests = re.findall(r"`(\w+/test_\w+\.py)`", text)
     assert len(tests) > 20
     assert [path for path in tests if not (ROOT / "tests/unit" / path).exists()] == []
+
+
+def test_each_of_the_fifteen_requirements_names_a_function_and_a_test():
+    table = text_of("docs/paper_index.md").partition("### Requirements")[2].partition("\n### ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if re.match(r"\| \d", line)]
+    assert [int(row[0].removeprefix("| ")) for row in rows] == list(range(1, 16))
+    for number, _, home, test, _ in rows:
+        assert re.search(r"`[\w/]+\.py: \w+`", home), number
+        assert re.search(r"`\w+/test_\w+\.py: test_\w+`", test), number
+
+
+def test_every_entry_of_the_paper_index_that_the_code_cites_is_there():
+    entries = set(re.findall(r"^\| \*([^*]+)\*", text_of("docs/paper_index.md"), re.MULTILINE))
+    for path in (ROOT / "src/reasonrec").glob("**/*.py"):
+        source = path.read_text(encoding="utf-8")
+        cited = re.findall(r"paper_index\.md``, entry\s+\*([^*]+)\*", source)
+        assert set(cited) <= entries, f"{path}: {cited}"
 
 
 def test_nothing_that_the_paper_index_calls_planned_is_built():

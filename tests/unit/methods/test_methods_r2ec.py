@@ -171,6 +171,19 @@ def test_a_gate_is_learned_before_a_finished_model_and_obeys_its_budget(controll
         train_stage("gate", shop(), config, out=tmp_path / "h", seed=3, start=out / "no-think")
 
 
+def test_a_gate_from_rollouts_names_how_they_were_rewarded(controlled, tmp_path):
+    out, config, _ = controlled
+    asked = config.model_copy(update={"gate": GateConfig(source="rollouts", max_events=8)})
+    start = {"seed": 3, "start": out / "think-sft"}
+    folder = train_stage("gate", shop(), asked, out=tmp_path / "g", **start)
+    said = read_manifest(folder)["config"]
+    assert said["gate"]["source"] == "rollouts"
+    assert said["recpo"]["recpo"]["reward_at"] == config.recpo.recpo.reward_at
+    other = asked.recpo.model_copy(update={"recpo": RecpoConfig(reward_at=5)})
+    with pytest.raises(CheckpointError, match="another"):
+        train_stage("gate", shop(), asked.model_copy(update={"recpo": other}), out=folder, **start)
+
+
 def test_a_gate_is_a_stage_of_a_road_that_names_it(controlled, tmp_path):
     _, config, _ = controlled
     road = config.model_copy(update={"stages": ("no-think", "sft", "gate")})

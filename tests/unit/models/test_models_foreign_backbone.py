@@ -15,6 +15,8 @@ from reasonrec.models.generation import think
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
 from reasonrec.records import Histories
+from reasonrec.traces.config import PromptConfig
+from reasonrec.traces.prompts import PromptWriter, as_data
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
@@ -39,11 +41,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def build(folder, **head):
+def build(folder, *, marker="<answer>", **head):
     settings = {"item_rows": "text", "dropout": 0.0, "token_dropout": 0.0, "max_history": 8} | head
     model = build_model(
-        toy_catalogue(N), backbone=str(folder), tiny=TOY_SHAPE, head=HeadConfig(**settings), seed=0
-    )
+        toy_catalogue(N), backbone=str(folder), tiny=TOY_SHAPE, head=HeadConfig(**settings), seed=0,
+        prompt=PromptConfig(answer_marker=marker),
+    )  # fmt: skip
     model.refresh_items()
     return model.eval()
 
@@ -94,10 +97,14 @@ def test_a_step_of_fine_tuning_lowers_its_loss(folder, kind):
     assert gradient.abs().sum() > 0
 
 
-def test_it_thinks_asks_and_is_answered_with_titles_of_several_tokens(folder):
-    model = build(folder)
+@pytest.mark.parametrize("marker", ["<answer>", "<item-next>"])
+def test_it_thinks_asks_and_is_answered_with_titles_of_several_tokens(folder, tmp_path, marker):
+    build(folder, marker=marker).save_pretrained(tmp_path)
+    model = ReasoningRecommender.from_pretrained(tmp_path)  # which knows the marker
     writer = model.writer
-    script = [*writer.encode(" After"), *writer.item_tokens(3), *writer.encode("<answer>")]
+    ids, lengths = writer.item_prompts(["Tale 1."])
+    assert model.tokenizer.decode(ids[0, : lengths[0]]) == f"<s>Item: Tale 1.{marker}"
+    script = [*writer.encode(" After"), *writer.item_tokens(3), *writer.encode(marker)]
     verbaliser = toy_verbaliser(model, DATASET, num_links=2, reverse_share=0.0)
     spoken = iter(script)
     plain = model.language_logits
@@ -116,7 +123,10 @@ def test_it_thinks_asks_and_is_answered_with_titles_of_several_tokens(folder):
         max_tokens=120, temperature=0,
     )  # fmt: skip
     said = model.tokenizer.decode(written.token_ids[0, : int(written.lengths[0])])
-    assert said == "<think> After [Tale 3]: [Tale 4] [Tale 5];<answer>"
+    assert said == f"<think> After [Tale 3]: [Tale 4] [Tale 5];{marker}"
+    assert writer.thought_text(model.tokenizer.encode(said, add_special_tokens=False)) == (
+        "After [Tale 3]: [Tale 4] [Tale 5];"
+    )
     assert written.named_item.tolist() == [[4, 5]]
     assert not written.is_truncated.any()
     marks = written.is_written[0].tolist()
@@ -149,6 +159,19 @@ def test_what_it_samples_has_the_log_probabilities_of_the_training_pass(folder):
     scored = recommender.score(HISTORIES)
     assert scored.scores.shape == (3, N)
     assert np.isfinite(scored.scores).all()
+
+
+def test_instructions_name_the_marker_and_it_is_no_opening_and_no_text_of_the_catalogue():
+    tokenizer = plain_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}\n"
+    marked = PromptConfig(chat=True, answer_marker="<done>")
+    writer = PromptWriter(tokenizer, ["Tale"], prompt=marked)
+    text = tokenizer.decode(writer.prefix)
+    assert "End your thoughts with <done>." in text and "<answer>" not in text
+    assert as_data("a <done> tale") == "a (done) tale"
+    for wrong in ("<think>", "done", "<two words>"):
+        with pytest.raises(ValueError, match="answer_marker"):
+            PromptConfig(answer_marker=wrong)
 
 
 def test_a_backbone_that_is_none_is_a_stated_error(tmp_path):

@@ -8,12 +8,23 @@ from tests.toys import toy_dataset
 
 from reasonrec.errors import CheckpointError
 from reasonrec.models.gate import RIDGES, ThinkingGate, choose_threshold, fit_gain
+from reasonrec.models.ranking import rank_targets
+from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import (
     GatedThinkingRecommender,
     NoThinkRecommender,
     ThinkingRecommender,
 )
 from reasonrec.records import Histories
+from reasonrec.rng import stream_seed
+from reasonrec.training.config import GateConfig, RecpoConfig
+from reasonrec.training.gating import learn_gate, rollout_gains, states_before
+from reasonrec.training.rl.recpo import roll_out
+
+OF_BRANCHES = {
+    "branch_ids", "branch_lengths", "branch_at", "is_written", "named_at", "named_item",
+    "named_weight", "named_kind", "target",
+}  # fmt: skip
 
 PREDICTED = np.array([0.1, 0.9, -0.3, 0.5])
 SILENT = np.array([0.2, 0.4, 0.6, 0.1])
@@ -110,8 +121,12 @@ def test_where_thinking_helps_one_kind_of_user_only_it_thinks_of_those():
 
 
 @pytest.fixture(scope="module")
-def thinking():
-    dataset = toy_dataset(ring_rows(10, 12, 9), [f"Tale {i}" for i in range(12)])
+def dataset():
+    return toy_dataset(ring_rows(10, 12, 9), [f"Tale {i}" for i in range(12)])
+
+
+@pytest.fixture(scope="module")
+def thinking(dataset):
     model = toy_model()
     with torch.no_grad():
         model.pointer.amount.fill_(0.5)
@@ -145,6 +160,44 @@ def test_a_gated_recommender_thinks_where_it_is_told_and_keeps_silent_elsewhere(
     np.testing.assert_allclose(scored.scores[chosen], always.scores[chosen], atol=1e-4)
     np.testing.assert_allclose(scored.scores[~chosen], silent.scores[~chosen], atol=1e-5)
     assert some.name == "think-toy/gated"
+
+
+def test_a_gate_can_learn_from_rollouts_what_they_earn_above_the_empty_thought(thinking, dataset):
+    log, events = dataset.train, np.arange(2, 60, 7)
+    recpo = RecpoConfig(group_size=3, beta=0.0, reward_at=12)
+    gains = rollout_gains(thinking, log, events, recpo, seed=5)
+    # the slow way: every rollout by itself, ranked by the rule of evaluation
+    asked = recpo.model_copy(update={"empty_rollout": True, "max_tokens": 12})
+    drawn = stream_seed(5, "gate-rollout", 0)
+    batch = roll_out(
+        thinking.model, log, thinking.verbaliser, events, asked, generator_seed=drawn
+    ).batch
+    targets, expected = log.item_index[events], []
+    for p in range(len(events)):
+        rewards = []
+        for g in range(3):
+            alone = {
+                name: value[p : p + 1, g : g + 1] if name in OF_BRANCHES else value[p : p + 1]
+                for name, value in vars(batch).items()
+                if value is not None
+            }
+            with torch.no_grad():
+                scores = thinking.model(Batch(**alone), with_tokens=False).think_logits
+            rank = rank_targets(
+                scores[0].numpy(), targets[p : p + 1],
+                histories=log.histories_before(events[p : p + 1]), mask="history-except-target",
+            )  # fmt: skip
+            rewards.append(1 / np.log2(1 + rank[0]))
+        assert not batch.is_written[p, 2].any()  # the empty thought
+        expected.append((rewards[0] + rewards[1]) / 2 - rewards[2])
+    np.testing.assert_allclose(gains, expected, atol=1e-5)
+    assert np.abs(gains).max() > 0.01
+    gate, _ = learn_gate(
+        thinking, log, events, (log.histories_before(events), targets),
+        GateConfig(source="rollouts"), recpo, seed=5,
+    )  # fmt: skip
+    fitted = fit_gain(states_before(thinking, log.histories_before(events)), gains)
+    np.testing.assert_array_equal(gate.weight, fitted.weight)
 
 
 def test_a_gate_is_saved_and_read_and_a_damaged_one_refused(tmp_path):

@@ -81,6 +81,29 @@ def test_rows_from_text_are_the_state_at_the_answer_marker_and_carry_gradient(ki
     assert gradient[only_in_item_text].abs().sum() > 0
 
 
+@pytest.mark.parametrize("item_rows", ["text", "text+id"])
+def test_rows_kept_in_half_precision_are_rounded_and_scored_in_float32(item_rows, tmp_path):
+    whole = toy_model(item_rows=item_rows)
+    half = toy_model(item_rows=item_rows, table_dtype="bfloat16")
+    for model in (whole, half):
+        model.refresh_items()
+    assert half.item_table.encoded.dtype == torch.bfloat16
+    rounded = whole.item_table.encoded.bfloat16()  # the same backbone: the same rows
+    assert torch.equal(half.item_table.encoded, rounded)
+    states = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    scores = half.score_states(states)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, states @ rounded.float().T)
+    # rows just encoded for a loss are not rounded
+    index = torch.tensor([3, 5])
+    live = half.item_rows((index, half.encode_items(index)))
+    torch.testing.assert_close(live[index], whole.item_rows()[index])
+    half.save_pretrained(tmp_path)
+    again = ReasoningRecommender.from_pretrained(tmp_path)
+    assert torch.equal(again.item_table.encoded, rounded)
+    assert torch.equal(again.score_states(states), scores)
+
+
 @pytest.mark.parametrize("kind", ["id", "text", "text+id"])
 def test_saved_and_loaded_models_rank_alike(tmp_path, kind):
     model = toy_model(num_items=6, item_rows=kind)

@@ -43,6 +43,14 @@ def test_the_softmax_reward_leaves_masked_items_out():
     )
 
 
+def test_a_target_that_is_masked_is_out_of_reach():
+    scores = torch.tensor([[[5.0, 9.0, 3.0]]])
+    masked = torch.tensor([[False, True, False]])
+    assert ranks_of_targets(scores, torch.tensor([1]), masked).tolist() == [[math.inf]]
+    assert ndcg_reward(torch.tensor([math.inf]), 1000).tolist() == [0.0]
+    assert softmax_reward(scores, torch.tensor([1]), masked).tolist() == [[0.0]]
+
+
 def test_the_fused_reward_separates_equal_ranks():
     discrete = torch.tensor([[0.5, 0.5]])
     continuous = torch.tensor([[0.2, 0.1]])
@@ -121,6 +129,7 @@ def test_only_the_best_rollout_trains_the_recommendation():
     positive = torch.tensor([[1.5, 0, 0, 0], [0.2, 0.7, 0, 0], [0, 0, 0, 0]])
     torch.testing.assert_close(item_weights(advantages, "positive"), positive)
     torch.testing.assert_close(item_weights(advantages, "all"), advantages)
+    assert item_weights(advantages, "infonce").tolist() == [[1.0] * 4] * 3
 
 
 def test_on_policy_the_item_term_is_the_weighted_log_likelihood():

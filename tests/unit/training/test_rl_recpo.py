@@ -15,6 +15,7 @@ from reasonrec.training.rl.recpo import (
     Recpo,
     masked_items,
     recpo_loss,
+    rewards_of,
     roll_out,
 )
 
@@ -50,6 +51,66 @@ def test_the_history_is_masked_except_the_target(dataset):
     masked = masked_items(histories, torch.tensor([1]), 12)
     # user 0 has walked 0, 1, 2; item 1 is the target here, so it stays reachable
     assert masked[0].nonzero()[:, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("mask", "left_out"), [("none", []), ("history", [0, 1, 2]), ("history-except-target", [0, 2])]
+)
+def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, mask, left_out):
+    # a log where a target repeats: user 0 walks 0, 1, 2 and takes 1 again
+    again = toy_dataset([[0, 1, 2, 1, 3, 4], *ring_rows(7, 12, 9)], [f"T {i}" for i in range(12)])
+    model = toy_model()
+    config = SMALL.model_copy(update={"mask": mask, "beta": 0.0})
+    rollouts = _rollouts(again, model, config, events=(3,))
+    assert rollouts.target_P.tolist() == [1]
+    assert rollouts.masked_P_N[0].nonzero()[:, 0].tolist() == left_out
+    outputs = model(rollouts.batch)
+    loss, _ = recpo_loss(outputs, rollouts, config)
+    scores = outputs.think_logits[0].detach()  # (G, N)
+    kept = [i for i in range(12) if i not in left_out]
+    for g in range(4):
+        higher = sum(bool(scores[g, i] > scores[g, 1]) for i in kept)
+        reward = 1 / math.log2(2 + higher) if 1 in kept else 0.0
+        assert rollouts.rewards_P_G[0, g].item() == pytest.approx(reward)
+        competing = sorted({1, *kept})
+        logp = scores[g, competing].log_softmax(-1)[competing.index(1)]
+        torch.testing.assert_close(rollouts.old_item_logp_P_G[0, g], logp)
+    assert torch.isfinite(loss)
+
+
+def test_written_tokens_cost_their_share_of_the_budget(dataset):
+    model = toy_model()
+    rollouts = _rollouts(dataset, model)
+    scores = model(rollouts.batch).think_logits.detach()
+    free = rewards_of(rollouts, scores, SMALL)
+    written = torch.zeros_like(rollouts.batch.is_written)
+    written[0, 0, :3] = written[1, 2, 1:7] = True
+    rollouts.batch.is_written = written
+    charged = rewards_of(rollouts, scores, SMALL.model_copy(update={"length_weight": 0.2}))
+    expected = torch.zeros(3, 4)
+    # 3 and 6 of at most 6 tokens: 0.2 * 3 / 6 and 0.2 * 6 / 6
+    expected[0, 0], expected[1, 2] = 0.1, 0.2
+    torch.testing.assert_close(free - charged, expected)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_infonce_trains_the_recommendation_of_all_rollouts_whatever_they_earned(dataset, flat):
+    model = toy_model()
+    config = SMALL.model_copy(update={"item_term": "infonce", "thought_weight": 0.0})
+    rollouts = _rollouts(dataset, model, config)
+    recpo_loss(model(rollouts.batch), rollouts, config)
+    if flat:
+        rollouts.rewards_P_G = torch.full_like(rollouts.rewards_P_G, 0.4)
+    outputs = model(rollouts.batch)
+    outputs.think_logits.retain_grad()
+    loss, _ = recpo_loss(outputs, rollouts, config)
+    loss.backward(retain_graph=True)
+    found, outputs.think_logits.grad = outputs.think_logits.grad, None
+    # on-policy: the gradient of the mean cross-entropy of the target over prompts and rollouts
+    scores = outputs.think_logits.masked_fill(rollouts.masked_P_N[:, None], -torch.inf)
+    target = rollouts.target_P.repeat_interleave(4)
+    torch.nn.functional.cross_entropy(scores.flatten(0, 1), target).backward()
+    torch.testing.assert_close(found, outputs.think_logits.grad)
 
 
 def test_rollouts_carry_the_target_of_their_own_prompt(dataset):

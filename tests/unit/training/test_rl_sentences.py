@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.toy_models import ring_rows, talking_toy, toy_verbaliser
+from tests.toy_models import ring_rows, talking_toy, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.models.ranking import rank_targets
@@ -15,6 +15,7 @@ from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.loss import log_prob_of_targets
 from reasonrec.training.rl.recpo import recpo_loss, roll_out
 from reasonrec.training.rl.sentences import (
+    measure_sentences,
     of_tokens,
     sentence_advantages,
     sentence_gains,
@@ -78,6 +79,24 @@ def test_the_gains_of_a_thought_sum_to_what_it_adds_to_the_empty_one(dataset, mo
     total = rollouts.sentences.gains_P_G_K.sum(-1)
     torch.testing.assert_close(total, own - silent, atol=1e-4, rtol=1e-4)
     assert total.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("item_rows", ["text", "text+id"])
+def test_sentences_are_measured_with_the_rows_that_the_reward_sees(dataset, item_rows):
+    model = toy_model(item_rows=item_rows)
+    model.refresh_items()
+    model.item_table.encoded[:, 0] += 1.0  # stale rows
+    stale = model.item_rows().detach().clone()
+    rollouts = _rollouts(dataset, model, SMALL.model_copy(update={"sentence_weight": 1.0}))
+    measured = rollouts.sentences.gains_P_G_K
+    rows = model.item_rows().detach().clone()
+    assert (rows[rollouts.target_P] != stale[rollouts.target_P]).any(-1).all()
+    model(
+        rollouts.batch
+    )  # the pass whose scores are rewarded; it encodes the targets, with gradient
+    torch.testing.assert_close(model.item_rows(), rows)
+    again = measure_sentences(model, rollouts.batch, rollouts.target_P, rollouts.masked_P_N)
+    torch.testing.assert_close(again.gains_P_G_K, measured)
 
 
 def test_only_written_tokens_of_sentences_have_an_advantage_to_learn_from(dataset, model):

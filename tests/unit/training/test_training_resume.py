@@ -1,10 +1,14 @@
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from tests.toy_models import ring_rows, toy_model, toy_verbaliser
+from tests.toy_traces import hand_question
 from tests.toys import toy_dataset
 
+from reasonrec.models.answers import with_words_of
 from reasonrec.training.config import OptimiserConfig, RecpoConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
@@ -14,7 +18,10 @@ from reasonrec.training.examples import (
 )
 from reasonrec.training.loop import fit, last_checkpoint, read_metrics
 from reasonrec.training.losses import sft_loss
-from reasonrec.training.rl.recpo import PromptSample, Recpo
+from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.grpo import Grpo
+from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
+from reasonrec.training.rl.text_rewards import well_formed
 
 CONFIG = OptimiserConfig(
     batch_size=4,
@@ -23,6 +30,7 @@ CONFIG = OptimiserConfig(
     averaging=0.9,
     head_learning_rate=1e-2,
 )
+RL = ["recpo", "recpo with kl", "grpo"]
 TITLES = [f"Tale {i}" for i in range(12)]
 
 
@@ -30,18 +38,23 @@ class Unplugged(Exception):
     """Somebody tripped over the cable."""
 
 
-def _parts(stage, model, dataset):
+def _sample(events, inner):
+    return PromptSample(events, num_prompts=24, batch_size=4, num_inner_epochs=inner, seed=0)
+
+
+def _parts(stage, model, dataset, inner=2):
+    if stage == "grpo":
+        config = GrpoConfig(group_size=2, max_tokens=4, max_answer_tokens=3, num_inner_epochs=inner)
+        asked = [hand_question(task="rated", label=label) for label in "24135"]
+        rewards = [(1.0, lambda one: float(len(one.thought))), (1.0, well_formed)]
+        return _sample(np.arange(len(asked)), inner), Grpo(config, asked, rewards, seed=0)
     verbaliser = toy_verbaliser(model, dataset, num_lookups=1)
-    if stage == "recpo":
-        config = RecpoConfig(max_tokens=6, num_inner_epochs=2)
-        sample = PromptSample(
-            events_with_history(dataset.train),
-            num_prompts=40,
-            batch_size=4,
-            num_inner_epochs=2,
-            seed=0,
-        )
-        return sample, Recpo(config, dataset.train, verbaliser, seed=0)
+    if stage in ("recpo", "recpo with kl"):
+        kl_weight = 0.5 if stage == "recpo with kl" else 0.0
+        config = RecpoConfig(max_tokens=6, num_inner_epochs=inner, kl_weight=kl_weight)
+        start = StartingPoint(model) if kl_weight else None
+        learner = Recpo(config, dataset.train, verbaliser, seed=0, start=start)
+        return _sample(events_with_history(dataset.train), inner), learner
     windows = schedule_windows(dataset.train, max_history=8, num_epochs=8, batch_size=4, seed=0)
     is_sft = stage == "sft"
     data = WindowDataset(
@@ -51,13 +64,15 @@ def _parts(stage, model, dataset):
     return data, lambda model, batch: sft_loss(model, batch, SftLossConfig())
 
 
-def _train(stage, out, *, item_rows="id", stop_at=None):
+def _train(stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG):
     """Train a toy stage, unplugged once at step ``stop_at`` if given, and return the model."""
     dataset = toy_dataset(ring_rows(10, 12, 9), TITLES)
     out.mkdir(exist_ok=True)
     for unplug_at in [stop_at, None] if stop_at else [None]:
         model = toy_model(dropout=0.2, item_rows=item_rows)  # dropout: random states must come back
-        data, loss = _parts(stage, model, dataset)
+        if stage == "grpo":
+            model = with_words_of(model, ["So 1 2 3 4 5."] * 9, vocab_size=300, dropout=0.2, seed=0)
+        data, loss = _parts(stage, model, dataset, inner)
         steps = iter(range(10_000))
 
         def step(model, batch, loss=loss, steps=steps, unplug_at=unplug_at):
@@ -72,18 +87,41 @@ def _train(stage, out, *, item_rows="id", stop_at=None):
         torch.manual_seed(0)
         try:
             fitted = fit(
-                model, data, step, validate, CONFIG,
+                model, data, step, validate, config,
                 out=out, seed=0, label=stage, collate=keep_batch,
+                steps_per_batch=inner if stage in RL else 1,
             )  # fmt: skip
         except Unplugged:
             continue
     return model, fitted
 
 
-@pytest.mark.parametrize("stage", ["no-think", "sft", "recpo"])
+@pytest.mark.parametrize("stage", ["no-think", "sft"])
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, stage):
-    whole, fitted = _train(stage, tmp_path / "whole")
-    resumed, fitted_again = _train(stage, tmp_path / "resumed", stop_at=11)
+    whole = _train(stage, tmp_path / "whole")
+    _same_run(tmp_path, whole, _train(stage, tmp_path / "resumed", stop_at=11))
+
+
+@pytest.mark.parametrize(
+    ("stage", "inner", "validated"),
+    # 12 or 18 steps and four validations: every 3 or 4 steps, which would cut a batch in two
+    [("recpo", 2, [4, 8, 12]), ("recpo with kl", 3, [6, 12, 18]), ("grpo", 3, [6, 12, 18])],
+)
+def test_no_checkpoint_parts_the_steps_on_one_batch_of_rollouts(tmp_path, stage, inner, validated):
+    config = CONFIG.model_copy(update={"num_validations": 4})
+    whole = _train(stage, tmp_path / "whole", inner=inner, config=config)
+    rows = read_metrics(tmp_path / "whole/metrics.jsonl")
+    assert [row["step"] for row in rows if "valid/ndcg" in row] == validated
+    for stop_at in (2 * inner + 1, 4 * inner + 1):
+        resumed = tmp_path / "resumed"
+        again = _train(stage, resumed, inner=inner, config=config, stop_at=stop_at)
+        _same_run(tmp_path, whole, again)
+        shutil.rmtree(resumed)
+
+
+def _same_run(tmp_path, one, other):
+    """Hold that runs in the folders ``whole`` and ``resumed`` gave the same numbers."""
+    (whole, fitted), (resumed, fitted_again) = one, other
     assert (fitted.best_step, fitted.best_score) == (
         fitted_again.best_step,
         fitted_again.best_score,

@@ -16,7 +16,7 @@ from reasonrec.models.anytime import cut_places
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
 from reasonrec.records import LOOKUP_KINDS, Found, Lookup, LookupKind
-from reasonrec.traces.prompts import ANSWER, LIKE, NOTHING, PromptWriter
+from reasonrec.traces.prompts import LIKE, NOTHING, PromptWriter
 
 _LIKE = LOOKUP_KINDS.index("like")
 
@@ -139,7 +139,7 @@ def assemble(thought: Thought, writer: PromptWriter) -> GivenThought:
     ]
     words = [token for piece in thought.pieces for token in piece.tokens]
     return GivenThought(
-        tokens=(*think, *words, *writer.encode(ANSWER)),
+        tokens=(*think, *words, *writer.answer),
         named_at=tuple(found.at for found in named),
         named_item=tuple(found.item_index for found in named),
         named_weight=tuple(found.weight for found in named),

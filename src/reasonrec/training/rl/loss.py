@@ -82,7 +82,10 @@ def item_weights(advantages_P_G: Tensor, item_term: ItemTerm) -> Tensor:
     - ``positive``: every positive advantage.
     - ``all``: every advantage; negative ones push the true item down, which is why the paper
       keeps the best one alone.
+    - ``infonce``: 1, whatever was rewarded: the cross-entropy of the target after every rollout.
     """
+    if item_term == "infonce":
+        return torch.ones_like(advantages_P_G)
     if item_term == "all":
         return advantages_P_G
     if item_term == "positive":
@@ -116,8 +119,8 @@ def log_prob_of_targets(
 ) -> Tensor:
     """Return log pi(v+ | x, o), (P, G), float32, over the batch's targets or the whole catalogue.
 
-    An item of the user's history is never a negative; a target that several prompts share is one
-    item, so it is never its own negative.
+    A masked item is never a negative; a target that several prompts share is one item, so it is
+    never its own negative. A prompt's own target counts even where it is masked.
 
     Args:
         targets: Those of the whole batch, where these prompts are a part of it.
@@ -126,6 +129,7 @@ def log_prob_of_targets(
         in_batch = torch.zeros(scores_P_G_N.shape[-1], dtype=torch.bool, device=target_P.device)
         in_batch[target_P if targets is None else targets] = True
         masked_P_N = masked_P_N | ~in_batch
+    masked_P_N = masked_P_N.scatter(1, target_P[:, None], False)
     parts = list(in_parts(scores_P_G_N, target_P, masked_P_N))
     if len(parts) == 1 or not torch.is_grad_enabled():
         return torch.cat([_log_prob(*part) for part in parts])

@@ -15,11 +15,12 @@ from torch.utils.data import Dataset as TorchDataset
 from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.generation import Part
+from reasonrec.models.ranking import Mask
 from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
-from reasonrec.traces.prompts import ANSWER, PromptWriter
+from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
@@ -221,13 +222,15 @@ def roll_out(
         batch=rollout_batch(model, log, event, written, P, G),
         target_P=target,
         targets=ranks.gathered(target),
-        masked_P_N=masked_items(histories, target, model.num_items),
+        masked_P_N=masked_items(histories, target, model.num_items, config.mask),
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
     )
     if config.empty_rollout:
         rollouts = with_empty_rollout(rollouts, model.writer)
     if config.sentence_weight:
+        with torch.no_grad():  # the rows that the reward will see
+            model.encode_labels(rollouts.batch)
         rollouts.sentences = measure_sentences(
             model, rollouts.batch, rollouts.target_P, rollouts.masked_P_N
         )
@@ -246,7 +249,7 @@ def with_empty_rollout(rollouts: Rollouts, writer: PromptWriter) -> Rollouts:
     """
     batch = rollouts.batch
     assert batch.branch_ids is not None and batch.branch_at is not None
-    empty = torch.tensor(writer.opening + writer.encode(ANSWER), device=batch.branch_ids.device)
+    empty = torch.tensor(writer.opening + writer.answer, device=batch.branch_ids.device)
     S = batch.branch_ids.shape[-1]
 
     def widened(values_P_G_S: Tensor, filling: float) -> Tensor:
@@ -313,13 +316,34 @@ def rollout_batch(
     ).to(device)
 
 
-def masked_items(histories: Histories, target_P: Tensor, num_items: int) -> Tensor:
-    """Return what may not be recommended: the history, except the target. (P, N), bool."""
+def masked_items(
+    histories: Histories,
+    target_P: Tensor,
+    num_items: int,
+    mask: Mask = "history-except-target",
+) -> Tensor:
+    """Return what may not be recommended. (P, N), bool."""
     masked = torch.zeros((len(histories), num_items), dtype=torch.bool)
-    row = np.repeat(np.arange(len(histories)), histories.lengths)
-    masked[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
+    if mask != "none":
+        row = np.repeat(np.arange(len(histories)), histories.lengths)
+        masked[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
     masked = masked.to(target_P.device)
-    return masked.scatter(1, target_P[:, None], False)
+    return masked if mask == "history" else masked.scatter(1, target_P[:, None], False)
+
+
+@torch.no_grad()
+def rewards_of(rollouts: Rollouts, scores_P_G_N: Tensor, config: RecpoConfig) -> Tensor:
+    """Return the reward of each rollout, (P, G), from the scores after it."""
+    assert rollouts.batch.is_written is not None
+    places = ranks_of_targets(scores_P_G_N, rollouts.target_P, rollouts.masked_P_N)
+    rewards = fused_reward(
+        ndcg_reward(places, config.reward_at),
+        softmax_reward(scores_P_G_N, rollouts.target_P, rollouts.masked_P_N),
+        beta=config.beta,
+    )
+    if config.length_weight:
+        rewards -= config.length_weight * rollouts.batch.is_written.sum(-1) / config.max_tokens
+    return rewards
 
 
 def recpo_loss(
@@ -344,13 +368,7 @@ def recpo_loss(
         0 if outputs.next_item_logp is None else outputs.next_item_logp.numel(),
     )
     if rollouts.rewards_P_G is None:
-        with torch.no_grad():
-            places = ranks_of_targets(scores, target, rollouts.masked_P_N)
-            rollouts.rewards_P_G = fused_reward(
-                ndcg_reward(places, config.reward_at),
-                softmax_reward(scores, target, rollouts.masked_P_N),
-                beta=config.beta,
-            )
+        rollouts.rewards_P_G = rewards_of(rollouts, scores, config)
         rollouts.old_token_logp_P_G_S = logp.detach()
         rollouts.old_item_logp_P_G = item_logp.detach()
     rewards, old_logp = rollouts.rewards_P_G, rollouts.old_token_logp_P_G_S
@@ -370,7 +388,8 @@ def recpo_loss(
     weights = item_weights(advantages, config.item_term)
     items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip) * of_rollouts
     loss = -(tokens + config.item_weight * items)
-    if config.flat_groups == "cross-entropy" and flat.any():
+    learns_anyway = config.item_term == "infonce"
+    if config.flat_groups == "cross-entropy" and flat.any() and not learns_anyway:
         loss = loss - config.item_weight * (item_logp * flat[:, None]).mean() * of_rollouts
     if config.next_item_weight and outputs.next_item_logp is not None:
         known = outputs.next_item_logp.mean() * of_next_items

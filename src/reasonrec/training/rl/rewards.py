@@ -22,10 +22,10 @@ def ranks_of_targets(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor)
     """Return the rank of each prompt's target after each rollout, (P, G), float32.
 
     Rank = 1 + strictly greater + half of ties among the items that are not masked: the rule of
-    ``models/ranking.py``, which evaluation and serving use.
+    ``models/ranking.py``, which evaluation and serving use. Infinity for a target that is masked.
 
     Args:
-        masked_P_N: True for items that may not be recommended; never true for the target.
+        masked_P_N: True for items that may not be recommended.
     """
     ranks = []
     for scores, target, masked in in_parts(scores_P_G_N, target_P, masked_P_N):
@@ -34,7 +34,8 @@ def ranks_of_targets(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor)
         greater = ((scores > target_scores) & allowed).sum(-1)
         ties = ((scores == target_scores) & allowed).sum(-1) - 1
         ranks.append(1.0 + greater.float() + 0.5 * ties.float())
-    return torch.cat(ranks)
+    is_masked_P = masked_P_N.gather(1, target_P[:, None])
+    return torch.cat(ranks).masked_fill(is_masked_P, torch.inf)
 
 
 def _of_targets(values_P_G_N: Tensor, target_P: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def ndcg_reward(rank: Tensor, k: int) -> Tensor:
 def softmax_reward(scores_P_G_N: Tensor, target_P: Tensor, masked_P_N: Tensor) -> Tensor:
     """Return R_c, the target's probability over all items that may be recommended, (P, G).
 
-    It separates rollouts that reach the same rank.
+    It separates rollouts that reach the same rank. 0 for a target that is masked.
     """
     return torch.cat(
         [

@@ -138,14 +138,15 @@ class ContinuationEngine:
             for p in range(len(prompts.lengths))
             for _ in range(G)
         ]
-        stop = (ANSWER,)
+        marker = writer.prompt.answer_marker
+        stop = (marker,)
         if look_up is not None:
-            stop = (ANSWER, "]", *(word for word, _ in ASKING.values()))
+            stop = (marker, "]", *(word for word, _ in ASKING.values()))
 
         def read(row: _Row, token: int) -> bool:
             """Return whether the thought pauses behind the token that it has just written."""
             if token in writer.end_ids:
-                row.force(writer.encode(ANSWER))
+                row.force(writer.answer)
             elif writer.ends_thought(row.tokens):
                 row.is_done = True
             elif look_up is not None and token in writer.asking_tokens:
@@ -182,7 +183,7 @@ class ContinuationEngine:
                     ]
             for r in active:
                 if not rows[r].is_done and len(rows[r].tokens) >= budget:
-                    rows[r].force(writer.encode(ANSWER))
+                    rows[r].force(writer.answer)
         ids, lengths, is_written, logp = _as_tensors(rows, writer.pad_id)
         named = named_tensors([row.named for row in rows])
         tensors = ids, lengths, is_written, logp, *named, _truncated(rows)
