@@ -47,7 +47,7 @@ from reasonrec.evaluation.faithfulness.reasons import (
     random_lookups,
     true_reasons,
 )
-from reasonrec.evaluation.faithfulness.stage import read_faithfulness
+from reasonrec.evaluation.faithfulness.report import read_faithfulness
 from reasonrec.methods.r2ec import train_stage
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
 from reasonrec.models.config import HeadConfig
