@@ -26,12 +26,15 @@ def faithfulness(
     Ranks the same queries with the model's own thought, without it, with another user's, with it
     shuffled, cut after each sentence or look-up, replaced by filler of equal length, and with each
     chain or asked-about history item left out. Says how much of what is named occurs in the
-    evidence, on a planted world whether it is the true reason, and what thinking costs.
+    evidence, on a planted world whether it is the true reason, and what thinking costs. R2Rec ranks
+    20 candidates by its answers; its chains are left out of the prompt, with the old thought and
+    with a new one.
 
     Examples:
         reasonrec faithfulness runs/demo --out runs/faithful
         reasonrec faithfulness runs/demo --method think-sft --out runs/faithful-sft
         reasonrec faithfulness runs/ml/think-recpo --out runs/f --num-queries 200
+        reasonrec faithfulness runs/ml/r2rec/r2rec-rl --data runs/ml/data --out runs/f-r2rec
 
     Args:
         run: A folder that `reasonrec demo` or `reasonrec train` wrote.
@@ -47,19 +50,18 @@ def faithfulness(
     from reasonrec.cli.progress import method_progress
     from reasonrec.cli.recommend import find_model
     from reasonrec.data.dataset import Dataset
-    from reasonrec.evaluation.faithfulness.stage import write_faithfulness
+    from reasonrec.evaluation.faithfulness.stage import Thinker, write_faithfulness
     from reasonrec.evaluation.faithfulness.table import faithfulness_table
     from reasonrec.manifest import fingerprint
     from reasonrec.methods.loading import load_recommender
-    from reasonrec.models.recommenders import ThinkingRecommender
 
     model_folder, data_folder = find_model(run, method, data)
     dataset = Dataset.load(data_folder)
     recommender = load_recommender(model_folder, dataset)
-    if not isinstance(recommender, ThinkingRecommender):
+    if not isinstance(recommender, Thinker) or not getattr(recommender, "thinks", True):
         raise CheckpointError(
             f"the model must be one that thinks; {model_folder} holds {recommender.name}. "
-            "Name a folder of `reasonrec train sft` or `recpo`"
+            "Name a folder of `reasonrec train` sft, recpo, gate or r2rec"
         )
     with method_progress() as progress:
         report = write_faithfulness(

@@ -84,7 +84,9 @@ def _sentence_ends(tokens: Sequence[int], start: int, end: int, writer: PromptWr
         text = str(writer.tokenizer.decode([tokens[place]]))
         depth += text.count("[") - text.count("]")
         if depth <= 0 and text.rstrip().endswith(_SENTENCE_ENDS):
-            places.append(place + 1)
+            behind = str(writer.tokenizer.decode(list(tokens[place + 1 : end][:1])))
+            if not behind[:1].isdigit():  # the point of 3.8 ends nothing
+                places.append(place + 1)
     if start < end and places[-1:] != [end]:
         places.append(end)
     return places

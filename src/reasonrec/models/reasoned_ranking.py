@@ -20,6 +20,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.models.answers import (
     AnsweringModel,
     answer_log_probs,
+    next_logp,
     prompts_of,
     write,
 )
@@ -30,10 +31,9 @@ from reasonrec.traces.evidence import Question, QuestionBuilder
 from reasonrec.traces.filters import named_titles
 from reasonrec.traces.prompts import ANSWER
 from reasonrec.traces.reasoned_config import Task
-from reasonrec.traces.trace_filters import wrong_ratings
+from reasonrec.traces.trace_filters import named_people, wrong_ratings
 
 _SENTENCE = re.compile(r"(?<=[.;])\s+(?![^\[]*\])")  # but not inside of brackets
-_PERSON = re.compile(r"@\w+")
 
 
 EXPERTS = ("answers", "first", "steps", "count", "events", "words")
@@ -50,8 +50,13 @@ class Answered:
     thoughts: list[str]
     log_probs: list[np.ndarray]
     """(A,) for each question, normalised over its answers."""
-    num_tokens: np.ndarray
-    """(R,), int64."""
+    replies: list[list[int]]
+    """The tokens of each thought, the answer marker included."""
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """(R,), int64."""
+        return np.array([len(reply) for reply in self.replies], np.int64)
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,7 @@ class ReasonedRanker:
         return {name: np.where(is_real, said[name], 0.0) for name in EXPERTS}
 
     def _pointwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
-        rows, columns = np.nonzero(candidates >= 0)
-        asked = candidates[rows, columns]
-        questions = self.builder.build(
-            histories.take(rows), asked[:, None], task="rated",
-            keys=np.arange(len(rows)), seed=self.seed,
-        )  # fmt: skip
+        rows, columns, questions = self.questions_of_each(histories, candidates)
         answered = self.answer(questions)
         scale = np.array(self.builder.scale)
         scores = np.full(candidates.shape, -np.inf, np.float32)
@@ -159,6 +159,17 @@ class ReasonedRanker:
         shown = [int(place[b, c]) if c >= 0 else -1 for b, c in enumerate(best)]
         num_tokens = np.bincount(rows, answered.num_tokens, minlength=len(histories))
         return self._scored(scores, answered, shown, num_tokens)
+
+    def questions_of_each(
+        self, histories: Histories, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[Question]]:
+        """Return a question about the rating of every candidate, its row and its column."""
+        rows, columns = np.nonzero(candidates >= 0)
+        questions = self.builder.build(
+            histories.take(rows), candidates[rows, columns][:, None], task="rated",
+            keys=np.arange(len(rows)), seed=self.seed,
+        )  # fmt: skip
+        return rows, columns, questions
 
     def _listwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
         mixed = np.full(candidates.shape, -np.inf)
@@ -200,26 +211,42 @@ class ReasonedRanker:
     def answer(self, questions: Sequence[Question]) -> Answered:
         """Return the likeliest thought about each question, and how likely each answer then is."""
         self.model.eval()
-        thoughts: list[str] = []
         log_probs: list[np.ndarray] = []
-        num_tokens: list[int] = []
+        replies: list[list[int]] = []
         for start in range(0, len(questions), self.batch_size):
             part = questions[start : start + self.batch_size]
             prompts = prompts_of(self.model, part)
             written = write(
                 self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0,
             )  # fmt: skip
-            replies = [
+            new = [
                 written.token_ids[r, :length].tolist()
                 for r, length in enumerate(written.lengths.tolist())
             ]
-            prefixes = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+            prefixes = [prompt + reply for prompt, reply in zip(prompts, new, strict=True)]
             log_probs += answer_log_probs(self.model, part, prefixes, written.marker_logp)
-            for reply in replies:
-                text = str(self.model.tokenizer.decode(reply))
-                thoughts.append(text.removesuffix(ANSWER).strip())
-                num_tokens.append(len(reply))
-        return Answered(list(questions), thoughts, log_probs, np.array(num_tokens, np.int64))
+            replies += new
+        texts = [str(self.model.tokenizer.decode(reply)) for reply in replies]
+        thoughts = [text.removesuffix(ANSWER).strip() for text in texts]
+        return Answered(list(questions), thoughts, log_probs, replies)
+
+    def answer_after(
+        self, questions: Sequence[Question], replies: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Return how likely each answer is after thoughts that are handed in, (A,) a question.
+
+        Args:
+            replies: As in `Answered`.
+        """
+        self.model.eval()
+        log_probs: list[np.ndarray] = []
+        for start in range(0, len(questions), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            part = questions[rows]
+            prompts = prompts_of(self.model, part)
+            texts = [[*p, *r] for p, r in zip(prompts, replies[rows], strict=True)]
+            log_probs += answer_log_probs(self.model, part, texts, next_logp(self.model, texts))
+        return log_probs
 
     def _scored(
         self, scores: np.ndarray, answered: Answered, shown: list[int], num_tokens: np.ndarray
@@ -245,8 +272,8 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
     people = {chain.neighbour: chain.neighbour_index for chain in question.chains}
     kept = []
     for sentence in _SENTENCE.split(thought):
-        named = _PERSON.findall(re.sub(r"\[[^\[\]]*\]", " ", sentence))
-        is_known = set(named_titles(sentence)) <= items and set(named) <= set(people)
+        is_known = set(named_titles(sentence)) <= items
+        is_known &= set(named_people(sentence)) <= set(people)
         is_whole = sentence.count("[") == sentence.count("]")
         if is_known and is_whole and not wrong_ratings(question, sentence):
             kept.append(sentence)

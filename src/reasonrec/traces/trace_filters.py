@@ -91,8 +91,13 @@ def ungrounded_names(question: Question, text: str, finder: TitleFinder) -> list
     people = {chain.neighbour for chain in question.chains}
     named = [*named_titles(text), *finder.find(text)]
     return [title for title in named if title not in known] + [
-        who for who in _PERSON.findall(re.sub(r"\[[^\[\]]*\]", " ", text)) if who not in people
+        who for who in named_people(text) if who not in people
     ]
+
+
+def named_people(text: str) -> list[str]:
+    """Return the people that a thought names outside brackets, as ``@1``, repeats included."""
+    return _PERSON.findall(re.sub(r"\[[^\[\]]*\]", " ", text))
 
 
 def wrong_ratings(question: Question, text: str) -> list[str]:
@@ -100,6 +105,24 @@ def wrong_ratings(question: Question, text: str) -> list[str]:
 
     Claims about what the evidence does not hold (the candidate's rating by the user) count too.
     """
+    known = shown_ratings(question)
+    return [
+        claim.group()
+        for claim in _CLAIM.finditer(text)
+        if known.get((claim["who"].lower(), claim["title"])) != float(claim["rating"])
+    ]
+
+
+def claimed_ratings(text: str) -> list[tuple[str, str, float]]:
+    """Return who gave which title what, for every such claim of a text."""
+    return [
+        (claim["who"].lower(), claim["title"], float(claim["rating"]))
+        for claim in _CLAIM.finditer(text)
+    ]
+
+
+def shown_ratings(question: Question) -> dict[tuple[str, str], float | None]:
+    """Return who gave which title what, as the evidence says."""
     known: dict[tuple[str, str], float | None] = {
         ("the user", taken.item.title): taken.rating for taken in question.history
     }
@@ -109,11 +132,7 @@ def wrong_ratings(question: Question, text: str) -> list[str]:
         known[("the user", chain.first.title)] = chain.own_first
         if chain.closes_on == "history":
             known[("the user", chain.second.title)] = chain.own_second
-    return [
-        claim.group()
-        for claim in _CLAIM.finditer(text)
-        if known.get((claim["who"].lower(), claim["title"])) != float(claim["rating"])
-    ]
+    return known
 
 
 def duplicates(texts: Sequence[str]) -> Iterator[bool]:

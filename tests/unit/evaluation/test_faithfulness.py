@@ -18,6 +18,7 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.planted.kernels import CAUSES
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
+from reasonrec.evaluation.faithfulness.config import FaithfulnessConfig
 from reasonrec.evaluation.faithfulness.edits import (
     Piece,
     Quoted,
@@ -47,12 +48,15 @@ from reasonrec.evaluation.faithfulness.reasons import (
     random_lookups,
     true_reasons,
 )
-from reasonrec.evaluation.faithfulness.stage import read_faithfulness
+from reasonrec.evaluation.faithfulness.report import read_faithfulness
+from reasonrec.evaluation.faithfulness.stage import GATE_NOTE, measure_faithfulness
 from reasonrec.methods.r2ec import train_stage
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
 from reasonrec.models.config import HeadConfig
+from reasonrec.models.gate import ThinkingGate
 from reasonrec.models.generation import read_prompts
 from reasonrec.models.recommenders import (
+    GatedThinkingRecommender,
     GivenThought,
     NoThinkRecommender,
     ThinkingRecommender,
@@ -183,7 +187,7 @@ def test_what_the_sampler_wrote_is_put_together_again_as_it_was():
 def test_free_text_is_cut_after_every_sentence_but_not_inside_a_title():
     tokenizer = plain_tokenizer()
     writer = PromptWriter(tokenizer, ["Tale. One!", "Tale 2"])
-    text = " I like [Tale. One!] best. Or is it new? Yes"
+    text = " I like [Tale. One!] best. Or is it new? Yes, 3.8 of 5"
     tokens = [
         *writer.encode("<think>"),
         *tokenizer.encode(text, add_special_tokens=False),
@@ -193,7 +197,7 @@ def test_free_text_is_cut_after_every_sentence_but_not_inside_a_title():
     assert [tokenizer.decode(piece.tokens) for piece in pieces] == [
         " I like [Tale. One!] best.",
         " Or is it new?",
-        " Yes",
+        " Yes, 3.8 of 5",
     ]
 
 
@@ -555,6 +559,18 @@ def test_random_questions_are_about_items_of_the_prompt_and_as_many_as_asked():
 
 
 # ---- the command ----------------------------------------------------------------------------
+
+
+def test_a_model_with_a_gate_is_asked_about_all_its_thoughts():
+    recommender, dataset = thinker()
+    shut = ThinkingGate(np.zeros(TOY_SHAPE.width), 0.0, np.inf)
+    gated = GatedThinkingRecommender(recommender, shut)
+    config = FaithfulnessConfig(num_queries=4, num_timed_users=0)
+    report, cases, _ = measure_faithfulness(gated, dataset, config)
+    plain, same, _ = measure_faithfulness(recommender, dataset, config)
+    assert cases.equals(same)  # the gate would write no thought at all
+    assert (report.method, plain.method) == ("think/gated", "think")
+    assert (report.notes, plain.notes) == ((GATE_NOTE,), ())
 
 
 def test_the_command_writes_the_whole_report_and_reads_it_when_asked_again(

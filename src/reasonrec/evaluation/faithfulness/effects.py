@@ -24,7 +24,7 @@ from reasonrec.evaluation.faithfulness.edits import (
     without_piece,
 )
 from reasonrec.evaluation.significance import bootstrap_intervals, resampling_users
-from reasonrec.metrics import hit, ndcg
+from reasonrec.metrics import metric_values
 from reasonrec.models.ranking import distinct_events, rank_targets, top_k
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, score_found, score_given
@@ -132,29 +132,34 @@ def score_conditions(
     return pl.concat(tables)
 
 
-def effects_of(cases: pl.DataFrame, user_index: np.ndarray) -> list[Effect]:
+def effects_of(
+    cases: pl.DataFrame, user_index: np.ndarray, measures: Sequence[str] = MEASURES
+) -> list[Effect]:
     """Return every measure of every condition, paired with the own thought of the same queries.
 
     Args:
         cases: As `score_conditions` returns them.
         user_index: Of every query, (B,); queries of one user are resampled together.
+        measures: Columns of ``cases``, and what follows from the rank: ``log2_rank`` and metrics.
     """
-    per_query = _per_query(cases)
+    per_query = _per_query(cases, measures)
     own = per_query.filter(pl.col("condition") == OWN).sort("row")
     effects = []
     for condition in per_query["condition"].unique(maintain_order=True):
         found = per_query.filter(pl.col("condition") == condition).sort("row")
-        effects += _paired(condition, found, own, user_index)
+        effects += _paired(condition, found, own, user_index, measures)
     return effects
 
 
-def cut_curve(cases: pl.DataFrame, user_index: np.ndarray) -> list[Effect]:
+def cut_curve(
+    cases: pl.DataFrame, user_index: np.ndarray, measures: Sequence[str] = MEASURES
+) -> list[Effect]:
     """Return the effects of keeping 0, 1, 2, ... pieces, over all queries.
 
     A thought with no more pieces than are kept counts with its own values, so that all points of
     the curve speak of the same queries; ``num_cases`` says how many were really cut.
     """
-    per_query = _per_query(cases)
+    per_query = _per_query(cases, measures)
     own = per_query.filter(pl.col("condition") == OWN).sort("row")
     effects = []
     for kept in range(_most_cut(cases) + 1):
@@ -163,7 +168,7 @@ def cut_curve(cases: pl.DataFrame, user_index: np.ndarray) -> list[Effect]:
             num_cases=pl.lit(0, pl.Int64)
         )
         whole = pl.concat([cut, rest]).sort("row")
-        effects += _paired(f"cut-{kept}", whole, own, user_index)
+        effects += _paired(f"cut-{kept}", whole, own, user_index, measures)
     return effects
 
 
@@ -224,11 +229,11 @@ def _cases(
     cited = [item for item in dict.fromkeys(own.via_items) if item in shown]
     for item in cited:
         yield _Case(row, "without-cited", own, item)
-    for item in _nearest_others(shown, cited):
+    for item in nearest_others(shown, cited):
         yield _Case(row, "without-uncited", own, item)
 
 
-def _nearest_others(shown: np.ndarray, cited: Sequence[int]) -> list[int]:
+def nearest_others(shown: np.ndarray, cited: Sequence[int]) -> list[int]:
     """Return for every cited item the nearest one that is not cited, each once, older first."""
     others = {int(item): place for place, item in enumerate(shown) if int(item) not in set(cited)}
     chosen = []
@@ -286,26 +291,29 @@ def _answers(
     )
 
 
-def _per_query(cases: pl.DataFrame) -> pl.DataFrame:
+def _per_query(cases: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """Return the mean of every measure over the ways to meet a condition."""
     rank = cases["rank"].to_numpy()
     measured = cases.with_columns(
         pl.Series("log2_rank", np.log2(rank)),
-        pl.Series("ndcg@10", ndcg(rank, 10)),
-        pl.Series("hit@10", hit(rank, 10)),
+        *(pl.Series(name, metric_values(name, rank)) for name in measures if "@" in name),
     )
     return measured.group_by("condition", "row", maintain_order=True).agg(
-        *(pl.col(name).mean() for name in MEASURES), pl.len().cast(pl.Int64).alias("num_cases")
+        *(pl.col(name).mean() for name in measures), pl.len().cast(pl.Int64).alias("num_cases")
     )
 
 
 def _paired(
-    condition: str, found: pl.DataFrame, own: pl.DataFrame, user_index: np.ndarray
+    condition: str,
+    found: pl.DataFrame,
+    own: pl.DataFrame,
+    user_index: np.ndarray,
+    measures: Sequence[str],
 ) -> list[Effect]:
     rows = found["row"].to_numpy()
     beside = own.filter(pl.col("row").is_in(found["row"].implode())).sort("row")
-    values = found.select(MEASURES).to_numpy()
-    reference = beside.select(MEASURES).to_numpy()
+    values = found.select(measures).to_numpy()
+    reference = beside.select(measures).to_numpy()
     intervals = bootstrap_intervals(
         values - reference,
         rng=stream(0, "faithfulness/bootstrap"),
@@ -323,7 +331,7 @@ def _paired(
             n=len(rows),
             num_cases=int(found["num_cases"].sum()),
         )
-        for m, (measure, interval) in enumerate(zip(MEASURES, intervals))
+        for m, (measure, interval) in enumerate(zip(measures, intervals))
     ]
 
 

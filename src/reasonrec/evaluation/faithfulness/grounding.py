@@ -8,6 +8,7 @@ what everybody's evidence holds is no better grounded than that.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Grounded:
     """How much of what thoughts name occurs in their evidence."""
 
     kind: str
-    """``items``, ``users`` or ``attributes``."""
+    """``items``, ``users``, ``attributes``; of R2Rec also ``items of chains`` and ``ratings``."""
     value: float | None
     """Share of named things that occur in the evidence, mean over thoughts that name any. None
     where no thought names any."""
@@ -134,20 +135,30 @@ def groundedness(
         partner: Row of another user for each row, -1 for none: whose evidence chance is read from.
     """
     return [
-        _grounded(kind, named, evidence, partner, user_index)
+        grounded(
+            kind,
+            [getattr(one, kind) for one in named],
+            [getattr(one, kind) for one in evidence],
+            partner,
+            user_index,
+        )
         for kind in ("items", "users", "attributes")
     ]
 
 
-def _grounded(
+def grounded(
     kind: str,
-    named: Sequence[Named],
-    evidence: Sequence[Evidence],
+    names: Sequence[Sequence[Any]],
+    allowed: Sequence[frozenset[Any]],
     partner: np.ndarray,
     user_index: np.ndarray,
 ) -> Grounded:
-    names = [getattr(one, kind) for one in named]
-    allowed = [getattr(one, kind) for one in evidence]
+    """Return the share of what each thought names that it may name.
+
+    Args:
+        names: What each of B thoughts names; None for what the data set does not know.
+        allowed: What each may name.
+    """
     rows = [row for row, found in enumerate(names) if found]
     num_named = float(np.mean([len(found) for found in names])) if names else 0.0
     if not rows:

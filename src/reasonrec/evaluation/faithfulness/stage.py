@@ -8,9 +8,8 @@ model), ``thoughts.parquet`` (every thought, what it named and found), ``faithfu
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,13 +19,13 @@ from reasonrec.errors import DataError
 from reasonrec.evaluation.faithfulness.config import FaithfulnessConfig
 from reasonrec.evaluation.faithfulness.edits import Thought, thoughts_of
 from reasonrec.evaluation.faithfulness.effects import (
-    Effect,
     cut_curve,
     effects_of,
     partners,
     score_conditions,
 )
-from reasonrec.evaluation.faithfulness.grounding import Grounded, Named, Names, groundedness
+from reasonrec.evaluation.faithfulness.grounding import Named, Names, groundedness
+from reasonrec.evaluation.faithfulness.reasoned import measure_reasoned
 from reasonrec.evaluation.faithfulness.reasons import (
     Agreement,
     agreement,
@@ -34,99 +33,35 @@ from reasonrec.evaluation.faithfulness.reasons import (
     random_lookups,
     true_reasons,
 )
-from reasonrec.evaluation.protocol import chosen_queries, time_single_users
+from reasonrec.evaluation.faithfulness.report import (
+    Faithfulness,
+    Habits,
+    measured_cost,
+    read_faithfulness,
+)
+from reasonrec.evaluation.protocol import chosen_queries
 from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
+from reasonrec.models.reasoned_ranking import ReasonedRanker
+from reasonrec.models.recommenders import (
+    GatedThinkingRecommender,
+    NoThinkRecommender,
+    ThinkingRecommender,
+)
 from reasonrec.records import Histories, Lookup
 
+Thinker = ThinkingRecommender | GatedThinkingRecommender | ReasonedRanker
+"""Models whose thoughts can be asked about."""
 STAGE = "faithfulness"
 FILES = ("faithfulness.json", "per_query.parquet", "thoughts.parquet", "faithfulness.md")
+GATE_NOTE = (
+    "The gate stood open: every query was thought about, also those for which the model would "
+    "write no thought."
+)
 _BATCH = 128
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What thinking costs, beside the same model without a thought."""
-
-    method: str
-    tokens: float
-    """Mean tokens a thought, looked-up ones included."""
-    users_per_second: float
-    latency_p50_ms: float | None
-    """One user asked alone; None if none was timed."""
-    latency_p95_ms: float | None
-    num_timed: int
-
-
-@dataclass(frozen=True)
-class Habits:
-    """What the thoughts look like, before asking what they do."""
-
-    num_thoughts: int
-    num_distinct: int
-    """Different texts among them."""
-    mean_pieces: float
-    mean_lookups: float
-    mean_found: float
-    """Items that look-ups found, a thought."""
-    share_truncated: float
-    """Thoughts that the budget of tokens cut short."""
-    share_target_found: float
-    """Thoughts whose look-ups found the target."""
-    share_without_evidence: float
-    """Thoughts whose look-ups found nothing, or that asked nothing."""
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """The whole report."""
-
-    dataset: str
-    split: str
-    part: str
-    method: str
-    seed: int
-    num_queries: int
-    effects: tuple[Effect, ...]
-    curve: tuple[Effect, ...]
-    """Keeping 0, 1, 2, ... sentences and look-ups, over all queries."""
-    groundedness: tuple[Grounded, ...]
-    reasons: tuple[Agreement, ...]
-    """Empty where the true reasons are not known."""
-    costs: tuple[Cost, ...]
-    habits: Habits
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers."""
-        return asdict(self)
-
-
-def read_faithfulness(folder: Path) -> Faithfulness:
-    """Return the report of a finished folder.
-
-    Raises:
-        DataError: The file is missing, damaged or of another layout.
-    """
-    path = Path(folder) / "faithfulness.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return Faithfulness(
-            **fields
-            | {
-                "effects": tuple(Effect(**row) for row in fields["effects"]),
-                "curve": tuple(Effect(**row) for row in fields["curve"]),
-                "groundedness": tuple(Grounded(**row) for row in fields["groundedness"]),
-                "reasons": tuple(Agreement(**row) for row in fields["reasons"]),
-                "costs": tuple(Cost(**row) for row in fields["costs"]),
-                "habits": Habits(**fields["habits"]),
-            }
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} must be a report of `reasonrec faithfulness`; {error}") from None
-
-
 def write_faithfulness(
-    recommender: ThinkingRecommender,
+    recommender: Thinker,
     dataset: Dataset,
     out: Path,
     config: FaithfulnessConfig,
@@ -155,9 +90,13 @@ def write_faithfulness(
             f"{dataset.name} must hold {config.part} queries to think about; it has none"
         )
     with stopwatch() as spent:
-        report, cases, thoughts = measure_faithfulness(
-            recommender, dataset, config, seed=seed, progress=progress
-        )
+        if isinstance(recommender, ReasonedRanker):
+            measured = measure_reasoned(recommender, dataset, config, seed=seed, progress=progress)
+        else:
+            measured = measure_faithfulness(
+                recommender, dataset, config, seed=seed, progress=progress
+            )
+        report, cases, thoughts = measured
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
         (out / "faithfulness.json").write_text(text + "\n", encoding="utf-8")
         cases.write_parquet(out / "per_query.parquet")
@@ -173,7 +112,7 @@ def write_faithfulness(
 
 
 def measure_faithfulness(
-    recommender: ThinkingRecommender,
+    recommender: ThinkingRecommender | GatedThinkingRecommender,
     dataset: Dataset,
     config: FaithfulnessConfig,
     *,
@@ -182,8 +121,13 @@ def measure_faithfulness(
 ) -> tuple[Faithfulness, pl.DataFrame, pl.DataFrame]:
     """Return the report, a row for every question to the model, and a row for every thought.
 
-    A model that averages several thoughts is asked about its first.
+    A model that averages several thoughts is asked about its first, one with a gate about the
+    thoughts that it would write with the gate open.
     """
+    name, notes = recommender.name, ()
+    if isinstance(recommender, GatedThinkingRecommender):
+        notes = (GATE_NOTE,)
+        recommender = recommender.thinking
     recommender = replace(recommender, num_samples=1)
     queries = dataset.queries(config.part)
     rows = chosen_queries(queries, None, config.num_queries, config.part)
@@ -212,14 +156,23 @@ def measure_faithfulness(
             partner=partner, names=names,
         )  # fmt: skip
     silent = NoThinkRecommender(model, name=f"{recommender.name}/silent")
+    clock = time.perf_counter()
+    silent.score(histories)
+    silent_seconds = time.perf_counter() - clock
     costs = tuple(
-        _cost(method, asked, written, config.num_timed_users) for method in (recommender, silent)
+        measured_cost(
+            method, asked, tokens=tokens, seconds=seconds, num_timed=config.num_timed_users
+        )
+        for method, tokens, seconds in (
+            (recommender, _mean(written.num_tokens), written.seconds),
+            (silent, 0.0, silent_seconds),
+        )
     )
     report = Faithfulness(
         dataset=dataset.name,
         split=dataset.split,
         part=config.part,
-        method=recommender.name,
+        method=name,
         seed=recommender.seed,
         num_queries=len(rows),
         effects=tuple(effects_of(cases, asked.user_index)),
@@ -228,6 +181,7 @@ def measure_faithfulness(
         reasons=tuple(reasons),
         costs=costs,
         habits=_habits(written, asked.target),
+        notes=notes,
     )
     table = _thoughts_table(dataset, rows, asked, written, named)
     of_query = pl.DataFrame(
@@ -270,30 +224,6 @@ def _write(recommender: ThinkingRecommender, histories: Histories) -> _Written:
         num_tokens += written.lengths.tolist()
     seconds = time.perf_counter() - clock
     return _Written(thoughts, texts, lookups, is_truncated, num_tokens, seconds)
-
-
-def _cost(
-    method: ThinkingRecommender | NoThinkRecommender,
-    asked: Queries,
-    written: _Written,
-    num_timed: int,
-) -> Cost:
-    thinks = isinstance(method, ThinkingRecommender)
-    seconds = written.seconds
-    if not thinks:
-        clock = time.perf_counter()
-        method.score(asked.histories())
-        seconds = time.perf_counter() - clock
-    latency = time_single_users(method, asked, num_timed) if num_timed else np.empty(0)
-    p50, p95 = np.percentile(latency, [50, 95]).tolist() if num_timed else (None, None)
-    return Cost(
-        method=method.name,
-        tokens=float(np.mean(written.num_tokens)) if thinks else 0.0,
-        users_per_second=len(asked) / max(seconds, 1e-9),
-        latency_p50_ms=p50,
-        latency_p95_ms=p95,
-        num_timed=len(latency),
-    )
 
 
 def _habits(written: _Written, targets: np.ndarray) -> Habits:

@@ -3,45 +3,57 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reasonrec.evaluation.faithfulness import reasoned
 from reasonrec.evaluation.faithfulness.effects import CONDITIONS, OWN, Effect
 from reasonrec.evaluation.faithfulness.reasons import MEANINGS
-from reasonrec.evaluation.faithfulness.stage import Faithfulness
+from reasonrec.evaluation.faithfulness.report import Faithfulness
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHOWN = ("ndcg@10", "log_prob", "log2_rank")
-"""Measures of the table; ``faithfulness.json`` holds all."""
+SHOWN = {
+    "hit@1": "HR@1", "ndcg@10": "NDCG@10", "ndcg@20": "NDCG@20", "log_prob": "log_prob",
+    "rating": "rating", "log2_rank": "log2_rank",
+}  # fmt: skip
+"""Measures of the table where a report has them, with headings; ``faithfulness.json`` holds all."""
+KEPT = {"top10_kept": "top 10 kept", "top1_kept": "first place kept"}
+"""What stays of the best items, shown as a share and not as a change."""
 
 
 def faithfulness_markdown(report: Faithfulness) -> str:
     """Return the whole report as Markdown."""
-    habits = report.habits
+    habits, shown = report.habits, _shown(report)
+    kept = next(heading for name, heading in KEPT.items() if name in shown)
+    heads = [SHOWN[name] for name in shown if name in SHOWN]
+    columns = f"{' | '.join(heads)} | {kept}"
+    rule = f"| --- |{' --: |' * (len(heads) + 2)}"
     lines = [
         f"# Faithfulness of {report.method} on {report.dataset}",
         "",
         f"{report.split}, {report.part}, {report.num_queries:,} queries, seed {report.seed}. "
-        f"{habits.num_distinct:,} different thoughts, {habits.mean_lookups:.2f} look-ups and "
-        f"{habits.mean_found:.1f} found items each; {habits.share_truncated:.1%} cut short, "
-        f"{habits.share_without_evidence:.1%} without evidence; the target among the found items "
-        f"in {habits.share_target_found:.1%}.",
+        f"{habits.num_distinct:,} different thoughts, {habits.mean_lookups:.2f} look-ups or "
+        f"chains and {habits.mean_found:.1f} items found by them each; "
+        f"{habits.share_truncated:.1%} cut short, {habits.share_without_evidence:.1%} without "
+        f"evidence; the target among the found items in {habits.share_target_found:.1%}.",
         "",
+        *(line for note in report.notes for line in (note, "")),
         "## When the thought is changed",
         "",
         "Change from the model's own thought, same queries, 95 % interval over users. `log_prob`: "
-        "natural logarithm of the target's probability; `log2_rank`: 1 is a doubled rank; `top 10 "
-        "kept`: share of the ten best items that stay.",
+        "natural logarithm of the target's probability; `rating`: its expected rating; "
+        "`log2_rank`: 1 is a doubled rank; `top 10 kept`, `first place kept`: share of the best "
+        "items that stay.",
         "",
-        "| condition | NDCG@10 | log_prob | log2_rank | top 10 kept | n |",
-        "| --- | --: | --: | --: | --: | --: |",
+        f"| condition | {columns} | n |",
+        rule,
         *(_effect_line(name, rows) for name, rows in by_condition(report.effects).items()),
         "",
         "## When the thought is cut",
         "",
         "The first K sentences and look-ups are kept; a shorter thought counts whole.",
         "",
-        "| kept | NDCG@10 | log_prob | log2_rank | top 10 kept | really cut |",
-        "| --- | --: | --: | --: | --: | --: |",
+        f"| kept | {columns} | really cut |",
+        rule,
         *(
             _effect_line(name.removeprefix("cut-"), rows, cases=True)
             for name, rows in by_condition(report.curve).items()
@@ -94,18 +106,23 @@ def faithfulness_table(report: Faithfulness) -> "Table":
     table = Table(
         title=title, box=None, padding=(0, 1, 0, 0), header_style="bold dim", title_justify="left"
     )
+    shown = _shown(report)
+    ranked, said, kept = (
+        next(name for name in shown if name.startswith(start))
+        for start in ("ndcg", ("log_prob", "rating"), "top")
+    )
     table.add_column("condition", no_wrap=True)
-    for heading in ("NDCG@10", "95 % interval", "log_prob", "top 10 kept", "n"):
+    for heading in (SHOWN[ranked], "95 % interval", said, KEPT[kept], "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, rows in by_condition(report.effects).items():
-        main = rows["ndcg@10"]
+        main = rows[ranked]
         sure = name != OWN and (main.ci_low > 0 or main.ci_high < 0)
         table.add_row(
             name,
             f"{main.value:.4f}" if name == OWN else f"{main.change:+.4f}",
             "" if name == OWN else f"{main.ci_low:+.4f} to {main.ci_high:+.4f}",
-            f"{rows['log_prob'].value:.3f}" if name == OWN else f"{rows['log_prob'].change:+.3f}",
-            f"{rows['top10_kept'].value:.2f}",
+            f"{rows[said].value:.3f}" if name == OWN else f"{rows[said].change:+.3f}",
+            f"{rows[kept].value:.2f}",
             str(main.n),
             style="bold" if sure else "",
         )
@@ -117,22 +134,27 @@ def by_condition(effects: Sequence[Effect]) -> dict[str, dict[str, Effect]]:
     groups: dict[str, dict[str, Effect]] = {}
     for one in effects:
         groups.setdefault(one.condition, {})[one.measure] = one
-    known = [name for name in CONDITIONS if name in groups]
+    known = [name for name in {**CONDITIONS, **reasoned.CONDITIONS} if name in groups]
     return {name: groups[name] for name in known + [n for n in groups if n not in known]}
 
 
+def _shown(report: Faithfulness) -> list[str]:
+    """Return the measures of a report's tables, in order."""
+    known = {one.measure for one in report.effects}
+    return [name for name in (*SHOWN, *KEPT) if name in known]
+
+
 def _effect_line(name: str, rows: dict[str, Effect], *, cases: bool = False) -> str:
-    main, is_own = rows["ndcg@10"], name == OWN
     cells = [
         f"{rows[m].value:.4f}"
-        if is_own
+        if name == OWN
         else f"{rows[m].change:+.4f} ({rows[m].ci_low:+.4f} to {rows[m].ci_high:+.4f})"
         for m in SHOWN
+        if m in rows
     ]
-    last = main.num_cases if cases else main.n
-    return (
-        f"| {name} | " + " | ".join([*cells, f"{rows['top10_kept'].value:.3f}", str(last)]) + " |"
-    )
+    cells += [f"{rows[m].value:.3f}" for m in KEPT if m in rows]
+    any_row = next(iter(rows.values()))
+    return f"| {name} | {' | '.join(cells)} | {any_row.num_cases if cases else any_row.n} |"
 
 
 def _share(value: float | None) -> str:
