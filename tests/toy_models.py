@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.build import InteractionGraph
+from reasonrec.methods.r2ec import proposer
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
@@ -62,16 +63,19 @@ def toy_verbaliser(model: ReasoningRecommender, dataset: Dataset, **thought: Any
     return Verbaliser(model.writer, graph, catalogue, ThoughtConfig(**plain | thought))
 
 
-def talking_toy(dataset: Dataset, *, num_steps: int = 40, **thought: Any) -> ReasoningRecommender:
+def talking_toy(
+    dataset: Dataset, *, num_steps: int = 40, num_candidates: int = 0, **thought: Any
+) -> ReasoningRecommender:
     """Return a toy that has learned for some steps to write, and so to ask, as the verbaliser does,
     and that gives what it finds a share of its belief."""
     model = toy_model(dataset.num_items)
     windows = schedule_windows(
         dataset.train, max_history=8, num_epochs=num_steps, batch_size=8, seed=0
     )
+    verbaliser = toy_verbaliser(model, dataset, num_candidates=num_candidates, **thought)
     data = WindowDataset(
-        dataset.train, windows, model.writer,
-        verbaliser=toy_verbaliser(model, dataset, **thought), num_branches=2,
+        dataset.train, windows, model.writer, verbaliser=verbaliser, num_branches=2,
+        propose=proposer(model, num_candidates),
     )  # fmt: skip
     words = SftLossConfig(next_item=0.0, think=0.0, post=0.0)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)

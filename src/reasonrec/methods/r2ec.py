@@ -491,14 +491,14 @@ def _stage_parts(
         num_branches=chosen.num_branches if is_sft else 0,
         held_out=held_out if is_sft and len(held_out) else None,
         writes=stage != "evidence", in_prompt=config.evidence.in_prompt,
-        propose=_proposer(model, config.thought.num_candidates) if stage == "sft" else None,
+        propose=proposer(model, config.thought.num_candidates) if stage == "sft" else None,
         seed=seed,
     )  # fmt: skip
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
 
 
-def _proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:
+def proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:
     """Return who names candidates while the model learns thoughts: the model as it is now.
 
     Later ones have learned what thoughts are ranked for, and would name it too often.

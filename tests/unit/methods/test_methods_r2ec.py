@@ -190,3 +190,39 @@ def test_a_gate_is_a_stage_of_a_road_that_names_it(controlled, tmp_path):
     folders = train(shop(), road, out=tmp_path, seed=3)
     assert [folder.name for folder in folders] == ["no-think", "think-sft", "think-gated"]
     assert load_recommender(folders[-1], shop()).name == "think-sft/gated"
+
+
+def test_the_control_with_evidence_in_its_prompt_has_a_name_of_its_own(controlled, tmp_path):
+    out, config, _ = controlled
+    told = config.model_copy(
+        update={"evidence": config.evidence.model_copy(update={"in_prompt": True})}
+    )
+    folder = train_stage(
+        "evidence", shop(), told, out=tmp_path / "told", seed=3, start=out / "no-think"
+    )
+    assert read_manifest(folder)["method"] == "evidence-in-prompt"
+    recommender = load_recommender(folder, shop())
+    assert (recommender.name, recommender.in_prompt) == ("evidence-in-prompt", True)
+    (answer,) = recommend(recommender, shop(), ["u3"], k=3, explain=True)
+    assert answer.thought is None
+    assert answer.chains
+
+
+def test_all_stages_work_with_candidates_in_thoughts(controlled, tmp_path):
+    out, config, _ = controlled
+    thought = ThoughtConfig(
+        num_candidates=2, num_candidates_asked=1, num_lookups=1, num_people=0, num_like=0
+    )
+    recpo = config.recpo.model_copy(update={"recpo": RecpoConfig(group_size=2, max_tokens=40)})
+    stages = ("no-think", "sft", "recpo")
+    ahead = config.model_copy(update={"thought": thought, "recpo": recpo, "stages": stages})
+    sft = train_stage("sft", shop(), ahead, out=tmp_path / "s", seed=3, start=out / "no-think")
+    last = train_stage("recpo", shop(), ahead, out=tmp_path / "r", seed=3, start=sft)
+    recommender = load_recommender(last, shop())
+    assert recommender.verbaliser.config == thought
+    histories = shop().valid.histories()
+    again = load_recommender(last, shop()).score(histories)
+    scored = recommender.score(histories)
+    assert scored.thoughts == again.thoughts
+    assert (scored.scores == again.scores).all()
+    assert all(answer.items for answer in recommend(recommender, shop(), ["u3"], k=3, explain=True))

@@ -1,8 +1,9 @@
 """The control of thinking: what a thought would look up, and no thought."""
 
 import numpy as np
+import pytest
 import torch
-from tests.toy_models import ring_rows, toy_model, toy_verbaliser
+from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.metrics import ndcg
@@ -23,11 +24,13 @@ def _shop(num_users=8):
     return toy_dataset(ring_rows(num_users, N, 9), TITLES)
 
 
-def _control(dataset, *, amount=0.0, **thought):
+def _control(dataset, *, amount=0.0, in_prompt=False, **thought):
     model = toy_model()
     with torch.no_grad():
         model.pointer.amount[:2] = amount
-    return EvidenceRecommender(model, toy_verbaliser(model, dataset, **thought))
+    return EvidenceRecommender(
+        model, toy_verbaliser(model, dataset, **thought), in_prompt=in_prompt
+    )
 
 
 def _windows(dataset, recommender, *, num_epochs=1, num_branches=2):
@@ -36,7 +39,7 @@ def _windows(dataset, recommender, *, num_epochs=1, num_branches=2):
     )
     return WindowDataset(
         dataset.train, windows, recommender.model.writer, verbaliser=recommender.verbaliser,
-        num_branches=num_branches, writes=False, seed=0,
+        num_branches=num_branches, writes=False, in_prompt=recommender.in_prompt, seed=0,
     )  # fmt: skip
 
 
@@ -100,12 +103,14 @@ def test_an_untrained_control_ranks_as_without_a_thought():
     np.testing.assert_allclose(scores, silent.log_softmax(-1).numpy(), atol=1e-5)
 
 
-def test_training_sees_the_scores_that_serving_gives():
+@pytest.mark.parametrize("in_prompt", [False, True])
+def test_training_sees_the_scores_that_serving_gives(in_prompt):
     dataset = _shop()
-    recommender = _control(dataset, amount=0.3, num_lookups=2)
+    recommender = _control(dataset, amount=0.3, in_prompt=in_prompt, num_lookups=2)
     data = _windows(dataset, recommender)
     batch = data.__getitems__([0, 3, 5])
-    assert "branch_ids" not in batch
+    assert ("branch_ids" in batch) == in_prompt
+    assert "is_written" not in batch
     outputs = recommender.model.eval()(Batch(**batch))
     starts = dataset.train.user_offsets[dataset.train.user_index[data.windows.start[[0, 3, 5]]]]
     column = (batch["branch_at"][..., None] == batch["item_ends"][:, None, :]).int().argmax(-1)
@@ -146,3 +151,39 @@ def test_it_learns_to_use_evidence_that_helps_and_writes_nothing():
     # neighbours walk the same ring, so what they took next is the answer; the trunk knows nothing
     assert recommender.model.pointer.amount[0] > 0.1
     assert values[0] > values[1] + 0.1
+
+
+def test_a_prompt_that_holds_evidence_holds_exactly_that_and_is_read_at_its_end():
+    dataset = _shop()
+    recommender = _control(dataset, in_prompt=True, num_lookups=2, num_people=1, num_taken=2)
+    model, writer = recommender.model, recommender.model.writer
+    histories = dataset.valid.histories().take(np.array([1, 4]))
+    gathered = recommender.write(histories)
+    rows = recommender.verbaliser.as_prompt(gathered.evidence)
+    for b, (person, *items) in enumerate(gathered.evidence):
+        taken = " ".join(f"[Tale {link.item_index}]" for link in person.links)
+        said = f" Alike: {taken};"
+        for one in items:
+            after = " ".join(f"[Tale {link.item_index}]" for link in one.links)
+            said += f" After [Tale {one.via_item_index}]: {after};"
+        assert texts(model, rows[b]) == f"{said}<answer>"
+        assert len(items) == 2
+        prompt = writer.prompts(histories.take(np.array([b]))).token_ids[0].tolist()
+        whole = torch.tensor([[*prompt, *rows[b]]])
+        hidden = model.backbone(whole, output_hidden_states=True).hidden_states[-1][0]
+        torch.testing.assert_close(gathered.post_states[b], hidden[-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            gathered.pre_states[b], hidden[len(prompt) - 1], atol=1e-5, rtol=0
+        )
+    # nothing to ask about: the prompt ends where it is read
+    assert recommender.verbaliser.as_prompt([[]]) == [writer.encode("<answer>")]
+    scored = recommender.score(histories)
+    assert scored.thoughts is None and scored.num_tokens is None
+
+
+def test_a_prompt_with_evidence_trains_its_last_state_and_no_word():
+    dataset = _shop()
+    recommender = _control(dataset, in_prompt=True, num_lookups=1)
+    batch = _windows(dataset, recommender).__getitems__([0, 1])
+    _, logged = sft_loss(recommender.model, batch, SftLossConfig())
+    assert set(logged) == {"train/next_item", "train/think", "train/post"}

@@ -79,7 +79,7 @@ def test_calibration_fits_the_weights_that_likelihood_asks_for():
         torch.arange(64)[:, None] % 12, torch.ones(64, 1), torch.zeros(64, 1, dtype=torch.long)
     )
     target = (np.arange(64) + (np.arange(64) % 4 == 0)) % 12  # three times of four what was found
-    _start_afresh(pointer)
+    _start_afresh(pointer, found)
     _fit(model, pointer, states, states, found, target)
     with torch.no_grad():
         given = pointer(model.score_states(states), states, found).exp()
@@ -112,7 +112,7 @@ def test_what_was_learned_stays_where_nothing_ranks_better():
     with torch.no_grad():
         recommender.model.pointer.amount[0] = 0.3
     chosen = calibrate_evidence(recommender, dataset.valid.histories(), dataset.valid.target)
-    np.testing.assert_allclose(chosen["amount"], [0.3, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(chosen["amount"], [0.3, 0.0, 0.0, 0.0, 0.0])
     assert chosen["lift"] == [0.0] * 4
     silent = _thinking(dataset, pointer=False)
     assert calibrate_evidence(silent, dataset.valid.histories(), dataset.valid.target) == {}
