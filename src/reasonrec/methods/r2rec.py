@@ -49,6 +49,7 @@ from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_eff
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.interaction_of_thought import label_is_hidden
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
@@ -166,6 +167,7 @@ def train_stage(
     model.head = model.head.model_copy(update={"dropout": config.dropout})
     first = _first_stage(start, dataset)
     engine = build_engine(config.rl.engine if stage == "r2rec-rl" else EngineConfig())
+    told: dict[str, Any] = {}
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(model, read_traces(traces, kept=True), think=config.think),
@@ -176,7 +178,7 @@ def train_stage(
         loss, optimiser = reasoned_loss, config.sft.optimiser
     else:
         assert rewards is not None
-        questions = rl_questions(dataset, config, seed=seed)
+        questions, told["num_questions_dropped"] = rl_questions(dataset, config, seed=seed)
         optimiser = config.rl.optimiser
         size = 2 if config.rl.grpo.pairwise_weight else 1
         data = PromptSample(
@@ -202,7 +204,7 @@ def train_stage(
             "best_score": fitted.best_score,
             "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
-        }
+        } | told
         folder = start / "first" if (start / "first").is_dir() else None
         _finish(out, stage, dataset, model, folder, inputs, asked, fitted.seconds, seed, extra)
 
@@ -257,18 +259,30 @@ def default_rewards(config: R2recConfig) -> list[tuple[float, Reward]]:
     return [(weight, reward) for weight, reward in rewards if weight]
 
 
-def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> list[Question]:
-    """Return questions about training events, with labels; their evidence is older than they are.
+def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> tuple[list[Question], int]:
+    """Return questions about training events, with labels, and how many had to be dropped.
 
-    With pairs, each is followed by the same question about an item that its user never touches in
-    training, which has no label.
+    Their evidence is older than they are. A question whose prompt shows its own label (the item was
+    taken before) would reward reading it off, and is dropped. With pairs, each question is followed
+    by the same one about an item that its user never touches in training, which has no label.
+
+    Raises:
+        DataError: None is left.
     """
     titles = catalogue_titles(dataset.catalogue)
     asked = config.traces.model_copy(update={"num_questions": config.rl.num_prompts})
     drawn = stream_seed(seed, "rl-questions")
-    questions = training_questions(dataset, titles, asked, task=config.task, seed=drawn)
-    if not (config.rl.grpo.pairwise_weight and config.task == "rated"):
-        return questions
+    every = training_questions(dataset, titles, asked, task=config.task, seed=drawn)
+    questions = [question for question in every if label_is_hidden(question)]
+    num_dropped = len(every) - len(questions)
+    if not questions:
+        raise DataError(
+            "RL needs a question whose prompt does not show its label; of the "
+            f"{len(every)} training events asked about, every item was taken before by its user. "
+            "Ask about any event (--r2rec.traces.events any), or keep an item's first event alone"
+        )
+    if not config.rl.grpo.pairwise_weight:
+        return questions, num_dropped
     log = dataset.train
     events = np.array([question.key for question in questions])
     others = []
@@ -282,7 +296,7 @@ def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> list[Qu
         log.histories_before(events), np.array(others)[:, None], task="rated", keys=events,
         seed=drawn,
     )  # fmt: skip
-    return [one for pair in zip(questions, untouched, strict=True) for one in pair]
+    return [one for pair in zip(questions, untouched, strict=True) for one in pair], num_dropped
 
 
 def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:

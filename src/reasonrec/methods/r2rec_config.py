@@ -108,3 +108,13 @@ class R2recConfig(Config):
     """Validation queries that choose those weights: all, or a seeded sample of this many."""
     num_valid_queries: PositiveInt = 200
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> Self:
+        """Refuse pairs of likes, whose question holds the untouched items already."""
+        if self.rl.grpo.pairwise_weight and self.task != "rated":
+            raise ValueError(
+                f"rl.grpo.pairwise_weight asks for ratings (task rated); the task is {self.task}. "
+                "Set it to 0"
+            )
+        return self

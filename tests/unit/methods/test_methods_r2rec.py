@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.special import log_softmax
 from tests.toy_models import TOY_SHAPE
 from tests.toy_traces import card, hand_question, rated_shop
+from tests.toys import toy_dataset
 
 from reasonrec.baselines.contract import CandidateRecommender
 from reasonrec.errors import CheckpointError, DataError
@@ -92,6 +94,7 @@ def test_every_stage_leaves_a_finished_folder_that_opens_by_its_name(trained):
         assert isinstance(recommender, CandidateRecommender)
     manifest = json.loads((trained["r2rec-rl"] / "manifest.json").read_text())
     assert len(manifest["order_effect"]["hit_at_1"]) == 2
+    assert manifest["num_questions_dropped"] == 0
     assert manifest["config"]["rewards"] == [
         [0.1, "well_formed"], [0.3, "first_place"], [0.6, "reciprocal_rank"],
     ]  # fmt: skip
@@ -276,8 +279,9 @@ def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     grpo = GrpoConfig(pairwise_weight=0.5)
     asked = config("rated")
     asked = asked.model_copy(update={"rl": asked.rl.model_copy(update={"grpo": grpo})})
-    questions = rl_questions(shop(), asked, seed=0)
+    questions, num_dropped = rl_questions(shop(), asked, seed=0)
     log = shop().train
+    assert num_dropped == 0
     assert len(questions) == 8
     for taken, untouched in zip(questions[::2], questions[1::2], strict=True):
         assert taken.label is not None and untouched.label is None
@@ -287,6 +291,28 @@ def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     assert [reward.__name__ for _, reward in default_rewards(asked)] == [
         "well_formed", "rating_closeness", "exact_hit",
     ]  # fmt: skip
+
+
+def test_rl_never_asks_about_an_item_that_the_prompt_shows_already():
+    # trained on [0 1 2 0], [3 4 5 6] and [7 8 7 9]: u0 takes item 0 again, so its last event drops
+    rows = [[0, 1, 2, 0, 10, 11], [3, 4, 5, 6, 10, 11], [7, 8, 7, 9, 10, 11]]
+    asked = config()
+    asked = asked.model_copy(
+        update={"traces": asked.traces.model_copy(update={"events": "last", "max_rounds": 2})}
+    )
+    questions, num_dropped = rl_questions(toy_dataset(rows, TITLES), asked, seed=0)
+    # 4 events asked about: each user's last one, and one of them again
+    assert len(questions) + num_dropped == 4
+    assert num_dropped >= 1
+    assert {question.user_index for question in questions} <= {1, 2}
+    again = toy_dataset([[0, 1, 0, 10, 11], [2, 3, 2, 10, 11]], TITLES)
+    with pytest.raises(DataError, match="every item was taken before"):
+        rl_questions(again, asked, seed=0)
+
+
+def test_pairs_are_of_ratings_alone():
+    with pytest.raises(ValidationError, match="pairwise_weight asks for ratings"):
+        R2recConfig.model_validate({"task": "likes", "rl": {"grpo": {"pairwise_weight": 0.5}}})
 
 
 def test_ratings_are_not_asked_of_data_without_any(tmp_path):
