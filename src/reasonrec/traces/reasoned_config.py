@@ -59,6 +59,11 @@ class EvidenceConfig(Config):
     """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
+    alias_titles: bool = False
+    """Whether a teacher reads ``[item 17]`` for every title and no description, so that neither can
+    act as an instruction to it; of the catalogue's text, categories remain. Without, only titles
+    that read like common English orders are replaced, and other orders pass. Thoughts name titles
+    either way."""
 
 
 class ProgressiveConfig(Config):
