@@ -275,6 +275,56 @@ def test_rated_ranks_by_the_expected_rating_after_a_thought_on_each_candidate(tm
     assert scored.num_tokens.tolist() == [4, 4]  # no thought: a marker for each candidate
 
 
+@pytest.fixture(scope="module")
+def rated(trained):
+    """The untuned model of the shop, asked for ratings: it writes thoughts, if no good ones."""
+    ranker = load_recommender(trained["untuned"], shop())
+    assert isinstance(ranker, ReasonedRanker)
+    return dataclasses.replace(ranker, task="rated", max_tokens=8)
+
+
+def test_the_expected_rating_is_the_sum_of_ratings_by_probability_after_a_thought(rated):
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = np.array([[3, 7], [5, -1]])
+    scored = rated.score_candidates(histories, candidates)
+    questions = rated.builder.build(
+        histories.take(np.array([0, 0, 1])), np.array([[3], [7], [5]]), task="rated",
+        keys=np.arange(3), seed=rated.seed,
+    )  # fmt: skip
+    answered = rated.answer(questions)
+    assert all(thought for thought in answered.thoughts)
+    for at, logp in zip(((0, 0), (0, 1), (1, 0)), answered.log_probs, strict=True):
+        p = np.exp(logp)
+        assert p.sum() == pytest.approx(1.0, abs=1e-5)
+        expected = 1 * p[0] + 2 * p[1] + 3 * p[2] + 4 * p[3] + 5 * p[4]
+        assert scored.scores[at] == pytest.approx(expected, abs=1e-4)
+    assert np.isneginf(scored.scores[1, 1])
+    # both thoughts of the first row count
+    assert scored.num_tokens.tolist() == [answered.num_tokens[:2].sum(), answered.num_tokens[2]]
+
+
+def test_the_reason_shown_is_that_of_the_first_place_after_blending(rated):
+    histories = shop().test.take(np.arange(4)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:4]
+    alone = dataclasses.replace(rated, blend=None).score_candidates(histories, candidates)
+    # the answers count a little, what others took before counts against: another order
+    blend = {"answers": 0.01, "events": -5.0, "steps": 3.0}
+    scored = dataclasses.replace(rated, blend=blend).score_candidates(histories, candidates)
+    first = scored.scores.argmax(1)
+    assert (first != alone.scores.argmax(1)).any()
+    assert scored.evidence is not None
+    for b in range(4):
+        (own,) = rated.builder.build(
+            histories.take(np.array([b])), candidates[b, first[b]][None, None], task="rated",
+            keys=np.array([5 * b + first[b]]), seed=rated.seed,
+        )  # fmt: skip
+        assert scored.evidence[b] == chains_as_evidence(own)
+    np.testing.assert_array_equal(
+        alone.scores.argmax(1) == first,
+        [one == other for one, other in zip(alone.evidence, scored.evidence, strict=True)],
+    )
+
+
 def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     grpo = GrpoConfig(pairwise_weight=0.5)
     asked = config("rated")
