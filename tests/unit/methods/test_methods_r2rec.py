@@ -1,26 +1,39 @@
 """R2Rec from a rated toy shop to ranked candidates with reasons, and the words that people read."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from scipy.special import log_softmax
-from tests.toy_models import TOY_SHAPE
+from tests.toy_models import TOY_SHAPE, save_backbone
 from tests.toy_traces import card, hand_question, rated_shop
 from tests.toys import toy_dataset
+from transformers import AutoModelForCausalLM
 
 from reasonrec.baselines.contract import CandidateRecommender
+from reasonrec.config import read_toml
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
-from reasonrec.methods.r2rec import calibrated_blend, default_rewards, rl_questions, train
+from reasonrec.methods.r2rec import (
+    calibrated_blend,
+    default_rewards,
+    reward_name,
+    rl_questions,
+    train,
+)
 from reasonrec.methods.r2rec import load_recommender as load_r2rec
 from reasonrec.methods.r2rec_config import (
     GrpoStage,
@@ -28,7 +41,8 @@ from reasonrec.methods.r2rec_config import (
     ReasonedRankingConfig,
     ReasonedSftStage,
 )
-from reasonrec.models.config import HeadConfig
+from reasonrec.models.answers import AnsweringModel
+from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import (
     EXPERTS,
@@ -42,6 +56,7 @@ from reasonrec.serving.recommender import recommend
 from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
 from reasonrec.training.config import OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.text_rewards import first_place
 
 TITLES = [f"Tale {n}" for n in range(14)]
 OPTIMISER = OptimiserConfig(batch_size=4, num_validations=1)
@@ -341,6 +356,91 @@ def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     assert [reward.__name__ for _, reward in default_rewards(asked)] == [
         "well_formed", "rating_closeness", "exact_hit",
     ]  # fmt: skip
+
+
+def test_rl_alone_starts_from_the_backbone_and_learns_from_rewards_of_ones_own(tmp_path, trained):
+    read = []
+
+    def brevity(rollout):
+        read.append(rollout)
+        return 1.0 / (1.0 + len(rollout.thought.split()))
+
+    def other(rollout):
+        return 0.0
+
+    other.__name__ = "brevity"
+    progress, waits = [], []
+    start = trained["untuned"].parent / "no-think"
+
+    def run(*rewards):
+        return train(
+            shop(), config(stages=("r2rec-rl",)), out=tmp_path, seed=0, base=BASE, start=start,
+            rewards=rewards, watch_traces=lambda: nullcontext((progress.append, waits.append)),
+        )  # fmt: skip
+
+    untuned, rewarded = run((1.0, first_place), (0.5, brevity))
+    assert (untuned.name, rewarded.name) == ("untuned", "r2rec-rl")
+    assert len(read) == 4 * 2  # prompts times rollouts
+    assert progress[-1].num_done == progress[-1].num_questions == 24
+    manifest = json.loads((rewarded / "manifest.json").read_text())
+    assert manifest["inputs"]["start"] == json.loads(
+        (untuned / "manifest.json").read_text()
+    )["fingerprint"]  # fmt: skip
+    assert manifest["config"]["rewards"] == [[1.0, "first_place"], [0.5, reward_name(brevity)]]
+    before, after = (
+        AnsweringModel.from_pretrained(folder / "model").state_dict()
+        for folder in (untuned, rewarded)
+    )
+    assert any(not torch.equal(before[name], weight) for name, weight in after.items())
+    run((1.0, first_place), (0.5, brevity))  # finished: nobody is asked again
+    assert len(read) == 8
+    with pytest.raises(CheckpointError, match="another"):
+        run((1.0, first_place), (0.5, other))
+
+
+def test_a_reward_is_named_by_what_it_is():
+    def brevity(rollout):
+        return 1.0
+
+    first = reward_name(brevity)
+
+    def brevity(rollout):
+        return 2.0
+
+    assert first.startswith("brevity-") and reward_name(brevity).startswith("brevity-")
+    assert reward_name(brevity) != first
+    assert reward_name(first_place) == "first_place"
+    assert reward_name(functools.partial(brevity)) == "partial"  # nothing to read
+
+
+def test_with_adapters_sft_and_rl_move_them_and_leave_the_backbone_as_it_was(tmp_path):
+    backbone = save_backbone(tmp_path / "backbone", "qwen2")
+    preset = read_toml(Path(__file__).parents[3] / "configs/r2rec/lora.toml")
+    weights = WeightsConfig.model_validate(
+        preset["weights"] | {"dtype": "float32", "gradient_checkpointing": False}
+    )
+    assert (weights.lora, weights.lora_rank, weights.lora_alpha) == (True, 16, 32)
+    base = BASE.model_copy(update={"backbone": str(backbone), "weights": weights})
+    folders = train(shop(), config(), out=tmp_path / "run", seed=0, base=base)
+    assert [folder.name for folder in folders] == ["untuned", "r2rec-sft", "r2rec-rl"]
+    loaded = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).state_dict()
+    states = [
+        AnsweringModel.from_pretrained(folder / "model").backbone.state_dict() for folder in folders
+    ]
+    for earlier, later in pairwise(states):
+        moved = {name for name in later if not torch.equal(earlier[name], later[name])}
+        assert any("lora_A" in name for name in moved) and all("lora_" in name for name in moved)
+    for name, weight in states[-1].items():
+        if "lora_" not in name:
+            assert torch.equal(weight, loaded[name.replace(".base_layer", "")]), name
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=3, seed=0).item_index[:2]
+    first, again = (
+        load_r2rec(folders[-1], shop()).score_candidates(histories, candidates) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.scores, again.scores)
+    taught = load_r2rec(folders[1], shop()).score_candidates(histories, candidates)
+    assert (taught.scores != first.scores).any()
 
 
 def test_rl_never_asks_about_an_item_that_the_prompt_shows_already():
