@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from running import ROOT, merged, reasonrec, say, source
@@ -37,7 +38,7 @@ from reasonrec.methods import loading, r2ec, r2rec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker
-from reasonrec.records import Histories, Scored
+from reasonrec.records import Histories
 
 PREPARE = {
     "ml-100k": [],
@@ -161,7 +162,7 @@ def run_joined(folder: Path, name: str, seed: int, thinkers: Path | None) -> Non
     changes = {"blend": True, **SFT}
     train(dataset, changes, out / "joined", start, seed)
     sft = out / "joined" / "r2rec-sft"
-    thoughts: dict[bytes, Scored] = {}
+    thoughts: Remembered = {}
     rows = [
         opened(sft, dataset, seed, name="joined-sft", blend=False, thoughts=thoughts),
         opened(sft, dataset, seed, name=JOINED, thoughts=thoughts),
@@ -213,13 +214,17 @@ def configured(changes: Mapping[str, object]) -> R2recConfig:
     return R2recConfig.model_validate(merged(base, changes))
 
 
+Remembered = dict[bytes, Any]
+"""What was thought about each batch of histories and candidates."""
+
+
 @dataclass(frozen=True)
 class Remembering(ReasonedRanker):
     """Thinks once about each batch, for rows that differ in the weights of the blend alone."""
 
-    thoughts: dict[bytes, Scored] = field(default_factory=dict)
+    thoughts: Remembered = field(default_factory=dict)
 
-    def _listwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+    def _listwise(self, histories: Histories, candidates: np.ndarray) -> Any:
         if len(histories) == 1:  # a user who is asked alone is timed
             return super()._listwise(histories, candidates)
         key = histories.item_index.tobytes() + candidates.tobytes()
@@ -228,7 +233,7 @@ class Remembering(ReasonedRanker):
         return self.thoughts[key]
 
 
-def remembering(ranker: ReasonedRanker, thoughts: dict[bytes, Scored]) -> Remembering:
+def remembering(ranker: ReasonedRanker, thoughts: Remembered) -> Remembering:
     own = {one.name: getattr(ranker, one.name) for one in fields(ReasonedRanker)}
     return Remembering(**own, thoughts=thoughts)
 
@@ -238,7 +243,7 @@ def rows_of_sft(variant: str, dataset: Dataset, folder: Path, seed: int) -> list
     sft = folder / "r2rec-sft"
     if variant != "r2rec":
         return [opened(sft, dataset, seed, name=f"{variant}-sft", blend=False)]
-    thoughts: dict[bytes, Scored] = {}
+    thoughts: Remembered = {}
     return [
         opened(sft, dataset, seed, blend=False, thoughts=thoughts),
         opened(sft, dataset, seed, name="r2rec-sft/blend", thoughts=thoughts),
@@ -252,8 +257,8 @@ def rows_of_rl(
     config = configured(changes)
     bare = config.traces.evidence.model_copy(update={"num_chains": 0})
     last = folder / "r2rec-rl"
-    thoughts: dict[bytes, Scored] = {}
-    bare_thoughts: dict[bytes, Scored] = {}
+    thoughts: Remembered = {}
+    bare_thoughts: Remembered = {}
 
     def without_chains(blend: bool) -> Contestant:
         def opening(_: Path) -> Recommender:
@@ -296,7 +301,7 @@ def opened(
     *,
     name: str | None = None,
     blend: bool = True,
-    thoughts: dict[bytes, Scored] | None = None,
+    thoughts: Remembered | None = None,
 ) -> Contestant:
     """Return a trained folder as a row of its own name; without ``blend``, by answers alone."""
 

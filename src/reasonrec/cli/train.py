@@ -63,6 +63,7 @@ def train(
     from rich.console import Console
 
     from reasonrec import ranks
+    from reasonrec.cli.trace_progress import trace_progress
     from reasonrec.data.dataset import Dataset
     from reasonrec.manifest import read_manifest
     from reasonrec.methods import r2ec, r2rec
@@ -81,7 +82,7 @@ def train(
     elif what == "r2rec":
         folders = r2rec.train(
             dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,
-            announce=lambda name: console.print(f"· {name}"),
+            announce=lambda name: console.print(f"· {name}"), watch_traces=trace_progress,
         )  # fmt: skip
     elif what in get_args(Baseline):
         own = baselines or BaselinesConfig()

@@ -1,21 +1,24 @@
 """R2Rec on the road: chains -> traces -> supervised fine-tuning -> GRPO -> ranking with reasons.
 
 Source: Reason-to-Recommend, arXiv 2506.05069, of which only abstracts and summaries are public to
-us. Known at second hand: the student reads a question and writes thought and answer (SFT), RL is
-GRPO, candidates are ranked. Everything else is our reconstruction, each choice a key of
-`R2recConfig`; ``docs/paper_index.md`` marks which is which.
+us. Stated by the abstract: chains from the user-item graph, progressive masked prompting, SFT on
+traces, then RL with rewards. Known at second hand: the student reads a question for a rating and
+writes thought and answer, RL is GRPO, candidates are ranked. Everything else is our reconstruction,
+each choice a key of `R2recConfig`; ``docs/paper_index.md`` marks which is which.
 
 Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sft``, ``r2rec-rl``;
 ``no-think`` before them where the tiny backbone has to be trained first.
 """
 
+import hashlib
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -50,7 +53,8 @@ from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_eff
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import Question, QuestionBuilder
-from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
+from reasonrec.traces.interaction_of_thought import label_is_hidden
+from reasonrec.traces.reasoned import Progress, training_questions, write_reasoned_traces
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
@@ -60,7 +64,7 @@ from reasonrec.training.loop import Validate, fit
 from reasonrec.training.reasoned import PackedTexts, reasoned_loss, texts_of
 from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.grpo import Grpo
-from reasonrec.training.rl.recpo import PromptSample
+from reasonrec.training.rl.recpo import PromptSample, StartingPoint
 from reasonrec.training.rl.text_rewards import (
     Reward,
     exact_hit,
@@ -74,6 +78,8 @@ Stage = Literal["untuned", "r2rec-sft", "r2rec-rl"]
 METHODS: tuple[Stage, ...] = ("untuned", "r2rec-sft", "r2rec-rl")
 STARTS = tuple(r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK_STAGES)
 """Methods whose folders R2Rec can start from."""
+TraceWatch: TypeAlias = tuple[Callable[[Progress], None] | None, Callable[[str], None] | None]
+"""What is told how far the traces are, and what is told why their teacher waits."""
 _NUM_VALID_CANDIDATES = 20
 _RIDGE = 1e-3
 
@@ -88,6 +94,9 @@ def train(
     start: Path | None = None,
     rewards: Sequence[tuple[float, Reward]] | None = None,
     announce: Callable[[str], None] = lambda _: None,
+    watch_traces: Callable[[], AbstractContextManager[TraceWatch]] = lambda: nullcontext(
+        (None, None)
+    ),
 ) -> list[Path]:
     """Write traces, train SFT and GRPO into folders of ``out``, and return the models' folders.
 
@@ -97,6 +106,9 @@ def train(
             one that thinks. None: the backbone of ``base``; the tiny one is trained without
             thoughts first.
         rewards: Functions and weights in place of those of the configuration.
+        announce: Told the name of each stage before it starts.
+        watch_traces: Opened while traces are written; its functions are told how far they are, and
+            why a teacher waits.
 
     Raises:
         DataError: The data set has nothing to train or validate on, or no ratings to ask for.
@@ -110,11 +122,12 @@ def train(
     titles = catalogue_titles(dataset.catalogue)
 
     def write_traces() -> None:
-        write_reasoned_traces(
-            dataset, titles, out / "traces", config.traces,
-            lambda: build_teacher(config.traces, out / "traces", seed=seed),
-            task=config.task, seed=seed,
-        )  # fmt: skip
+        with watch_traces() as (on_progress, on_wait):
+            write_reasoned_traces(
+                dataset, titles, out / "traces", config.traces,
+                lambda: build_teacher(config.traces, out / "traces", seed=seed, on_wait=on_wait),
+                task=config.task, seed=seed, on_progress=on_progress,
+            )  # fmt: skip
 
     ranks.first_alone(write_traces)
     if start is None and base.backbone == "tiny":
@@ -160,7 +173,7 @@ def train_stage(
         inputs["traces"] = fingerprint(traces)
     else:
         rewards = list(rewards) if rewards is not None else default_rewards(config)
-        asked["rewards"] = [[weight, reward.__name__] for weight, reward in rewards]
+        asked["rewards"] = [[weight, reward_name(reward)] for weight, reward in rewards]
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
     model = _kind(config).from_pretrained(start / "model")
@@ -168,6 +181,7 @@ def train_stage(
     model.head = model.head.model_copy(update={"dropout": config.dropout})
     first = _first_stage(start, dataset)
     engine = build_engine(config.rl.engine if stage == "r2rec-rl" else EngineConfig())
+    told: dict[str, Any] = {}
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(model, read_traces(traces, kept=True), think=config.think),
@@ -178,7 +192,7 @@ def train_stage(
         loss, optimiser = reasoned_loss, config.sft.optimiser
     else:
         assert rewards is not None
-        questions = rl_questions(dataset, config, seed=seed)
+        questions, told["num_questions_dropped"] = rl_questions(dataset, config, seed=seed)
         optimiser = config.rl.optimiser
         size = 2 if config.rl.grpo.pairwise_weight else 1
         data = PromptSample(
@@ -186,7 +200,10 @@ def train_stage(
             batch_size=optimiser.batch_size, num_inner_epochs=config.rl.grpo.num_inner_epochs,
             seed=seed,
         )  # fmt: skip
-        loss = Grpo(config.rl.grpo, questions, rewards, seed=seed, engine=engine)
+        starting = StartingPoint(model) if config.rl.grpo.kl_weight else None
+        loss = Grpo(
+            config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine
+        )  # fmt: skip
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
@@ -205,7 +222,7 @@ def train_stage(
             "best_score": fitted.best_score,
             "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
-        }
+        } | told
         if not has_own_rewards:  # functions of the caller cannot be written down
             extra |= recipe_of(stage, config, seed=seed, start=start)
         folder = start / "first" if (start / "first").is_dir() else None
@@ -262,18 +279,47 @@ def default_rewards(config: R2recConfig) -> list[tuple[float, Reward]]:
     return [(weight, reward) for weight, reward in rewards if weight]
 
 
-def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> list[Question]:
-    """Return questions about training events, with labels; their evidence is older than they are.
+def reward_name(reward: Reward) -> str:
+    """Return what tells a reward from another one: its name, with a hash of its source if not ours.
 
-    With pairs, each is followed by the same question about an item that its user never touches in
-    training, which has no label.
+    So a run whose reward was edited does not pass for finished. Where there is no source to read
+    (a function typed into a prompt, a partial), the name alone tells; what a closure holds, and
+    what the function calls, is in neither.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    if getattr(reward, "__module__", "").partition(".")[0] == "reasonrec":
+        return name
+    try:
+        source = inspect.getsource(reward)
+    except (OSError, TypeError):
+        return name
+    return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> tuple[list[Question], int]:
+    """Return questions about training events, with labels, and how many had to be dropped.
+
+    Their evidence is older than they are. A question whose prompt shows its own label (the item was
+    taken before) would reward reading it off, and is dropped. With pairs, each question is followed
+    by the same one about an item that its user never touches in training, which has no label.
+
+    Raises:
+        DataError: None is left.
     """
     titles = catalogue_titles(dataset.catalogue)
     asked = config.traces.model_copy(update={"num_questions": config.rl.num_prompts})
     drawn = stream_seed(seed, "rl-questions")
-    questions = training_questions(dataset, titles, asked, task=config.task, seed=drawn)
-    if not (config.rl.grpo.pairwise_weight and config.task == "rated"):
-        return questions
+    every = training_questions(dataset, titles, asked, task=config.task, seed=drawn)
+    questions = [question for question in every if label_is_hidden(question)]
+    num_dropped = len(every) - len(questions)
+    if not questions:
+        raise DataError(
+            "RL needs a question whose prompt does not show its label; of the "
+            f"{len(every)} training events asked about, every item was taken before by its user. "
+            "Ask about any event (--r2rec.traces.events any), or keep an item's first event alone"
+        )
+    if not config.rl.grpo.pairwise_weight:
+        return questions, num_dropped
     log = dataset.train
     events = np.array([question.key for question in questions])
     others = []
@@ -287,7 +333,7 @@ def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> list[Qu
         log.histories_before(events), np.array(others)[:, None], task="rated", keys=events,
         seed=drawn,
     )  # fmt: skip
-    return [one for pair in zip(questions, untouched, strict=True) for one in pair]
+    return [one for pair in zip(questions, untouched, strict=True) for one in pair], num_dropped
 
 
 def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Everything that training R2Rec can be told. Imports no torch, so that ``--help`` stays quick.
 
-The paper's text is not public in detail: that there is SFT on thought and answer, that RL is GRPO,
-and that candidates are ranked is known at second hand; every value below is ours.
+The paper's text is not public to us. Its abstract states two stages, SFT on reasoning traces and
+then RL with rewards; that the student writes thought and answer, that RL is GRPO, and that
+candidates are ranked is known at second hand. Every value below is ours.
 """
 
 from typing import Literal, Self
@@ -17,7 +18,11 @@ R2recStage = Literal["r2rec-sft", "r2rec-rl"]
 
 
 class ReasonedSftStage(Config):
-    """Thought and answer, given the question."""
+    """Thought and answer, given the question.
+
+    That there is SFT on traces is stated by the paper's abstract; the loss on thought and answer,
+    and LoRA, are known at second hand. Every value here is ours.
+    """
 
     num_epochs: PositiveInt = 2
     tokens_per_row: PositiveInt = 512
@@ -37,7 +42,11 @@ class ReasonedSftStage(Config):
 
 
 class GrpoStage(Config):
-    """Rewards of answers, from labels alone."""
+    """Rewards of answers, from labels alone.
+
+    RL after SFT is stated by the abstract, GRPO is known at second hand. Which events are asked
+    about, how many, and every other value here is ours.
+    """
 
     num_prompts: PositiveInt = 160
     """Training events asked about; they need no trace."""
@@ -59,7 +68,11 @@ class GrpoStage(Config):
 
 
 class ReasonedRankingConfig(Config):
-    """How a trained model ranks."""
+    """How a trained model ranks.
+
+    That candidates are ranked is known at second hand; the expected rating, the drawn orders and
+    the first stage before the whole catalogue are ours.
+    """
 
     num_candidates: int = Field(default=20, ge=2)
     """Items that are reasoned about where the whole catalogue is asked for; the first stage
@@ -79,10 +92,12 @@ class R2recConfig(Config):
     """Which stages are trained, each from the one before, the first from the backbone as it is. One
     alone is the ablation without the other."""
     task: Task = "likes"
-    """likes ranks by one question with all candidates (listwise), rated by one question and one
-    expected rating for each (pointwise)."""
+    """likes ranks by one question with all candidates (listwise), is ours, and the default. rated
+    ranks by one question and one expected rating for each (pointwise); at second hand the query of
+    the paper asks for the user's rating, so rated is the nearer to it."""
     think: bool = True
-    """Whether a thought is written before the answer. Without, training is direct-answer SFT."""
+    """Whether a thought is written before the answer. Without, training is direct-answer SFT, a
+    control of ours."""
     traces: ReasonedTracesConfig = ReasonedTracesConfig(
         num_questions=1600, events="last", max_rounds=4
     )
@@ -108,3 +123,13 @@ class R2recConfig(Config):
     """Validation queries that choose those weights: all, or a seeded sample of this many."""
     num_valid_queries: PositiveInt = 200
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> Self:
+        """Refuse pairs of likes, whose question holds the untouched items already."""
+        if self.rl.grpo.pairwise_weight and self.task != "rated":
+            raise ValueError(
+                f"rl.grpo.pairwise_weight asks for ratings (task rated); the task is {self.task}. "
+                "Set it to 0"
+            )
+        return self

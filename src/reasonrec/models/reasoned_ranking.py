@@ -95,23 +95,31 @@ class ReasonedRanker:
         return replace(ranked, scores=scores.astype(np.float32))
 
     def score_candidates(self, histories: Histories, candidates: np.ndarray) -> Scored:
-        """Return scores of each row's candidates, -inf where it has none (-1), with reasons."""
-        if self.blend is not None and "answers" not in self.blend:
-            scored = Scored(np.where(candidates >= 0, 0.0, -np.inf).astype(np.float32))
-        else:
+        """Return scores of each row's candidates, -inf where it has none (-1), with reasons.
+
+        Where each candidate has a thought of its own, the reason shown is that of the first place,
+        of the blended ranking where there is a blend.
+        """
+        thought: _Thought | None = None
+        scores = np.where(candidates >= 0, 0.0, -np.inf).astype(np.float32)
+        if self.blend is None or "answers" in self.blend:
             rank = self._pointwise if self.task == "rated" else self._listwise
-            scored = rank(histories, candidates)
-        if self.blend is None:
-            return scored
-        first = self.first_stage.score(histories)
-        said = self.experts(histories, candidates, scored.scores, first.scores)
-        blended = sum((self.blend[name] * said[name] for name in self.blend), np.zeros(()))
-        tokens = [one.num_tokens for one in (scored, first) if one.num_tokens is not None]
-        return replace(
-            scored,
-            scores=np.where(candidates >= 0, blended, -np.inf).astype(np.float32),
-            num_tokens=sum(tokens[1:], tokens[0]) if tokens else None,  # a first stage may think
-        )
+            thought = rank(histories, candidates)
+            scores = thought.scores
+        tokens = [] if thought is None else [thought.num_tokens]
+        if self.blend is not None:
+            first = self.first_stage.score(histories)
+            said = self.experts(histories, candidates, scores, first.scores)
+            blended = sum((self.blend[name] * said[name] for name in self.blend), np.zeros(()))
+            scores = np.where(candidates >= 0, blended, -np.inf).astype(np.float32)
+            if first.num_tokens is not None:  # a first stage may think
+                tokens.append(first.num_tokens)
+        num_tokens = sum(tokens[1:], tokens[0]) if tokens else None
+        if thought is None:
+            return Scored(scores, num_tokens=num_tokens)
+        shown = thought.question[np.arange(len(scores)), scores.argmax(1)]
+        texts, evidence = self._reasons(thought.answered, shown.tolist())
+        return Scored(scores, texts, num_tokens, evidence)
 
     def experts(
         self,
@@ -145,20 +153,16 @@ class ReasonedRanker:
             said["steps"] = said["count"] = np.zeros(candidates.shape)
         return {name: np.where(is_real, said[name], 0.0) for name in EXPERTS}
 
-    def _pointwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+    def _pointwise(self, histories: Histories, candidates: np.ndarray) -> "_Thought":
         rows, columns, questions = self.questions_of_each(histories, candidates)
         answered = self.answer(questions)
         scale = np.array(self.builder.scale)
         scores = np.full(candidates.shape, -np.inf, np.float32)
         scores[rows, columns] = [np.exp(logp) @ scale for logp in answered.log_probs]
-        best = np.where(
-            (candidates >= 0).any(1), scores.argmax(1), -1
-        )  # the reason shown is that of the first place
-        place = np.full(candidates.shape, -1)
-        place[rows, columns] = np.arange(len(rows))
-        shown = [int(place[b, c]) if c >= 0 else -1 for b, c in enumerate(best)]
+        question = np.full(candidates.shape, -1)
+        question[rows, columns] = np.arange(len(rows))
         num_tokens = np.bincount(rows, answered.num_tokens, minlength=len(histories))
-        return self._scored(scores, answered, shown, num_tokens)
+        return _Thought(scores, answered, question, num_tokens.astype(np.int64))
 
     def questions_of_each(
         self, histories: Histories, candidates: np.ndarray
@@ -171,9 +175,9 @@ class ReasonedRanker:
         )  # fmt: skip
         return rows, columns, questions
 
-    def _listwise(self, histories: Histories, candidates: np.ndarray) -> Scored:
+    def _listwise(self, histories: Histories, candidates: np.ndarray) -> "_Thought":
         mixed = np.full(candidates.shape, -np.inf)
-        num_tokens = np.zeros(len(histories))
+        num_tokens = np.zeros(len(histories), np.int64)
         shown: Answered | None = None
         for n in range(self.num_orders):
             answered, scores = self.answer_in_order(histories, candidates, n)
@@ -182,7 +186,8 @@ class ReasonedRanker:
             shown = shown or answered
         assert shown is not None
         scores = (mixed - np.log(self.num_orders)).astype(np.float32)
-        return self._scored(scores, shown, list(range(len(histories))), num_tokens)
+        question = np.broadcast_to(np.arange(len(histories))[:, None], candidates.shape)
+        return _Thought(scores, shown, question, num_tokens)
 
     def answer_in_order(
         self, histories: Histories, candidates: np.ndarray, n: int
@@ -248,10 +253,10 @@ class ReasonedRanker:
             log_probs += answer_log_probs(self.model, part, texts, next_logp(self.model, texts))
         return log_probs
 
-    def _scored(
-        self, scores: np.ndarray, answered: Answered, shown: list[int], num_tokens: np.ndarray
-    ) -> Scored:
-        """Return scores with the reason and the chains of the question shown for each row."""
+    def _reasons(
+        self, answered: Answered, shown: Sequence[int]
+    ) -> tuple[tuple[str, ...], tuple[tuple[Lookup, ...], ...]]:
+        """Return the reason and the chains of the question shown for each row, -1 for none."""
         thoughts = [
             ""
             if r < 0
@@ -259,7 +264,20 @@ class ReasonedRanker:
             for r in shown
         ]
         evidence = [() if r < 0 else chains_as_evidence(answered.questions[r]) for r in shown]
-        return Scored(scores, tuple(thoughts), num_tokens.astype(np.int64), tuple(evidence))
+        return tuple(thoughts), tuple(evidence)
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """What was thought about candidates, before any blend."""
+
+    scores: np.ndarray
+    """(B, C), float32."""
+    answered: Answered
+    question: np.ndarray
+    """(B, C): which question of ``answered`` is about the candidate, -1 where there is none."""
+    num_tokens: np.ndarray
+    """(B,), int64."""
 
 
 def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> str:

@@ -39,7 +39,8 @@ def parse_reply(
 
     Args:
         view: What was asked.
-        items: Everything that the evidence names; their hostile titles come back as themselves.
+        items: Everything that the evidence names. Names stay as the teacher wrote them: a reply
+            may be sent to it again (`with_titles` turns numbers back into titles, at the end).
     """
     if reply.problem is not None:
         return reply.problem
@@ -65,11 +66,7 @@ def parse_reply(
     problem = text_problem(" ".join(parts), items, check_language=check_language)
     if problem is not None:
         return problem
-    parts = tuple(part.replace(HIDDEN.value, "what is hidden") for part in parts)
-    for item in items:
-        if item.is_hostile:
-            parts = tuple(part.replace(f"[{item.shown}]", f"[{item.title}]") for part in parts)
-    return Said(parts, answer)
+    return Said(tuple(part.replace(HIDDEN.value, "what is hidden") for part in parts), answer)
 
 
 def text_problem(text: str, items: Sequence[ItemCard], *, check_language: bool) -> str | None:

@@ -5,7 +5,8 @@ is plain code, whoever answers and however many questions are under way. For eve
 four stages, each with the thoughts before it; then, unless one chain ends on the answer, what the
 chains say together. A free run comes first. If its answer misses the label it is tried again, and
 then once *guided*: the last step is asked with the answer in the teacher's view. A guided thought
-that shows it is rewritten, cut, or dropped.
+that shows it is rewritten, cut, or dropped. Titles that a teacher may not read stay numbers in
+every turn (`ItemCard.shown`) and become titles again when the thought is finished.
 
 Reconstruction: the paper's stages, retries and cure are not public; each is a configuration key.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from reasonrec.rng import stream_seed
 from reasonrec.traces import teacher_prompts
-from reasonrec.traces.evidence import Question
+from reasonrec.traces.evidence import Question, as_shown, with_titles
 from reasonrec.traces.interaction_of_thought import (
     ChainThought,
     InteractionOfThought,
@@ -215,25 +216,28 @@ def _answer(asker: _Asker, turns: list[Message], view: View) -> Generator[Reques
 def _in_own_words(asker: _Asker) -> Asking:
     """The student's own prompt, continued; a guided run puts the answer before the thought."""
     draft, config, question = asker.draft, asker.config, asker.question
-    prompt = student_prompt(question)
+    shown = as_shown(question)
+    prompt = student_prompt(shown)
     view = replace(look_at_all(question, "whole"), told=None)
     tries: list[tuple[str, View]] = []
     if config.runs != "guided":
         tries += [(prompt, replace(view, attempt=n)) for n in range(config.max_retries + 1)]
     if config.runs != "free":
         assert question.label is not None, "a guided run needs the label"
-        hint = f"{prompt} Hint:{student_answer(question, question.label)}"
+        told = shown.answers[question.answers.index(question.label)]
+        hint = f"{prompt} Hint:{student_answer(shown, told)}"
         tries.append((hint, replace(view, told=question.label)))
     problem = ""
     for text, asked in tries:
         messages = [Message("prompt", f"{text}{THINK}")]
         reply = yield from asker.send(messages, asked, 0)
-        said = _read_own_words(asker, reply)
+        said = _read_own_words(asker, shown, reply)
         if isinstance(said, str):
             problem = said
             draft.reply_problems.append(said)
             continue
-        thought, answer = said
+        thought, given = said
+        answer = question.answers[shown.answers.index(given)]
         draft.run = "guided" if asked.told else "free"
         draft.thought = InteractionOfThought((), thought, answer)
         draft.first_answer = draft.first_answer or answer
@@ -245,12 +249,12 @@ def _in_own_words(asker: _Asker) -> Asking:
     yield from _finish(asker, draft.thought)
 
 
-def _read_own_words(asker: _Asker, reply: Reply) -> tuple[str, str] | str:
+def _read_own_words(asker: _Asker, shown: Question, reply: Reply) -> tuple[str, str] | str:
     if reply.problem is not None:
         return reply.problem
     if not reply.text.strip():
         return "empty"
-    found = read_student_text(asker.question, reply.text)
+    found = read_student_text(shown, reply.text)
     if found is None:
         return "malformed" if reply.is_complete else "truncated"
     problem = text_problem(found[0], asker.items, check_language=asker.check_language)
@@ -258,7 +262,22 @@ def _read_own_words(asker: _Asker, reply: Reply) -> tuple[str, str] | str:
 
 
 def _finish(asker: _Asker, thought: InteractionOfThought) -> Asking:
-    """Keep the thought; first cure one that shows the answer was told."""
+    """Keep the thought, its numbers titles again; first cure one that shows the answer was told."""
+    yield from _cure(asker, thought)
+    cured, items = asker.draft.thought, asker.items
+    assert cured is not None
+    asker.draft.thought = replace(
+        cured,
+        chains=tuple(
+            replace(chain, parts=tuple(with_titles(part, items) for part in chain.parts))
+            for chain in cured.chains
+        ),
+        together=with_titles(cured.together, items),
+    )
+
+
+def _cure(asker: _Asker, thought: InteractionOfThought) -> Asking:
+    """Fill in the draft's thought, without the words by which a guided one shows it was told."""
     draft, cure = asker.draft, asker.config.leak_cure
     if cure == "rewrite" and asker.config.own_words:
         cure = "cut"  # who knows only the student's prompt cannot be asked to rewrite

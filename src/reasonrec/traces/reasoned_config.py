@@ -59,6 +59,11 @@ class EvidenceConfig(Config):
     """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
+    alias_titles: bool = False
+    """Whether a teacher reads ``[item 17]`` for every title and no description, so that neither can
+    act as an instruction to it; of the catalogue's text, categories remain. Without, only titles
+    that read like common English orders are replaced, and other orders pass. Thoughts name titles
+    either way."""
 
 
 class ProgressiveConfig(Config):
@@ -109,14 +114,16 @@ class KeepConfig(Config):
 
 
 class TeacherConfig(Config):
-    """Who writes the thoughts, and what that may cost."""
+    """Who writes the thoughts. That traces are annotated is stated; by whom is not known: ours."""
 
     kind: TeacherKind = "verbaliser"
     """verbaliser: a deterministic writer, no model. endpoint: any OpenAI-compatible server. local:
     a chat model of a folder or the hub. self: the trained model itself."""
     style: Style = "brief"
-    """Of the verbaliser. brief: what stands on the chain and where it leads, some 100 tokens. full:
-    with reasons for each step, three times as long."""
+    """Of the verbaliser; both are ours. brief: what stands on the chain and where it leads, some
+    100 tokens. full: with reasons for each step, three times as long. brief names no choice, so
+    with likes a free and a guided thought are the same words: their answers alone differ, and a
+    guided one says nothing of why."""
     model: str | None = None
     """Name at the endpoint, or folder or hub name of a local model. All but verbaliser need it."""
     base_url: str | None = None
@@ -139,7 +146,8 @@ class TeacherConfig(Config):
 
 
 class LimitsConfig(Config):
-    """Traffic and spending. Changing these continues the same run; they move no trace."""
+    """Traffic and spending. Changing these continues the same run; they move no trace. All of it
+    ours."""
 
     concurrency: PositiveInt = 8
     """Calls under way at once."""
@@ -168,7 +176,12 @@ class LimitsConfig(Config):
 
 
 class ReasonedTracesConfig(Config):
-    """How interaction-of-thought traces are asked for, kept and paid."""
+    """How interaction-of-thought traces are asked for, kept and paid.
+
+    That chains become thoughts by progressive, masked prompting is stated by the paper's abstract,
+    and that the true answer guides them is known at second hand; how many questions, about which
+    events, and all that the parts below say, is ours.
+    """
 
     num_questions: PositiveInt = 1000
     """Training events that become questions, drawn without replacement."""

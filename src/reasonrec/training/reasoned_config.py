@@ -7,7 +7,11 @@ from reasonrec.training.config import Estimator, TokenMean
 
 
 class GrpoConfig(Config):
-    """GRPO over written thoughts and answers. That it is GRPO is known; all values are ours."""
+    """GRPO over written thoughts and answers.
+
+    That RL follows SFT and learns from rewards is stated by the paper's abstract, that it is GRPO
+    is known at second hand. Rewards, weights and all other values are ours.
+    """
 
     group_size: int = Field(default=4, ge=2)
     """Rollouts per question, G."""
@@ -18,17 +22,22 @@ class GrpoConfig(Config):
     max_answer_tokens: PositiveInt = 12
     """Of an answer, its end included."""
     advantage: Estimator = "leave-one-out"
-    """``grpo`` divides by the group's spread, which blows up the small differences of groups that
-    hardly differ."""
+    """leave-one-out, the default, is ours: a reward less the mean of the group's others. ``grpo``
+    divides by the group's spread too, which blows up small differences of groups that hardly
+    differ."""
     clip_low: PositiveFloat = 0.2
+    """Clipping at 0.2 either way is what GRPO is published with; R2Rec's is not known."""
     clip_high: PositiveFloat = 0.2
     num_inner_epochs: PositiveInt = 1
     """Optimiser steps on each batch of rollouts."""
     token_mean: TokenMean = "tokens"
     """What the token term is a mean over."""
     answer_weight: NonNegativeFloat = 1.0
-    """Weight of the cross-entropy of the true answer after the model's own thoughts; 0 is GRPO
-    alone."""
+    """Weight of the cross-entropy of the true answer after the model's own thoughts. Ours; 0 is
+    GRPO alone."""
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the distance of written tokens from the model that RL started from. Published GRPO
+    has one; whether R2Rec does is not known, and 0 is ours."""
     format_weight: NonNegativeFloat = 0.1
     """Reward of a thought that ends by itself, with an answer that exists."""
     closeness_weight: NonNegativeFloat = 0.6

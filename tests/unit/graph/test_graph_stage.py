@@ -137,6 +137,58 @@ def test_the_stage_writes_chains_that_exist_in_training(tmp_path, timestamps):
     assert read_manifest(tmp_path)["stage"] == "chains"
 
 
+def test_the_rates_of_fall_back_are_those_of_a_search_through_sets(tmp_path):
+    # two circles of taste, two people who share nothing with anybody, and what they alone take
+    rng = np.random.default_rng(1)
+    rows = [(rng.permutation(6)[:5] + 6 * (user % 2)).tolist() for user in range(12)]
+    rows += [[12, 13, 14, 15, 16], [17, 18, 19, 20, 21]]
+    dataset = toy_dataset(rows, [f"Item {i}" for i in range(22)])
+    log = dataset.train
+    assert log.timestamp is not None
+    events = list(zip(log.user_index.tolist(), log.item_index.tolist(), log.timestamp.tolist()))
+
+    def fate(user: int, history: list[int], candidate: int, asked_at: int) -> int:
+        """Return 0 for closed, 1 for open, 2 for the history alone."""
+        shelves: dict[int, list[int]] = {}
+        for other, item, at in events:
+            if other != user and at < asked_at:
+                shelves.setdefault(other, []).append(item)
+        near = [shelf for shelf in shelves.values() if set(shelf) & {*history}]
+        if any(candidate in shelf for shelf in near):
+            return 0
+        # open: what somebody went on to after one of the last three items, and the user has not
+        is_open = any(
+            set(shelf[shelf.index(via) + 1 :]) - {*history}
+            for shelf in near for via in history[-3:] if via in shelf
+        )  # fmt: skip
+        return 1 if is_open else 2
+
+    statistics = write_chains(dataset, tmp_path, ChainConfig(), seed=0).statistics
+    touched, seen = touched_keys(dataset), set()
+    parts = {"train": train_queries(log, per_user=5), "valid": dataset.valid, "test": dataset.test}
+    for split, queries in parts.items():
+        labels = statistics["splits"][split]["labels"]
+        asked = {kind: draw_negatives(dataset, queries, touched, kind=kind, seed=0)
+                 for kind in NEGATIVES} | {"positive": queries.target}  # fmt: skip
+        assert set(labels) == set(asked)
+        histories = queries.histories()
+        for label, items in asked.items():
+            fates = np.bincount(
+                [
+                    fate(int(user), histories.row(q).tolist(), int(item), int(at))
+                    for q, (user, item, at) in enumerate(
+                        zip(queries.user_index, items, queries.timestamp, strict=True)
+                    )
+                ],
+                minlength=3,
+            )
+            names = ("closed_rate", "open_rate", "history_only_rate")
+            rates = [labels[label][name] for name in names]
+            assert rates == pytest.approx((fates / len(queries)).tolist()), (split, label)
+            seen |= {name for name, rate in zip(names, rates, strict=True) if rate}
+    assert seen == {"closed_rate", "open_rate", "history_only_rate"}
+
+
 def rated_shop() -> Dataset:
     """Return the shop with ratings: user u gave item i (u + i) % 5 + 1 wherever they took it."""
     dataset = shop()

@@ -115,6 +115,19 @@ def test_every_entry_of_the_paper_index_that_the_code_cites_is_there():
         assert set(cited) <= entries, f"{path}: {cited}"
 
 
+def test_every_part_of_r2rec_says_where_it_comes_from():
+    part = text_of("docs/paper_index.md").partition("\n## R2Rec\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|")]
+    heading, _, *parts = rows
+    source = heading.index("source")
+    assert len(parts) > 25
+    words = {"paper", "second-hand", "inferred", "ours"}
+    assert {row[0]: row[source] for row in parts if row[source] not in words} == {}
+    # where nothing is known, nobody but us can be the source
+    unknown = [row for row in parts if row[1] in ("—", "unknown")]
+    assert {row[source] for row in unknown} == {"ours"}
+
+
 def test_nothing_that_the_paper_index_calls_planned_is_built():
     planned = re.findall(r"\*planned\* `([\w/]+\.py)`", text_of("docs/paper_index.md"))
     assert [path for path in planned if (ROOT / "src/reasonrec" / path).exists()] == []

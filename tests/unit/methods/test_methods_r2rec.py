@@ -1,24 +1,39 @@
 """R2Rec from a rated toy shop to ranked candidates with reasons, and the words that people read."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 from scipy.special import log_softmax
-from tests.toy_models import TOY_SHAPE
+from tests.toy_models import TOY_SHAPE, save_backbone
 from tests.toy_traces import card, hand_question, rated_shop
+from tests.toys import toy_dataset
+from transformers import AutoModelForCausalLM
 
 from reasonrec.baselines.contract import CandidateRecommender
+from reasonrec.config import read_toml
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
-from reasonrec.methods.r2rec import calibrated_blend, default_rewards, rl_questions, train
+from reasonrec.methods.r2rec import (
+    calibrated_blend,
+    default_rewards,
+    reward_name,
+    rl_questions,
+    train,
+)
 from reasonrec.methods.r2rec import load_recommender as load_r2rec
 from reasonrec.methods.r2rec_config import (
     GrpoStage,
@@ -26,7 +41,8 @@ from reasonrec.methods.r2rec_config import (
     ReasonedRankingConfig,
     ReasonedSftStage,
 )
-from reasonrec.models.config import HeadConfig
+from reasonrec.models.answers import AnsweringModel
+from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import (
     EXPERTS,
@@ -40,6 +56,7 @@ from reasonrec.serving.recommender import recommend
 from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
 from reasonrec.training.config import OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
+from reasonrec.training.rl.text_rewards import first_place
 
 TITLES = [f"Tale {n}" for n in range(14)]
 OPTIMISER = OptimiserConfig(batch_size=4, num_validations=1)
@@ -92,6 +109,7 @@ def test_every_stage_leaves_a_finished_folder_that_opens_by_its_name(trained):
         assert isinstance(recommender, CandidateRecommender)
     manifest = json.loads((trained["r2rec-rl"] / "manifest.json").read_text())
     assert len(manifest["order_effect"]["hit_at_1"]) == 2
+    assert manifest["num_questions_dropped"] == 0
     assert manifest["config"]["rewards"] == [
         [0.1, "well_formed"], [0.3, "first_place"], [0.6, "reciprocal_rank"],
     ]  # fmt: skip
@@ -272,12 +290,63 @@ def test_rated_ranks_by_the_expected_rating_after_a_thought_on_each_candidate(tm
     assert scored.num_tokens.tolist() == [4, 4]  # no thought: a marker for each candidate
 
 
+@pytest.fixture(scope="module")
+def rated(trained):
+    """The untuned model of the shop, asked for ratings: it writes thoughts, if no good ones."""
+    ranker = load_recommender(trained["untuned"], shop())
+    assert isinstance(ranker, ReasonedRanker)
+    return dataclasses.replace(ranker, task="rated", max_tokens=8)
+
+
+def test_the_expected_rating_is_the_sum_of_ratings_by_probability_after_a_thought(rated):
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = np.array([[3, 7], [5, -1]])
+    scored = rated.score_candidates(histories, candidates)
+    questions = rated.builder.build(
+        histories.take(np.array([0, 0, 1])), np.array([[3], [7], [5]]), task="rated",
+        keys=np.arange(3), seed=rated.seed,
+    )  # fmt: skip
+    answered = rated.answer(questions)
+    assert all(thought for thought in answered.thoughts)
+    for at, logp in zip(((0, 0), (0, 1), (1, 0)), answered.log_probs, strict=True):
+        p = np.exp(logp)
+        assert p.sum() == pytest.approx(1.0, abs=1e-5)
+        expected = 1 * p[0] + 2 * p[1] + 3 * p[2] + 4 * p[3] + 5 * p[4]
+        assert scored.scores[at] == pytest.approx(expected, abs=1e-4)
+    assert np.isneginf(scored.scores[1, 1])
+    # both thoughts of the first row count
+    assert scored.num_tokens.tolist() == [answered.num_tokens[:2].sum(), answered.num_tokens[2]]
+
+
+def test_the_reason_shown_is_that_of_the_first_place_after_blending(rated):
+    histories = shop().test.take(np.arange(4)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:4]
+    alone = dataclasses.replace(rated, blend=None).score_candidates(histories, candidates)
+    # the answers count a little, what others took before counts against: another order
+    blend = {"answers": 0.01, "events": -5.0, "steps": 3.0}
+    scored = dataclasses.replace(rated, blend=blend).score_candidates(histories, candidates)
+    first = scored.scores.argmax(1)
+    assert (first != alone.scores.argmax(1)).any()
+    assert scored.evidence is not None
+    for b in range(4):
+        (own,) = rated.builder.build(
+            histories.take(np.array([b])), candidates[b, first[b]][None, None], task="rated",
+            keys=np.array([5 * b + first[b]]), seed=rated.seed,
+        )  # fmt: skip
+        assert scored.evidence[b] == chains_as_evidence(own)
+    np.testing.assert_array_equal(
+        alone.scores.argmax(1) == first,
+        [one == other for one, other in zip(alone.evidence, scored.evidence, strict=True)],
+    )
+
+
 def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     grpo = GrpoConfig(pairwise_weight=0.5)
     asked = config("rated")
     asked = asked.model_copy(update={"rl": asked.rl.model_copy(update={"grpo": grpo})})
-    questions = rl_questions(shop(), asked, seed=0)
+    questions, num_dropped = rl_questions(shop(), asked, seed=0)
     log = shop().train
+    assert num_dropped == 0
     assert len(questions) == 8
     for taken, untouched in zip(questions[::2], questions[1::2], strict=True):
         assert taken.label is not None and untouched.label is None
@@ -287,6 +356,113 @@ def test_rl_asks_about_pairs_of_a_taken_and_an_untouched_item():
     assert [reward.__name__ for _, reward in default_rewards(asked)] == [
         "well_formed", "rating_closeness", "exact_hit",
     ]  # fmt: skip
+
+
+def test_rl_alone_starts_from_the_backbone_and_learns_from_rewards_of_ones_own(tmp_path, trained):
+    read = []
+
+    def brevity(rollout):
+        read.append(rollout)
+        return 1.0 / (1.0 + len(rollout.thought.split()))
+
+    def other(rollout):
+        return 0.0
+
+    other.__name__ = "brevity"
+    progress, waits = [], []
+    start = trained["untuned"].parent / "no-think"
+
+    def run(*rewards):
+        return train(
+            shop(), config(stages=("r2rec-rl",)), out=tmp_path, seed=0, base=BASE, start=start,
+            rewards=rewards, watch_traces=lambda: nullcontext((progress.append, waits.append)),
+        )  # fmt: skip
+
+    untuned, rewarded = run((1.0, first_place), (0.5, brevity))
+    assert (untuned.name, rewarded.name) == ("untuned", "r2rec-rl")
+    assert len(read) == 4 * 2  # prompts times rollouts
+    assert progress[-1].num_done == progress[-1].num_questions == 24
+    manifest = json.loads((rewarded / "manifest.json").read_text())
+    assert manifest["inputs"]["start"] == json.loads(
+        (untuned / "manifest.json").read_text()
+    )["fingerprint"]  # fmt: skip
+    assert manifest["config"]["rewards"] == [[1.0, "first_place"], [0.5, reward_name(brevity)]]
+    before, after = (
+        AnsweringModel.from_pretrained(folder / "model").state_dict()
+        for folder in (untuned, rewarded)
+    )
+    assert any(not torch.equal(before[name], weight) for name, weight in after.items())
+    run((1.0, first_place), (0.5, brevity))  # finished: nobody is asked again
+    assert len(read) == 8
+    with pytest.raises(CheckpointError, match="another"):
+        run((1.0, first_place), (0.5, other))
+
+
+def test_a_reward_is_named_by_what_it_is():
+    def brevity(rollout):
+        return 1.0
+
+    first = reward_name(brevity)
+
+    def brevity(rollout):
+        return 2.0
+
+    assert first.startswith("brevity-") and reward_name(brevity).startswith("brevity-")
+    assert reward_name(brevity) != first
+    assert reward_name(first_place) == "first_place"
+    assert reward_name(functools.partial(brevity)) == "partial"  # nothing to read
+
+
+def test_with_adapters_sft_and_rl_move_them_and_leave_the_backbone_as_it_was(tmp_path):
+    backbone = save_backbone(tmp_path / "backbone", "qwen2")
+    preset = read_toml(Path(__file__).parents[3] / "configs/r2rec/lora.toml")
+    weights = WeightsConfig.model_validate(
+        preset["weights"] | {"dtype": "float32", "gradient_checkpointing": False}
+    )
+    assert (weights.lora, weights.lora_rank, weights.lora_alpha) == (True, 16, 32)
+    base = BASE.model_copy(update={"backbone": str(backbone), "weights": weights})
+    folders = train(shop(), config(), out=tmp_path / "run", seed=0, base=base)
+    assert [folder.name for folder in folders] == ["untuned", "r2rec-sft", "r2rec-rl"]
+    loaded = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).state_dict()
+    states = [
+        AnsweringModel.from_pretrained(folder / "model").backbone.state_dict() for folder in folders
+    ]
+    for earlier, later in pairwise(states):
+        moved = {name for name in later if not torch.equal(earlier[name], later[name])}
+        assert any("lora_A" in name for name in moved) and all("lora_" in name for name in moved)
+    for name, weight in states[-1].items():
+        if "lora_" not in name:
+            assert torch.equal(weight, loaded[name.replace(".base_layer", "")]), name
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=3, seed=0).item_index[:2]
+    first, again = (
+        load_r2rec(folders[-1], shop()).score_candidates(histories, candidates) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.scores, again.scores)
+    taught = load_r2rec(folders[1], shop()).score_candidates(histories, candidates)
+    assert (taught.scores != first.scores).any()
+
+
+def test_rl_never_asks_about_an_item_that_the_prompt_shows_already():
+    # trained on [0 1 2 0], [3 4 5 6] and [7 8 7 9]: u0 takes item 0 again, so its last event drops
+    rows = [[0, 1, 2, 0, 10, 11], [3, 4, 5, 6, 10, 11], [7, 8, 7, 9, 10, 11]]
+    asked = config()
+    asked = asked.model_copy(
+        update={"traces": asked.traces.model_copy(update={"events": "last", "max_rounds": 2})}
+    )
+    questions, num_dropped = rl_questions(toy_dataset(rows, TITLES), asked, seed=0)
+    # 4 events asked about: each user's last one, and one of them again
+    assert len(questions) + num_dropped == 4
+    assert num_dropped >= 1
+    assert {question.user_index for question in questions} <= {1, 2}
+    again = toy_dataset([[0, 1, 0, 10, 11], [2, 3, 2, 10, 11]], TITLES)
+    with pytest.raises(DataError, match="every item was taken before"):
+        rl_questions(again, asked, seed=0)
+
+
+def test_pairs_are_of_ratings_alone():
+    with pytest.raises(ValidationError, match="pairwise_weight asks for ratings"):
+        R2recConfig.model_validate({"task": "likes", "rl": {"grpo": {"pairwise_weight": 0.5}}})
 
 
 def test_ratings_are_not_asked_of_data_without_any(tmp_path):

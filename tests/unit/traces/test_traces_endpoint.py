@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.toy_endpoint import ToyEndpoint, tiny_language_model
-from tests.toy_traces import rated_shop
+from tests.toy_traces import hand_question, rated_shop
 
 from reasonrec.errors import TraceError
 from reasonrec.traces.reasoned import write_reasoned_traces
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig
+from reasonrec.traces.stages import look_at_all
 from reasonrec.traces.teachers.choice import LEDGER, build_teacher
+from reasonrec.traces.teachers.contract import Message, Request
 from reasonrec.traces.teachers.ledger import Ledger
 
 SHOP = rated_shop(16)
@@ -182,6 +184,63 @@ def test_calls_are_spaced_under_the_rate_limit(tmp_path):
     gaps = [after - before for before, after in zip(server.arrivals, server.arrivals[1:])]
     # sending takes time of its own, which moves single calls and not the whole
     assert sum(gaps) >= 0.9 * 0.05 * len(gaps)
+
+
+def test_calls_are_spaced_under_the_limit_of_tokens(tmp_path):
+    with ToyEndpoint() as server:
+        # a call asks for its prompt's bytes and 200 tokens at most: some 2,000 to 4,000 tokens
+        limits = {"tokens_per_minute": 2_400_000.0, "concurrency": 8}
+        table = write(tmp_path, config_of(server.url, num_questions=4, limits=limits))
+    lengths = [
+        200 + sum(len(m["content"].encode()) + 16 for m in body["messages"])
+        for body in server.bodies
+    ]
+    assert sum(map(len, table["prompt_hashes"])) == len(lengths) >= 8
+    # 2,400,000 a minute are 40 a millisecond; the last call pays for all that came before it
+    least = sum(sorted(lengths)[:-1]) / 40_000
+    assert server.arrivals[-1] - server.arrivals[0] >= 0.9 * least
+
+
+def test_a_wait_is_never_longer_than_the_longest_one_allowed(tmp_path):
+    faults = dict.fromkeys(range(4), "503") | {4: "429"}
+    waits: list[str] = []
+    with ToyEndpoint(faults=faults) as server:
+        limits = {"backoff_s": 0.05, "max_backoff_s": 0.1, "concurrency": 1}
+        config = config_of(server.url, num_questions=1, limits=limits)
+        table = write_reasoned_traces(
+            SHOP, SHOP.catalogue.titles, tmp_path, config,
+            lambda: build_teacher(config, tmp_path, seed=0, on_wait=waits.append),
+            task="rated", seed=0,
+        )  # fmt: skip
+    assert table["thought"].is_not_null().all()
+    assert [words.partition(";")[0] for words in waits] == ["status 503"] * 4 + ["status 429"]
+    # doubled: 0.05, 0.1, 0.2, 0.4, of which 0.1 is the most; nor is Retry-After, 0.3, obeyed
+    assert max(float(words.split()[-2]) for words in waits) <= 0.1
+
+
+def test_a_bought_reply_is_of_one_model_and_one_prompt():
+    view = look_at_all(hand_question(), "whole")
+
+    def call(words: str) -> Request:
+        return Request((Message("user", words),), view, 10, 0.5, seed=1)
+
+    keys = {call(words).key(model) for words in ("why?", "how?") for model in ("a", "b")}
+    assert len(keys) == 4
+    assert call("why?").key("a") in keys
+
+
+def test_another_model_is_asked_again_and_the_same_one_is_not(tmp_path):
+    with ToyEndpoint() as server:
+        shared = {"cache": tmp_path / LEDGER}
+        config = config_of(server.url, num_questions=1, limits=shared)
+        write(tmp_path / "a", config)
+        once = len(server.bodies)
+        write(tmp_path / "b", config)
+        assert len(server.bodies) == once
+        other = config.teacher.model_copy(update={"model": "toy-2"})
+        write(tmp_path / "c", config.model_copy(update={"teacher": other}))
+    assert {body["model"] for body in server.bodies[once:]} == {"toy-2"}
+    assert len(server.bodies) > once
 
 
 RUN = """

@@ -11,6 +11,7 @@ from tests.toy_traces import hand_question
 from reasonrec.models.answers import with_words_of
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.grpo import Grpo
+from reasonrec.training.rl.recpo import StartingPoint
 from reasonrec.training.rl.text_rewards import (
     Rollout,
     exact_hit,
@@ -120,6 +121,34 @@ def test_the_answer_term_is_the_cross_entropy_of_the_label_after_own_thoughts():
     ids, weight = rollouts.labelled.token_ids, rollouts.labelled.weight > 0
     written = [str(model.tokenizer.decode(ids[r][weight[r]])).strip() for r in range(6)]
     assert written == ["4</s>"] * 3 + ["2</s>"] * 3
+
+
+def test_the_distance_from_the_start_is_nothing_at_first_and_grows_with_the_weights():
+    model, questions = answering()
+    config = SMALL.model_copy(update={"answer_weight": 0.0, "kl_weight": 2.0})
+    flat = [(1.0, lambda _: 0.0)]  # so that the loss is the distance alone
+    grpo = Grpo(config, questions, flat, seed=0, start=StartingPoint(model))
+    loss, logged = step(grpo, model)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    started = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    loss, logged = step(grpo, model, key=2)
+    rollouts = grpo._rollouts
+    assert rollouts is not None and rollouts.start_logp is not None
+    with torch.no_grad():
+        now, _ = model(rollouts.batch)
+        model.load_state_dict(started, strict=False)
+        before, _ = model(rollouts.batch)
+    far = (before - now)[rollouts.batch.weight > 0].double()
+    expected = float((far.exp() - far - 1).mean())
+    assert logged["rl/kl_to_start"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
+    assert float(loss.detach()) == pytest.approx(2 * expected, rel=1e-4)
+    # a new batch is held to the same start, not to where the weights are by then
+    with torch.no_grad():
+        again, _ = model(rollouts.batch)
+    torch.testing.assert_close(rollouts.start_logp, again)
 
 
 def test_inner_epochs_keep_the_rollouts_and_a_new_batch_draws_new_ones():

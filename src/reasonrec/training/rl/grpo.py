@@ -3,8 +3,9 @@
 Rollouts -> rewards -> advantages -> clipped token objective, as in `training.rl.recpo`; a question
 is a prompt in words, and what is rewarded is the answer. Queries need labels and no traces.
 
-Departs from GRPO in two keys of ours: advantages are not divided by the group's spread by default,
-and ``answer_weight`` adds the cross-entropy of the true answer after the model's own thoughts.
+Departs from GRPO in three keys of ours: by default advantages are not divided by the group's spread
+and nothing holds the model to where it started (``kl_weight``), and ``answer_weight`` adds the
+cross-entropy of the true answer after the model's own thoughts.
 """
 
 import time
@@ -32,7 +33,8 @@ from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
 from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.engines.sampler import Sampler
-from reasonrec.training.rl.loss import token_objective
+from reasonrec.training.rl.loss import kl_to_start, token_objective
+from reasonrec.training.rl.recpo import StartingPoint
 from reasonrec.training.rl.text_rewards import Reward, Rollout, pairwise_order
 
 
@@ -49,6 +51,8 @@ class WrittenRollouts:
     advantages_P_G: Tensor
     statistics: dict[str, float]
     old_logp: Tensor | None = None
+    start_logp: Tensor | None = None
+    """(R, T), of the model that RL started from; where the distance from it has a weight."""
 
     def of_part(self, begin: int, end: int, num_events: int) -> "WrittenRollouts":
         """Return the rollouts about some of the events, which have equally many each."""
@@ -66,6 +70,7 @@ class WrittenRollouts:
             None if self.labelled is None else cut_batch(self.labelled),
             cut(self.advantages_P_G),
             self.statistics,
+            start_logp=None if self.start_logp is None else cut(self.start_logp),
         )
 
 
@@ -79,16 +84,18 @@ class Grpo:
         rewards: Sequence[tuple[float, Reward]],
         *,
         seed: int,
+        start: StartingPoint | None = None,
         engine: RolloutEngine | None = None,
     ) -> None:
         """Args:
+        start: The model that RL starts from; needed where ``config.kl_weight`` is above 0.
         engine: Who writes the rollouts; our own sampler unless told otherwise.
         questions: With pairs (``config.pairwise_weight`` above 0), each question with a label is
             followed by the one about the item that the same user did not touch.
         rewards: Functions and their weights; their weighted sum is the reward.
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
-        self.engine = engine or Sampler()
+        self.start, self.engine = start, engine or Sampler()
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -158,12 +165,19 @@ class Grpo:
                 if (label := one.question.label) is not None
             ]  # fmt: skip
             labelled = text_batch(true, model.writer.pad_id).to(model.device)
+        batch = batch.to(model.device)
+        start_logp = None
+        if self.config.kl_weight:
+            assert self.start is not None, "kl_weight needs the model that RL starts from"
+            with torch.no_grad(), self.start.in_place():
+                start_logp, _ = model(batch)
         return WrittenRollouts(
-            batch.to(model.device),
+            batch,
             sampler_logp.to(model.device),
             labelled,
             advantages.to(model.device),
             _statistics(texts, rewards_P_G, advantages, written.lengths.tolist()),
+            start_logp=start_logp,
         )
 
 
@@ -242,6 +256,10 @@ def grpo_loss(
     logged["rl/sampler_mismatch"] = max(
         ranks.gathered_objects(float(apart.max()) if apart.numel() else 0.0)
     )
+    if rollouts.start_logp is not None:
+        distance = kl_to_start(logp, rollouts.start_logp, is_written) * of_tokens
+        loss = loss + config.kl_weight * distance
+        logged["rl/kl_to_start"] = float(distance.detach())
     if rollouts.labelled is not None:
         true, _ = model(rollouts.labelled)
         answers = -true.sum(1).mean() * of_labels
