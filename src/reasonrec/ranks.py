@@ -46,7 +46,8 @@ def join() -> None:
             "gradients and optimiser states"
         )
     if _asks_for_fsdp():
-        said = {name: os.environ.get(name, known).lower() for name, known in _FSDP.items()}
+        told = {"FSDP_VERSION": "1"} | dict(os.environ)  # what accelerate takes where none is said
+        said = {name: told.get(name, known).lower() for name, known in _FSDP.items()}
         if said != _FSDP:
             wrong = ", ".join(f"{k}={v}" for k, v in said.items() if v != _FSDP[k])
             raise ConfigError(
