@@ -1,10 +1,13 @@
-"""Trains toys for a few steps and writes down every gradient: alone, or one of several processes.
+"""Trains toys for a few steps and writes down every gradient: alone, or one of several processes,
+which hold whole weights first and parts of them then.
 
 torchrun --nproc-per-node 2 tests/two_ranks.py FOLDER
 """
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from tests.toy_models import TOY_SHAPE, ring_rows, save_backbone, toy_model, toy_verbaliser
 from tests.toy_traces import hand_question
 from tests.toy_vllm import ToyVllm
@@ -23,9 +26,9 @@ from reasonrec import ranks
 from reasonrec.errors import ConfigError
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
-from reasonrec.models.answers import AnsweringModel
+from reasonrec.models.answers import CopyingModel
 from reasonrec.models.backbone import build_model
-from reasonrec.models.config import HeadConfig
+from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.training.config import EngineConfig, OptimiserConfig, RecpoConfig, SftLossConfig
 from reasonrec.training.examples import (
     WindowDataset,
@@ -38,12 +41,15 @@ from reasonrec.training.losses import sft_loss
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.grpo import Grpo
-from reasonrec.training.rl.recpo import PromptSample, Recpo
+from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
+from reasonrec.training.sharding import whole_tensor
 
 TITLES = [f"Tale {i}" for i in range(12)]
 # histories of different lengths: no two processes hold equally many tokens or targets
 ROWS = [row[: 4 + (7 * user) % 6] for user, row in enumerate(ring_rows(11, 12, 9))]
 DATASET = toy_dataset(ROWS, TITLES)
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch` says to its processes where weights are to be shared out."""
 SIZE = 8
 STILL = OptimiserConfig(  # weights hardly move, so that every step's gradient can be compared
     batch_size=SIZE, learning_rate=1e-12, weight_decay=0.0, max_grad_norm=1e9, num_validations=1
@@ -57,18 +63,20 @@ def model_of(case, folder):
         return build_model(
             DATASET.catalogue, backbone=str(folder), tiny=TOY_SHAPE, seed=0,
             head=HeadConfig(dropout=0.0, max_history=8),
+            weights=WeightsConfig(lora=True, gradient_checkpointing=True),
         )  # fmt: skip
     model = toy_model(item_rows="text" if case == "recpo-text" else "id")
     if case == "grpo":
-        return AnsweringModel(model.backbone, model.tokenizer, model.titles, model.head)
+        torch.manual_seed(0)
+        return CopyingModel(model.backbone, model.tokenizer, model.titles, model.head)
     return model
 
 
-def parts_of(case, model, url):
+def parts_of(case, model, url="", num_epochs=1):
     verbaliser = toy_verbaliser(model, DATASET, num_lookups=1)
     if case in ("no-think", "sft"):
         windows = schedule_windows(
-            DATASET.train, max_history=8, num_epochs=1, batch_size=SIZE, seed=0
+            DATASET.train, max_history=8, num_epochs=num_epochs, batch_size=SIZE, seed=0
         )
         held_out = DATASET.train.user_offsets[1:4] - 1  # few rows have a target for their thought
         data = WindowDataset(
@@ -78,7 +86,8 @@ def parts_of(case, model, url):
         )  # fmt: skip
         return data, lambda model, batch: sft_loss(model, batch, SftLossConfig())
     config = RecpoConfig(
-        max_tokens=8, num_inner_epochs=2, kl_weight=0.0, entropy_weight=0.01, group_size=2,
+        max_tokens=8, num_inner_epochs=2, entropy_weight=0.01, group_size=2,
+        kl_weight=0.5 if case == "recpo" else 0.0,
         item_softmax="batch" if case == "recpo-text" else "catalogue",
     )  # fmt: skip
     if case == "grpo":
@@ -90,7 +99,10 @@ def parts_of(case, model, url):
     else:
         kind = "vllm-server" if case == "recpo-server" else "sampler"
         engine = build_engine(EngineConfig(kind=kind, url=url))
-        loss = Recpo(config, DATASET.train, verbaliser, seed=0, engine=engine)
+        start = StartingPoint(model)
+        with torch.no_grad():  # no longer what it started as
+            model.backbone.get_input_embeddings().weight.mul_(1.1)
+        loss = Recpo(config, DATASET.train, verbaliser, seed=0, start=start, engine=engine)
         eligible = events_with_history(DATASET.train)
     sample = PromptSample(
         eligible, num_prompts=2 * SIZE, batch_size=SIZE, num_inner_epochs=2, seed=0
@@ -98,18 +110,52 @@ def parts_of(case, model, url):
     return sample, loss
 
 
+class Interruption(Exception):
+    """Comes in the middle of a run."""
+
+
+def learn(out: Path, *, until: int | None = None) -> None:
+    """Train ``out/learned.safetensors``: words at a rate of their own, and a mean over steps."""
+    model = toy_model()
+    data, loss = parts_of("sft", model, num_epochs=4)  # six batches, the last of four
+    optimiser = OptimiserConfig(
+        batch_size=SIZE, learning_rate=1e-2, word_learning_rate=2e-2, averaging=0.6,
+        num_validations=3,
+    )  # fmt: skip
+    steps = iter(range(100))
+
+    def interrupted(wrapped, batch):
+        if next(steps) == until:
+            raise Interruption
+        return loss(wrapped, batch)
+
+    fit(
+        model, data, interrupted, lambda _: {"valid/ndcg": time.monotonic()}, optimiser,
+        out=out, seed=0, label="learn", collate=keep_batch,
+    )  # fmt: skip
+    if ranks.is_first():
+        save_model(model, str(out / "learned.safetensors"))
+
+
 def run(out: Path) -> None:
     """Write ``out/CASE/gradients.safetensors``; several processes train ``out/road`` as well."""
     ranks.join()
     found: dict[str, torch.Tensor] = {}
     steps: list[int] = []
-    model = None
+    trained: list[torch.nn.Module] = []
+
+    def watched(loss):
+        def call(wrapped, batch):
+            trained[:] = [getattr(wrapped, "module", wrapped)]
+            return loss(wrapped, batch)
+
+        return call
 
     def note(*_):
         steps.append(len(steps))
-        for name, weight in model.named_parameters():
+        for name, weight in trained[0].named_parameters():
             if weight.grad is not None:
-                found[f"{steps[-1]}/{name}"] = weight.grad.detach().clone()
+                found[f"{steps[-1]}/{name}"] = whole_tensor(weight.grad.detach()).clone()
 
     def validate(model):
         with (out / "validations.txt").open("a") as file:
@@ -127,13 +173,23 @@ def run(out: Path) -> None:
         data, loss = parts_of(case, model, url)
         folder = out / case
         folder.mkdir(parents=True, exist_ok=True)
-        fit(model, data, loss, validate, STILL, out=folder, seed=0, label=case, collate=keep_batch)
+        fit(
+            model, data, watched(loss), validate, STILL,
+            out=folder, seed=0, label=case, collate=keep_batch,
+        )  # fmt: skip
         if ranks.is_first():
             save_file(found, folder / "gradients.safetensors")
     hook.remove()
     ranks.first_alone(lambda: server.__exit__())
+    learned = out / "learned"
+    ranks.first_alone(lambda: learned.mkdir(exist_ok=True))
     if ranks.num_ranks() == 1:
+        learn(learned)
         return
+    try:
+        learn(learned, until=3)
+    except Interruption:
+        learn(learned)
     optimiser = {"batch_size": 4, "num_validations": 2}
     config = R2ecConfig.model_validate(
         {
@@ -159,4 +215,6 @@ def run(out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]) / "whole weights")
+    os.environ |= FSDP2
+    run(Path(sys.argv[1]) / "shared weights")

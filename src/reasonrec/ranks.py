@@ -21,22 +21,39 @@ from reasonrec.errors import ConfigError
 
 T = TypeVar("T")
 
+_FSDP = {
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
+"""What ``accelerate launch`` may say of FSDP: the one way that is known here."""
+
 
 def join() -> None:
     """Meet the other processes of this run, if it was started as several; a second call is free.
 
     Raises:
-        ConfigError: They were started to hold a part of the weights each.
+        ConfigError: They were started to share out the weights in a way that is not known here.
     """
-    # rollouts, item rows, validation and files read weights outside of the model's forward, where
-    # a process that holds a part of them would wait for the others forever
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or stage == "3":
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "") == "3":
+        # rollouts, item rows, validation and files read weights outside of the model's forward,
+        # where a process that holds a part of them would wait for the others forever
         raise ConfigError(
-            "every process must hold whole weights; FSDP and DeepSpeed ZeRO-3 share them out. Use "
-            "configs/accelerate/ddp.yaml, or deepspeed-zero2.yaml, which shares out gradients and "
-            "optimiser states"
+            "DeepSpeed must leave whole weights to every process; ZeRO-3 shares them out. Use "
+            "configs/accelerate/fsdp2.yaml, which may, or deepspeed-zero2.yaml, which shares out "
+            "gradients and optimiser states"
         )
+    if _asks_for_fsdp():
+        told = {"FSDP_VERSION": "1"} | dict(os.environ)  # what accelerate takes where none is said
+        said = {name: told.get(name, known).lower() for name, known in _FSDP.items()}
+        if said != _FSDP:
+            wrong = ", ".join(f"{k}={v}" for k, v in said.items() if v != _FSDP[k])
+            raise ConfigError(
+                f"FSDP must be {', '.join(f'{k}={v}' for k, v in _FSDP.items())}; got {wrong}. "
+                "Use configs/accelerate/fsdp2.yaml"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     backend = "gloo"
@@ -46,6 +63,15 @@ def join() -> None:
     # one rank validates, or asks a teacher for hours, while the others wait; a rank that dies is
     # noticed by whoever started them all
     dist.init_process_group(backend, timeout=timedelta(days=7))
+
+
+def _asks_for_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def shares_weights() -> bool:
+    """Return whether each process is to hold a part of the weights alone (FSDP2)."""
+    return num_ranks() > 1 and _asks_for_fsdp()
 
 
 def num_ranks() -> int:

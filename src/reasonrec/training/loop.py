@@ -2,7 +2,8 @@
 
 Data order is drawn up before the run, so a checkpoint plus a position is all that resuming needs:
 weights, optimiser, schedule, random states and step come back, and the numbers are those of a run
-that was never interrupted. Devices, DDP, FSDP2 and DeepSpeed come with the Trainer.
+that was never interrupted. Devices, DDP and DeepSpeed come with the Trainer; FSDP2 is
+`training.sharding`, which the Trainer takes for a wrapped model like any other.
 
 Several processes (`reasonrec.ranks`) share each batch of that order: each takes a run of its rows,
 so that together they do what one process does. The first alone validates and writes files; the
@@ -11,6 +12,7 @@ others are told what came out.
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -25,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -34,6 +37,15 @@ from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream_seed
 from reasonrec.training.config import OptimiserConfig
+from reasonrec.training.sharding import (
+    hand_out,
+    part_of,
+    put_together,
+    shared_out,
+    whole,
+    whole_tensor,
+    with_gradients_everywhere,
+)
 
 LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
 """(model, batch) -> scalar loss and named parts to log."""
@@ -135,13 +147,19 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     last = ranks.first_alone(lambda: _go_back(out))
     if last is None:
-        model.refresh_items()
+        with whole(trainer.trained) as own:
+            own.refresh_items()
     for name in ("transformers.trainer", "transformers.trainer_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # the Trainer knows the old name of a setting of DDP alone
+    with warnings.catch_warnings():
+        # the Trainer knows the old name of a setting of DDP alone
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # said of outputs that somebody might write into
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
+    if isinstance(trainer.trained, FSDPModule):
+        put_together(trainer.trained)
     _load_weights(model, out / "best" / "model.safetensors")
     model.eval()
     ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
@@ -328,10 +346,25 @@ def _give_rate(
             optimizer.add_param_group({**group, "params": own, **settings})
 
 
+def _share_out_state(
+    optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return a saved state with its tensors shared out as the weights are that they belong to."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = {
+        i: {
+            name: part_of(value, weights[i]) if value.shape == weights[i].shape else value
+            for name, value in values.items()
+        }
+        for i, values in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
 class _MeanOfWeights(TrainerCallback):
     """An exponential mean of the weights over steps; short-sighted while there are few."""
 
-    def __init__(self, model: ReasoningRecommender, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self._weights = [w for w in model.parameters() if w.requires_grad] if decay else []
         self._decay = decay
         self._mean = [weight.detach().clone() for weight in self._weights]
@@ -355,16 +388,16 @@ class _MeanOfWeights(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         if self._mean:
-            save_file(
-                {str(i): mean for i, mean in enumerate(self._mean)}, folder / "mean.safetensors"
-            )
+            means = {str(i): whole_tensor(mean) for i, mean in enumerate(self._mean)}
+            if ranks.is_first():
+                save_file(means, folder / "mean.safetensors")
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         if self._mean:
             saved = load_file(folder / "mean.safetensors")
             for i, mean in enumerate(self._mean):
-                mean.copy_(saved[str(i)])
+                mean.copy_(part_of(saved[str(i)], mean))
 
 
 class _Trainer(Trainer):
@@ -385,7 +418,12 @@ class _Trainer(Trainer):
         self._batches = batches
         self._config = config
         self._last: tuple[int, dict[str, float]] | None = None
-        self._mean = _MeanOfWeights(self._recommender, config.averaging)
+        self.trained: Any = self._recommender
+        """What learns: the model, or the copy of which each process holds a part."""
+        if ranks.shares_weights():
+            self.trained = shared_out(self._recommender)
+        self._fixed_words: Tensor | None = None
+        self._mean = _MeanOfWeights(self.trained, config.averaging)
         if config.averaging:
             self.add_callback(self._mean)
         self._loss, self._validate, self._metrics, self._best = loss, validate, metrics, best
@@ -405,6 +443,18 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # pyright: ignore[reportArgumentType]
 
+    def create_accelerator_and_postprocess(self) -> None:
+        # accelerate would share out weights in a way of its own, on GPUs only, and leave no model
+        told = os.environ.pop("ACCELERATE_USE_FSDP", None)
+        super().create_accelerator_and_postprocess()
+        if told is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = told
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if self.trained is not self.model:
+            return self.trained
+        return super()._wrap_model(model, *args, **kwargs)
+
     @property
     def _recommender(self) -> ReasoningRecommender:
         assert isinstance(self.model, ReasoningRecommender)
@@ -412,17 +462,18 @@ class _Trainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(self.trained)
         if not is_new:
             return optimizer
-        model, config = self._recommender, self._config
+        optimizer.register_load_state_dict_pre_hook(_share_out_state)
+        model, config = self.trained, self._config
         if config.head_learning_rate is not None:
             _give_rate(optimizer, model.head_parameters(), lr=config.head_learning_rate)
         if config.word_learning_rate is not None and model.is_title.numel():
             embeddings = model.backbone.get_input_embeddings().weight
             is_fixed = model.is_title.clone()
             is_fixed[model.writer.prefix] = True
-            embeddings.register_hook(lambda grad: grad.masked_fill(is_fixed[:, None], 0.0))
+            self._fixed_words = is_fixed
             _give_rate(optimizer, [embeddings], lr=config.word_learning_rate, weight_decay=0.0)
         return optimizer
 
@@ -435,26 +486,36 @@ class _Trainer(Trainer):
             self._metrics.add({"train/item_table_age": float(table.steps_since_refresh)})
             table.steps_since_refresh += 1
             if table.steps_since_refresh > self._config.refresh_items_every:
-                recommender.refresh_items()
+                with whole(self.trained) as own:
+                    own.refresh_items()
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
+        if self._fixed_words is not None:  # after a pass: only then are shared embeddings whole
+            fixed, self._fixed_words = self._fixed_words[:, None], None
+            embeddings = self.trained.backbone.get_input_embeddings().weight
+            embeddings.register_hook(lambda grad: grad.masked_fill(fixed, 0.0))
+        if isinstance(self.trained, FSDPModule):
+            with_gradients_everywhere(value, self.trained)
         self._metrics.add(ranks.mean_of(parts))
         return (value, {}) if return_outputs else value
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         if self._last is not None and self._last[0] == self.state.global_step:
             return self._last[1]  # the Trainer asks twice where a run ends on a validation
-        model = self._recommender
-        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        weights = (getattr(w, "_local_tensor", w) for w in self.trained.parameters())
+        is_finite = all(bool(torch.isfinite(weight).all()) for weight in weights)
+        if not all(ranks.gathered_objects(is_finite)):
             raise ReasonrecError(
                 f"training diverged: weights are not finite at step {self.state.global_step}. "
                 f"Lower optimiser.learning_rate (now {self.args.learning_rate:g}), and remove "
                 f"{self._best.parent}"
             )
         self._mean.swap()
-        values = self._measure(model)
+        with whole(self.trained) as own:
+            values = self._measure(own)
         self._mean.swap()
         if self._config.averaging:
-            model.refresh_items()
+            with whole(self.trained) as own:
+                own.refresh_items()
         self._last = self.state.global_step, values
         return values
 
@@ -485,13 +546,33 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        _save_weights(self._recommender, Path(output_dir) / "model.safetensors")
+        with whole(self.trained) as own:
+            if ranks.is_first():
+                _save_weights(own, Path(output_dir) / "model.safetensors")
         self._mean.save(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        _load_weights(model or self._recommender, folder / "model.safetensors")
+        with whole(self.trained) as own:
+            _load_weights(own, folder / "model.safetensors")
+            if isinstance(self.trained, FSDPModule):
+                hand_out(self.trained)
         self._mean.load(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not isinstance(self.trained, FSDPModule):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer: Any = self.optimizer
+        schedule: Any = self.lr_scheduler
+        parts = optimizer.state_dict()
+        state = {
+            i: {name: whole_tensor(value) for name, value in values.items()}
+            for i, values in parts["state"].items()
+        }
+        if ranks.is_first():
+            torch.save({**parts, "state": state}, Path(output_dir) / "optimizer.pt")
+            torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -14,7 +14,7 @@ FOLDER = ROOT / "configs/accelerate"
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("ddp", "MULTI_GPU"), ("deepspeed-zero2", "DEEPSPEED")],
+    [("ddp", "MULTI_GPU"), ("deepspeed-zero2", "DEEPSPEED"), ("fsdp2", "FSDP")],
 )
 def test_accelerate_reads_the_file_and_knows_every_key(name, kind):
     path = FOLDER / f"{name}.yaml"
@@ -22,7 +22,7 @@ def test_accelerate_reads_the_file_and_knows_every_key(name, kind):
     assert config.distributed_type.value == kind
     # nested keys are options of `accelerate launch`: a name that it does not know would be ignored
     options = {action.dest for action in launch_command_parser()._actions}
-    for key in config.deepspeed_config or {}:
+    for key in (config.deepspeed_config or {}) | (config.fsdp_config or {}):
         assert key in options or key.removeprefix("deepspeed_") in options, key
 
 
@@ -41,12 +41,12 @@ def test_torchrun_and_accelerate_understand_the_commands_of_the_page():
                 assert parsed.training_script_args[0] == "train"
                 assert "--data" in parsed.training_script_args
                 understood += 1
-    assert understood == 5
+    assert understood == 6
 
 
 def test_every_file_says_the_command_that_uses_it():
     files = sorted(FOLDER.glob("*.yaml"))
-    assert [path.stem for path in files] == ["ddp", "deepspeed-zero2"]
+    assert [path.stem for path in files] == ["ddp", "deepspeed-zero2", "fsdp2"]
     for path in files:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         command = f"# accelerate launch --config_file configs/accelerate/{path.name} -m reasonrec"

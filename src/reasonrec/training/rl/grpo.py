@@ -36,6 +36,7 @@ from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import kl_to_start, token_objective
 from reasonrec.training.rl.recpo import StartingPoint
 from reasonrec.training.rl.text_rewards import Reward, Rollout, pairwise_order
+from reasonrec.training.sharding import whole
 
 
 @dataclass
@@ -108,14 +109,14 @@ class Grpo:
         events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
         if self._events is None or not torch.equal(events, self._events):
             started = time.perf_counter()
-            own = getattr(model, "module", model)  # the model itself where DDP wraps it
-            self.engine.sync(own)
-            synced = time.perf_counter()
             self._events = events
             first = int(keys[0])
-            self._rollouts = self._roll_out(
-                own, events.tolist(), stream_seed(self.seed, "rollout", first)
-            )
+            with whole(model) as own:
+                self.engine.sync(own)
+                synced = time.perf_counter()
+                self._rollouts = self._roll_out(
+                    own, events.tolist(), stream_seed(self.seed, "rollout", first)
+                )
             if len(events) > len(inputs["event"]):
                 begin = int(inputs["key"][0]) - first
                 end = begin + len(inputs["event"])

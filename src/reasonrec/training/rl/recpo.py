@@ -40,6 +40,7 @@ from reasonrec.training.rl.rewards import (
     softmax_reward,
 )
 from reasonrec.training.rl.sentences import Sentences, measure_sentences
+from reasonrec.training.sharding import whole
 
 
 class PromptSample(TorchDataset):
@@ -158,25 +159,25 @@ class Recpo:
         if self._events is None or not torch.equal(events, self._events):
             self._events = events
             first, G = int(keys[0]), num_sampled(self.config)
-            own = getattr(model, "module", model)  # the model itself where DDP wraps it
-            with self._writing_weights():
-                self.engine.sync(own)
-                synced = time.perf_counter()
-                self._rollouts = roll_out(
-                    own,
-                    self.log,
-                    self.verbaliser,
-                    inputs["event"].cpu().numpy(),
-                    self.config,
-                    generator_seed=stream_seed(self.seed, "rollout", first),
-                    engine=self.engine,
-                    part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
-                )
-            parts["rl/sync_seconds"] = synced - started
-            parts["rl/rollout_seconds"] = time.perf_counter() - synced
-            if self.start is not None and self.config.kl_weight:
-                batch = self._rollouts.batch
-                self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
+            with whole(model) as own:
+                with self._writing_weights():
+                    self.engine.sync(own)
+                    synced = time.perf_counter()
+                    self._rollouts = roll_out(
+                        own,
+                        self.log,
+                        self.verbaliser,
+                        inputs["event"].cpu().numpy(),
+                        self.config,
+                        generator_seed=stream_seed(self.seed, "rollout", first),
+                        engine=self.engine,
+                        part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
+                    )
+                parts["rl/sync_seconds"] = synced - started
+                parts["rl/rollout_seconds"] = time.perf_counter() - synced
+                if self.start is not None and self.config.kl_weight:
+                    batch = self._rollouts.batch
+                    self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
         rollouts = self._rollouts
         assert rollouts is not None
         outputs = model(rollouts.batch, entropy_gradient=self.config.entropy_weight > 0)
