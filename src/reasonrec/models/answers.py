@@ -55,7 +55,8 @@ class Written:
     marker_logp: Tensor
     """(R, V), float32, at the end of the marker: of the first token of the answer."""
     is_truncated: Tensor
-    """(R,), True where the thought used up its tokens."""
+    """(R,), True where the marker had to be forced: the thought used up its tokens, or the model
+    ended its turn."""
 
 
 class AnsweringModel(ReasoningRecommender):
@@ -233,7 +234,8 @@ def write(
 
     Args:
         prompts: Of `AnsweringModel.prompt_tokens`.
-        max_tokens: Most tokens of a thought; then the answer marker is forced. 0: no thought.
+        max_tokens: Most tokens of a thought; then the answer marker is forced, as it is where the
+            model ends its turn in the middle of a thought. 0: no thought.
         temperature: Divides the logits; 0 takes the likeliest token.
         generator: Source of randomness; needed unless ``temperature`` is 0.
         max_answer_tokens: Most tokens drawn behind the marker, the end among them. 0: none.
@@ -273,7 +275,8 @@ def write(
     for step in range(S):
         drawn, logp = _draw(reader.next_logp(states), temperature, generator)
         is_thinking = result.answer_at[rows] == 0
-        starts = is_thinking & (forced[rows] == 0) & (step >= max_tokens)
+        gives_up = (drawn == model.end_token) | (step >= max_tokens)
+        starts = is_thinking & (forced[rows] == 0) & gives_up
         # half a marker that was drawn is finished rather than begun anew
         forced[rows[starts]] = 1
         forces = is_thinking & (forced[rows] > 0)

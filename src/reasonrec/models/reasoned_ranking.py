@@ -34,6 +34,7 @@ from reasonrec.traces.reasoned_config import Task
 from reasonrec.traces.trace_filters import named_people, wrong_ratings
 
 _SENTENCE = re.compile(r"(?<=[.;])\s+(?![^\[]*\])")  # but not inside of brackets
+_MARKER = re.compile(r"<[^<>\s]+>")  # which no text of the catalogue holds
 
 
 EXPERTS = ("answers", "first", "steps", "count", "events", "words")
@@ -284,16 +285,21 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
     """Return the sentences of a thought that rest on the chains alone, neighbours by their ids.
 
     A sentence that names an item or a person outside the chains, or a rating that nobody gave, is
-    left out: what people read can be checked against the chains beside it.
+    left out: what people read can be checked against the chains beside it. So is one that holds a
+    marker, was said before, or names no item and stands behind one that was left out, whose "it"
+    nobody could tell.
     """
     items = {item.title for chain in question.chains for item in (chain.first, chain.second)}
     people = {chain.neighbour: chain.neighbour_index for chain in question.chains}
-    kept = []
+    kept: list[str] = []
+    was_kept = True
     for sentence in _SENTENCE.split(thought):
         is_known = set(named_titles(sentence)) <= items
         is_known &= set(named_people(sentence)) <= set(people)
-        is_whole = sentence.count("[") == sentence.count("]")
-        if is_known and is_whole and not wrong_ratings(question, sentence):
+        is_whole = sentence.count("[") == sentence.count("]") and not _MARKER.search(sentence)
+        is_clear = (was_kept or "[" in sentence) and sentence not in kept
+        was_kept = is_known and is_whole and is_clear and not wrong_ratings(question, sentence)
+        if was_kept:
             kept.append(sentence)
     return re.sub(
         r"@\w+(?![^\[]*\])",

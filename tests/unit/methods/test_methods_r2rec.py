@@ -256,6 +256,11 @@ def test_a_shown_reason_keeps_only_sentences_that_the_chains_bear_out():
         "The user gave [Harbour] 5. neighbour u17 gave it 4 as well. "
         "neighbour u17 gave [Comet] 2, below their usual 3.0."
     )
+    loop = (
+        "@2 gave [Comet] 2. @1 gave it 4. @1 gave [Comet] 2. @1 gave [Comet] 2. So it</s> [Comet]."
+    )
+    # "it" is nothing that was said; a sentence is said once; a marker is no word
+    assert shown_reason(question, loop, ["u0", "u17"]) == "neighbour u17 gave [Comet] 2."
     mail = dataclasses.replace(question, candidates=(card(3, "Me @1 you"),))
     assert shown_reason(mail, "It is so.", ["u0"]) == "It is so."
 

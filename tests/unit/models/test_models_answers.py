@@ -210,3 +210,18 @@ def test_a_model_without_title_tokens_keeps_its_tokenizer():
     assert kept.tokenizer is catalogue_model.tokenizer
     question = hand_question(task="likes")
     assert prompts_of(kept, [question])[0][-1] == kept.writer.encode(THINK)[-1]
+
+
+def test_a_turn_that_ends_in_the_middle_of_a_thought_is_answered():
+    model = answering()
+    model.copier = None
+    prompt = model.prompt_tokens("So [Tale 1] it is")
+    with torch.no_grad():  # the end is what follows the prompt
+        ids = torch.tensor([prompt])
+        state = model.run_backbone(model.embed(ids)).last_hidden_state[0, -1]
+        model.backbone.get_output_embeddings().weight[model.end_token] = 100 * state
+    assert int(next_logp(model, prompt)[-1].argmax()) == model.end_token
+    written = write(model, [prompt], max_tokens=8)
+    assert written.token_ids[0].tolist() == model.writer.encode(ANSWER)
+    assert written.is_truncated.tolist() == [True]
+    assert not written.is_written.any()
