@@ -199,16 +199,16 @@ def test_where_no_candidates_are_wanted_the_word_is_no_question(shop):
 def test_a_pointer_that_was_saved_before_candidates_is_read(tmp_path):
     model = toy_model(N)
     with torch.no_grad():
-        model.pointer.lift.copy_(torch.arange(5.0))
+        model.pointer.lift.copy_(torch.arange(float(len(LOOKUP_KINDS))))
         model.pointer.trust.weight.normal_()
     tensors = {f"pointer.{n}": w.detach().clone() for n, w in model.pointer.named_parameters()}
-    old = {n: w[:4] if len(w) == 5 else w for n, w in tensors.items()}
+    old = {n: w[:4] if len(w) == len(LOOKUP_KINDS) else w for n, w in tensors.items()}
     fresh = toy_model(N).pointer
     fresh.know_all_kinds(old, prefix="pointer.")
-    assert old["pointer.lift"].tolist() == [0, 1, 2, 3, 0]
-    assert old["pointer.log_half"].tolist() == [-4.0] * 5
+    assert old["pointer.lift"].tolist() == [0, 1, 2, 3, 0, 0]
+    assert old["pointer.log_half"].tolist() == [-4.0] * 6
     assert torch.equal(old["pointer.trust.weight"][:4], tensors["pointer.trust.weight"][:4])
-    assert not old["pointer.trust.weight"][4].any()
+    assert not old["pointer.trust.weight"][4:].any()
     assert old["pointer.sharpness"].shape == (1,)
 
 
