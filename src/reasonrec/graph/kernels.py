@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-TRY_COST = 60
+TRY_COST = 100
 """What a proposal for a chain costs, in events read one after the other."""
-LEAST_COST = 1000
+LEAST_COST = 4000
 """Below as many events, all are read without any proposal."""
 _WALK_COST = 4
 """What an event of a neighbour costs, who must be looked for first."""
@@ -65,13 +65,16 @@ def _num_older_in(g, item, asked_at, period):
         high = start + g.num_before[item, period + 1]
     if low < high and g.occurrence_time[high - 1] < asked_at:
         return high - start  # all of them, if the log has no times
-    while low < high:
+    while high - low > 16:
         middle = (low + high) >> 1
         if g.occurrence_time[middle] < asked_at:
             low = middle + 1
         else:
             high = middle
-    return low - start
+    older = low - start
+    for place in range(low, high):  # without branches, which would often be mistaken
+        older += g.occurrence_time[place] < asked_at
+    return older
 
 
 @njit(**_INLINED)
@@ -432,6 +435,8 @@ class Scratch(NamedTuple):
     """(H,), the user's first older event; -1 without."""
     num_own: np.ndarray
     """(H,), the user's older events."""
+    own_rank: np.ndarray
+    """(H,), the place of the first of them among the item's occurrences; past all without."""
     seen_by: np.ndarray
     """(H + 1,), the last walk that met the slot before, so that a walk counts it once."""
     num_walks: np.ndarray
@@ -440,10 +445,10 @@ class Scratch(NamedTuple):
     """(H + 1,), what the last walk found, in the order of its events."""
     shared_event: np.ndarray
     """(H + 1,), the first event on each of those."""
-    noted: np.ndarray
-    """(U / 64,), a bit for each user."""
-    noted_twice: np.ndarray
-    """(U / 64,), likewise."""
+    is_noted: np.ndarray
+    """(U,), whom a row has to do with."""
+    shares_two: np.ndarray
+    """(U,), who took two items of the history."""
     touched: np.ndarray
     """(U,), neighbours of the row."""
     overlap: np.ndarray
@@ -468,12 +473,13 @@ def scratch(num_users, num_items, longest, num_chains=1):
         num_others=np.empty(longest, np.int64),
         own_event=np.empty(longest, np.int64),
         num_own=np.empty(longest, np.int64),
+        own_rank=np.empty(longest, np.int64),
         seen_by=np.zeros(longest + 1, np.int64),
         num_walks=np.zeros(1, np.int64),
         shared_slot=np.empty(longest + 1, np.int64),
         shared_event=np.empty(longest + 1, np.int64),
-        noted=np.zeros(num_users // 64 + 1, np.uint64),
-        noted_twice=np.zeros(num_users // 64 + 1, np.uint64),
+        is_noted=np.zeros(num_users, np.bool_),
+        shares_two=np.zeros(num_users, np.bool_),
         touched=np.empty(num_users, np.int32),
         overlap=np.empty(num_users, np.int32),
         last=np.empty(num_users, np.int32),
@@ -560,14 +566,14 @@ def _rate(g, s, slot, limit, period, by_degree):
 @njit(**_INLINED)
 def _occurrence(g, s, slot, rank):
     """Return the place of the event number ``rank`` by others on a history item, in time order."""
-    item = s.item[slot]
-    left, event = s.num_own[slot], s.own_event[slot]
-    while left:  # each own event at or before it shifts it by one
-        if g.event_item[event] == item:
+    rank += s.own_rank[slot] <= rank  # each own event at or before it shifts it by one
+    left, event = s.num_own[slot] - 1, s.own_event[slot] + 1
+    while left > 0:
+        if g.event_item[event] == s.item[slot]:
             rank += g.event_rank[event] <= rank
             left -= 1
         event += 1
-    return g.item_offsets[item] + rank
+    return g.item_offsets[s.item[slot]] + rank
 
 
 @njit(**_INLINED)
@@ -577,7 +583,7 @@ def _below(state, stop):
 
 
 @njit(**_INLINED)
-def _proposal(g, s, size, state, limit, period, by_degree, num_all):
+def _proposal(g, s, size, state, by_degree, num_all):
     """Return a slot and an older event of another user on it, as a place among occurrences.
 
     Each item alike and then each of its events alike: 1 / degree to an event. Or, if not
@@ -585,8 +591,8 @@ def _proposal(g, s, size, state, limit, period, by_degree, num_all):
     """
     if by_degree:
         slot = _below(state, size)
-        rank = _below(mixed(state, 1), _others(g, s, slot, limit, period))
-        others = _others(g, s, slot, limit, period)
+        others = s.num_others[slot]
+        rank = _below(mixed(state, 1), others)
     else:
         rank, slot = _below(state, num_all), 0
         while rank >= s.num_others[slot]:
@@ -611,6 +617,16 @@ def _count_all(g, s, size, limit, period):
     for slot in range(size):
         num_all += _others(g, s, slot, limit, period)
     return num_all
+
+
+@njit(**_INLINED)
+def _prepare_proposals(g, s, size, limit, period):
+    """Find out what ``_proposal`` asks, all at once; return how many events can be proposed."""
+    for slot in range(size):
+        s.own_rank[slot] = len(g.event_item)
+        if s.num_own[slot]:
+            s.own_rank[slot] = g.event_rank[s.own_event[slot]]
+    return _count_all(g, s, size, limit, period)
 
 
 @njit(**_INLINED)
@@ -680,22 +696,6 @@ def _cost_of_all(g, s, size, limit, period):
     return num_seen * size // num_slots
 
 
-@njit(**_INLINED)
-def _note(bits, user):
-    bits[user >> 6] |= _ONE << np.uint64(user & 63)
-
-
-@njit(**_INLINED)
-def _is_noted(bits, user):
-    return bits[user >> 6] >> np.uint64(user & 63) & _ONE
-
-
-@njit(**_INLINED)
-def _strike(bits, user):
-    if user >= 0:
-        bits[user >> 6] &= ~(_ONE << np.uint64(user & 63))
-
-
 @njit(**_BARE)
 def _insert(keys, slots, events, out_users, row, found, key, user, slot, event):
     """Put a neighbour among those drawn so far, who wait for ``keys``, soonest first.
@@ -742,7 +742,7 @@ def _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_u
 
 @njit(**_INLINED)
 def _offer_noted(
-    g, s, bits, size, limit, period, by_overlap, by_degree, state, found, row, out_users
+    g, s, is_noted, size, limit, period, by_overlap, by_degree, state, found, row, out_users
 ):
     """Offer whoever took a history item before and is noted."""
     for slot in range(size):
@@ -751,7 +751,7 @@ def _offer_noted(
         start = g.item_offsets[s.item[slot]]
         for place in range(start, start + others + s.num_own[slot]):
             neighbour = g.occurrence_user[place]
-            if _is_noted(bits, neighbour):
+            if is_noted[neighbour]:
                 event = g.occurrence_event[place]
                 _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users)
 
@@ -857,30 +857,33 @@ def sample_candidate_closed(
         found = 0
         cost = _cost_of_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
-        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
-        proposes = by_overlap and num_all > 0 and budget >= LEAST_COST
+        num_all = 0
+        if by_overlap and budget >= LEAST_COST:
+            num_all = _prepare_proposals(g, s, size, limit, period)
+        proposes = num_all > 0
         by_taker = num_takers * usual_log * _WALK_COST < cost
         # the more takers, the more costs noting them, and the fewer proposals are made
         num_asked = num_chains * len(s.slot_of_user) // num_takers
         notes = not by_taker if not proposes else num_takers < num_asked * _SEARCH_COST
         for place in range(first, stop if notes else first):
-            _note(s.noted, g.occurrence_user[place])
-        if notes:
-            _strike(s.noted, user)
+            s.is_noted[g.occurrence_user[place]] = True
+        if notes and user >= 0:
+            s.is_noted[user] = False
         if proposes:
             walk, spent = mixed(state, size), 0
             while found < num_chains and spent < budget:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                slot, place = _proposal(g, s, size, walk, by_degree, num_all)
                 if place < 0:
                     continue
-                neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
-                if notes and not _is_noted(s.noted, neighbour):
+                neighbour = g.occurrence_user[place]
+                if notes and not s.is_noted[neighbour]:
                     continue
                 last = first_event(g, candidate, neighbour, limit)
                 if last < 0 or _is_among(neighbour, out_users, row, found):
                     continue
+                event = g.occurrence_event[place]
                 if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
                     continue  # a second time on the item gives no second chance
                 out_users[row, found, 0] = neighbour
@@ -905,11 +908,12 @@ def sample_candidate_closed(
                         )  # fmt: skip
             else:
                 for place in range(first, first if notes else stop):
-                    _note(s.noted, g.occurrence_user[place])
-                _strike(s.noted, user)
+                    s.is_noted[g.occurrence_user[place]] = True
+                if user >= 0:
+                    s.is_noted[user] = False
                 notes = True
                 _offer_noted(
-                    g, s, s.noted, size, limit, period, by_overlap, by_degree, state, found, row,
+                    g, s, s.is_noted, size, limit, period, by_overlap, by_degree, state, found, row,
                     out_users,
                 )  # fmt: skip
             for k in range(found, num_chains):
@@ -928,7 +932,7 @@ def sample_candidate_closed(
                 out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
         for place in range(first, stop if notes else first):
-            s.noted[g.occurrence_user[place] >> 6] = 0
+            s.is_noted[g.occurrence_user[place]] = False
         _unmark(s, size)
 
 
@@ -951,15 +955,16 @@ def sample_history_closed(
         num_found = 0
         period = _period(g, limit)
         cost = 3 * _cost_of_all(g, s, size, limit, period)
-        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
+        num_all = 0
+        if by_overlap and cost >= LEAST_COST:
+            num_all = _prepare_proposals(g, s, size, limit, period)
+        proposes, is_read = num_all > 0, False
         walk, spent = mixed(state, size), 0
-        proposes = by_overlap and num_all > 0 and cost >= LEAST_COST
-        is_read = False
         while num_found < num_chains:
             if proposes and spent < cost:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                one, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                one, place = _proposal(g, s, size, walk, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
@@ -978,7 +983,7 @@ def sample_history_closed(
                     s.chain_key[:] = np.inf
                     if _note_sharing(g, s, size, user, limit, period):
                         _offer_noted(
-                            g, s, s.noted_twice, size, limit, period, by_overlap, by_degree, state,
+                            g, s, s.shares_two, size, limit, period, by_overlap, by_degree, state,
                             num_found, row, out_users,
                         )  # fmt: skip
                     _wipe_sharing(g, s, size)
@@ -1014,18 +1019,18 @@ def sample_history_closed(
 
 @njit(**_INLINED)
 def _note_sharing(g, s, size, user, limit, period):
-    """Note in ``noted_twice`` who else took two history items before; return whether any did."""
+    """Note in ``shares_two`` who else took two history items before; return whether any did."""
     is_any = False
     for slot in range(size):
         start = g.item_offsets[s.item[slot]]
         stop = start + _others(g, s, slot, limit, period) + s.num_own[slot]
         for place in range(start, stop if slot > 0 else start):
             neighbour = g.occurrence_user[place]
-            if _is_noted(s.noted, neighbour) and neighbour != user:
-                _note(s.noted_twice, neighbour)
+            if s.is_noted[neighbour] and neighbour != user:
+                s.shares_two[neighbour] = True
                 is_any = True
         for place in range(start, stop if slot + 1 < size else start):
-            _note(s.noted, g.occurrence_user[place])
+            s.is_noted[g.occurrence_user[place]] = True
     return is_any
 
 
@@ -1034,9 +1039,8 @@ def _wipe_sharing(g, s, size):
     for slot in range(size):
         start = g.item_offsets[s.item[slot]]
         for place in range(start, start + s.num_others[slot] + s.num_own[slot]):
-            word = g.occurrence_user[place] >> 6
-            s.noted[word] = 0
-            s.noted_twice[word] = 0
+            s.is_noted[g.occurrence_user[place]] = False
+            s.shares_two[g.occurrence_user[place]] = False
 
 
 @njit(**_BARE)
