@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-TRY_COST = 100
+TRY_COST = 40
 """What a proposal for a chain costs, in events read one after the other."""
 LEAST_COST = 4000
 """Below as many events, all are read without any proposal."""
@@ -63,7 +63,7 @@ def _num_older_in(g, item, asked_at, period):
     high = g.item_offsets[item + 1]
     if period + 1 < len(g.time_bound):
         high = start + g.num_before[item, period + 1]
-    if low < high and g.occurrence_time[high - 1] < asked_at:
+    elif low < high and g.occurrence_time[high - 1] < asked_at:
         return high - start  # all of them, if the log has no times
     while high - low > 16:
         middle = (low + high) >> 1
@@ -554,6 +554,9 @@ def _others(g, s, slot, limit, period):
     """Return how many older events others have on a history item."""
     if s.num_others[slot] < 0:
         s.num_others[slot] = _num_older_in(g, s.item[slot], limit, period) - s.num_own[slot]
+        s.own_rank[slot] = len(g.event_item)
+        if s.num_own[slot]:
+            s.own_rank[slot] = g.event_rank[s.own_event[slot]]
     return s.num_others[slot]
 
 
@@ -583,7 +586,7 @@ def _below(state, stop):
 
 
 @njit(**_INLINED)
-def _proposal(g, s, size, state, by_degree, num_all):
+def _proposal(g, s, size, state, limit, period, by_degree, num_all):
     """Return a slot and an older event of another user on it, as a place among occurrences.
 
     Each item alike and then each of its events alike: 1 / degree to an event. Or, if not
@@ -591,7 +594,7 @@ def _proposal(g, s, size, state, by_degree, num_all):
     """
     if by_degree:
         slot = _below(state, size)
-        others = s.num_others[slot]
+        others = _others(g, s, slot, limit, period)
         rank = _below(mixed(state, 1), others)
     else:
         rank, slot = _below(state, num_all), 0
@@ -617,16 +620,6 @@ def _count_all(g, s, size, limit, period):
     for slot in range(size):
         num_all += _others(g, s, slot, limit, period)
     return num_all
-
-
-@njit(**_INLINED)
-def _prepare_proposals(g, s, size, limit, period):
-    """Find out what ``_proposal`` asks, all at once; return how many events can be proposed."""
-    for slot in range(size):
-        s.own_rank[slot] = len(g.event_item)
-        if s.num_own[slot]:
-            s.own_rank[slot] = g.event_rank[s.own_event[slot]]
-    return _count_all(g, s, size, limit, period)
 
 
 @njit(**_INLINED)
@@ -859,7 +852,7 @@ def sample_candidate_closed(
         budget = min(cost, num_takers * _LONG_LOG)
         num_all = 0
         if by_overlap and budget >= LEAST_COST:
-            num_all = _prepare_proposals(g, s, size, limit, period)
+            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
         proposes = num_all > 0
         by_taker = num_takers * usual_log * _WALK_COST < cost
         # the more takers, the more costs noting them, and the fewer proposals are made
@@ -874,7 +867,7 @@ def sample_candidate_closed(
             while found < num_chains and spent < budget:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                slot, place = _proposal(g, s, size, walk, by_degree, num_all)
+                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour = g.occurrence_user[place]
@@ -957,14 +950,14 @@ def sample_history_closed(
         cost = 3 * _cost_of_all(g, s, size, limit, period)
         num_all = 0
         if by_overlap and cost >= LEAST_COST:
-            num_all = _prepare_proposals(g, s, size, limit, period)
+            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
         proposes, is_read = num_all > 0, False
         walk, spent = mixed(state, size), 0
         while num_found < num_chains:
             if proposes and spent < cost:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                one, place = _proposal(g, s, size, walk, by_degree, num_all)
+                one, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
