@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.graph import kernels
+from reasonrec.graph import orders
 
 _MOST = 2**31 - 1
 
@@ -78,8 +78,8 @@ class InteractionGraph:
             np.subtract(train.timestamp, first_time, out=times, casting="unsafe")
         num_events = np.bincount(items, minlength=num_items)
         item_offsets = np.concatenate([[0], np.cumsum(num_events)]).astype(np.int64)
-        taker_event = kernels.events_by_item(items, item_offsets)
-        in_time = kernels.events_by_time(taker_event, times, item_offsets)
+        taker_event = orders.events_by_item(items, item_offsets)
+        in_time = orders.events_by_time(taker_event, times, item_offsets)
         in_time_order = times[in_time]
         bounds = _time_bounds(times, num_items)
         return cls(
@@ -95,15 +95,15 @@ class InteractionGraph:
                 occurrence_time=frozen_array(in_time_order, np.int32),
                 occurrence_user=frozen_array(users[in_time], np.int32),
                 taker_event=frozen_array(taker_event, np.int32),
-                event_rank=frozen_array(kernels.ranks_of(in_time, item_offsets), np.int32),
+                event_rank=frozen_array(orders.ranks_of(in_time, item_offsets), np.int32),
                 time_bound=frozen_array(bounds, np.int32),
                 num_before=frozen_array(
-                    kernels.counts_before(in_time_order, item_offsets, bounds), np.int32
+                    orders.counts_before(in_time_order, item_offsets, bounds), np.int32
                 ),
             ),
             first_time=first_time,
             has_times=has_times,
-            has_repeats=bool(kernels.has_repeats(taker_event, users, item_offsets)),
+            has_repeats=bool(orders.has_repeats(taker_event, users, item_offsets)),
             event_rating=(None if train.rating is None else frozen_array(train.rating, np.float32)),
         )
 

@@ -1,4 +1,4 @@
-"""The compiled loops of this stage, in one file: numba's cache does not notice edits elsewhere.
+"""The compiled loops that read a graph, in one file: numba's cache notices no edits elsewhere.
 
 Letters: R rows, U users, N items, E events. Every loop takes the arrays of an ``InteractionGraph``
 first, needs no lock (``nogil``), and draws its random numbers by hashing what a row asks about, so
@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-TRY_COST = 20
-"""What a proposal for a chain costs, in events counted."""
-LEAST_COST = 1500
-"""Below as many events, all are counted without any proposal."""
-MOST_NOTED = 4096
-"""Takers of a candidate who are noted one by one, so that asking about one is a single read."""
+TRY_COST = 40
+"""What a proposal for a chain costs, in events read one after the other."""
+LEAST_COST = 4000
+"""Below as many events, all are read without any proposal."""
+_WALK_COST = 4
+"""What an event of a neighbour costs, who must be looked for first."""
+_LONG_LOG = 256
+"""As many events a neighbour has at most, as far as the number of proposals goes."""
+_SEARCH_COST = 150
+"""What a search for an edge costs."""
 _BARE: dict[str, Any] = {"nogil": True, "cache": True, "_nrt": False}
 """Without reference counts, which cost more than the work: such a loop allocates nothing."""
 _INLINED: dict[str, Any] = _BARE | {"forceinline": True}
@@ -36,68 +40,6 @@ def mixed(state, value):
 def uniform(state):
     """Return a number above 0 and at most 1 that depends on ``state`` alone."""
     return float((state >> np.uint64(11)) + _ONE) / 9007199254740992.0  # 53 bits: n / 2**53
-
-
-@njit(nogil=True, cache=True)
-def events_by_item(event_item, item_offsets):
-    """Return event numbers grouped by item, ascending (by user, then time) inside it. (E,)"""
-    grouped = np.empty(len(event_item), np.int32)
-    cursor = item_offsets[:-1].copy()
-    for event in range(len(event_item)):
-        item = event_item[event]
-        grouped[cursor[item]] = event
-        cursor[item] += 1
-    return grouped
-
-
-@njit(nogil=True, cache=True)
-def events_by_time(taker_event, event_time, item_offsets):
-    """Return ``taker_event`` with the events of each item in time order, ties by event. (E,)"""
-    ordered = np.empty(len(taker_event), np.int32)
-    for item in range(len(item_offsets) - 1):
-        start, stop = item_offsets[item], item_offsets[item + 1]
-        keys = np.empty(stop - start, np.int64)
-        for k in range(stop - start):
-            event = taker_event[start + k]
-            keys[k] = (np.int64(event_time[event]) << 32) | event
-        keys.sort()
-        for k in range(stop - start):
-            ordered[start + k] = keys[k] & 0xFFFFFFFF
-    return ordered
-
-
-@njit(nogil=True, cache=True)
-def ranks_of(occurrence_event, item_offsets):
-    """Return the place of each event among the occurrences of its item, in time order. (E,)"""
-    ranks = np.empty(len(occurrence_event), np.int32)
-    for item in range(len(item_offsets) - 1):
-        for place in range(item_offsets[item], item_offsets[item + 1]):
-            ranks[occurrence_event[place]] = place - item_offsets[item]
-    return ranks
-
-
-@njit(nogil=True, cache=True)
-def counts_before(occurrence_time, item_offsets, bounds):
-    """Return how many occurrences of each item are before each of the ascending times. (N, B)"""
-    counts = np.empty((len(item_offsets) - 1, len(bounds)), np.int32)
-    for item in range(len(item_offsets) - 1):
-        start, stop = item_offsets[item], item_offsets[item + 1]
-        place = start
-        for b in range(len(bounds)):
-            while place < stop and occurrence_time[place] < bounds[b]:
-                place += 1
-            counts[item, b] = place - start
-    return counts
-
-
-@njit(nogil=True, cache=True)
-def has_repeats(taker_event, event_user, item_offsets):
-    """Return whether any user took any item twice."""
-    for item in range(len(item_offsets) - 1):
-        for k in range(item_offsets[item] + 1, item_offsets[item + 1]):
-            if event_user[taker_event[k]] == event_user[taker_event[k - 1]]:
-                return True
-    return False
 
 
 @njit(**_INLINED)
@@ -121,13 +63,18 @@ def _num_older_in(g, item, asked_at, period):
     high = g.item_offsets[item + 1]
     if period + 1 < len(g.time_bound):
         high = start + g.num_before[item, period + 1]
-    while low < high:
+    elif low < high and g.occurrence_time[high - 1] < asked_at:
+        return high - start  # all of them, if the log has no times
+    while high - low > 16:
         middle = (low + high) >> 1
         if g.occurrence_time[middle] < asked_at:
             low = middle + 1
         else:
             high = middle
-    return low - start
+    older = low - start
+    for place in range(low, high):  # without branches, which would often be mistaken
+        older += g.occurrence_time[place] < asked_at
+    return older
 
 
 @njit(**_INLINED)
@@ -191,18 +138,26 @@ def visible_occurrences(g, item, user, asked_at, limit, state, events):
 @njit(nogil=True, cache=True)
 def look_up_rows(
     g, user_index, via_item, history_item, history_offsets, asked_at,
-    window, reverse_share, max_neighbours, num_recent, seed,
-    slot_of_user, excluded_by, weight_of, best_of, count_of, witness_of, slot_of_item,
+    has_times, has_repeats, window, reverse_share, max_neighbours, num_recent, seed,
+    slot_of_user, slot_of_item, weight_of, count_of,
     out_item, out_weight, out_count, out_witness,
 ):  # fmt: skip
-    """Write the links of every row to ``out_*``; what they mean is in ``lookup.look_up``."""
+    """Write the links of every row to ``out_*``; what they mean is in ``lookup.look_up``.
+
+    Steps from neighbours to items are listed first and added up after, which is kinder to caches.
+    """
     num_links = out_item.shape[1]
     events = np.empty(max_neighbours, np.int64)
     slot_event = np.empty(max_neighbours, np.int64)
+    slot_user = np.empty(max_neighbours, np.int64)
     slot_overlap = np.empty(max_neighbours, np.int64)
     slot_last = np.empty(max_neighbours, np.int64)
-    touched = np.empty(2 * window * max_neighbours, np.int64)
+    num_most = 2 * window * max_neighbours
+    step_item, step_user = np.empty(num_most, np.int32), np.empty(num_most, np.int32)
+    step_weight = np.empty(num_most)
+    touched = np.empty(num_most + 1, np.int32)
     recent = np.empty(num_recent, np.int64)
+    best = np.empty(num_links)
     for row in range(len(via_item)):
         via, user, limit = via_item[row], user_index[row], asked_at[row]
         if via < 0:
@@ -215,14 +170,12 @@ def look_up_rows(
             if slot_of_user[neighbour] < 0:  # a repeat counts by its first time
                 slot_of_user[neighbour] = num_slots
                 slot_event[num_slots] = events[j]
+                slot_user[num_slots] = neighbour
                 slot_overlap[num_slots] = 0
                 slot_last[num_slots] = -1
                 num_slots += 1
 
         first, last = history_offsets[row], history_offsets[row + 1]
-        for k in range(first, last):
-            excluded_by[history_item[k]] = row
-        excluded_by[via] = row
         size = 0
         for k in range(max(first, last - num_recent), last):
             item = history_item[k]
@@ -233,48 +186,51 @@ def look_up_rows(
                 recent[size] = item
                 size += 1
         _count_overlap(
-            g, recent[:size], limit, slot_event[:num_slots], slot_of_user, slot_of_item,
+            g, recent[:size], limit, slot_user[:num_slots], slot_of_user, slot_of_item,
             slot_overlap, slot_last,
         )  # fmt: skip
 
-        num_touched = 0
+        num_steps = 0
         for slot in range(num_slots):
-            event = slot_event[slot]
-            neighbour = g.event_user[event]
+            event, neighbour = slot_event[slot], slot_user[slot]
             begin, end = g.user_offsets[neighbour], g.user_offsets[neighbour + 1]
             share = 1.0 + slot_overlap[slot]
-            for signed_step in range(1, 2 * window + 1):
-                step = signed_step if signed_step <= window else signed_step - window
-                if signed_step <= window:
-                    other, weight = event + step, share / step
-                    if other >= end or g.event_time[other] >= limit:
-                        continue
-                else:
-                    other, weight = event - step, share * reverse_share / step
-                    if weight == 0.0 or other < begin:
-                        break
+            start = num_steps
+            for other in range(event + 1, min(event + window + 1, end)):
+                if has_times and g.event_time[other] >= limit:
+                    break
                 item = g.event_item[other]
-                if excluded_by[item] == row or slot_of_item[item] == slot:
+                if has_repeats and _is_in(step_item, start, num_steps, item):
                     continue
-                if slot_of_item[item] < 0:
-                    weight_of[item] = 0.0
-                    best_of[item] = 0.0
-                    count_of[item] = 0
-                    touched[num_touched] = item
-                    num_touched += 1
-                slot_of_item[item] = slot
-                weight_of[item] += weight
-                count_of[item] += 1
-                if weight > best_of[item] or (
-                    weight == best_of[item] and neighbour < witness_of[item]
-                ):
-                    best_of[item] = weight
-                    witness_of[item] = neighbour
+                step_item[num_steps], step_user[num_steps] = item, neighbour
+                step_weight[num_steps] = share / (other - event)
+                num_steps += 1
+            if reverse_share == 0.0:
+                continue
+            for other in range(event - 1, max(event - window, begin) - 1, -1):
+                item = g.event_item[other]
+                if has_repeats and _is_in(step_item, start, num_steps, item):
+                    continue
+                step_item[num_steps], step_user[num_steps] = item, neighbour
+                step_weight[num_steps] = share * reverse_share / (event - other)
+                num_steps += 1
 
+        # what the user has or asks about can never become heavy enough
+        for k in range(first, last):
+            weight_of[history_item[k]] = -np.inf
+        weight_of[via] = -np.inf
+        num_touched = 0
+        for t in range(num_steps):
+            item = step_item[t]
+            touched[num_touched] = item
+            num_touched += count_of[item] == 0
+            count_of[item] += 1
+            weight_of[item] += step_weight[t]
         for t in range(num_touched):
             item = touched[t]
-            slot_of_item[item] = -1
             weight = np.float32(weight_of[item])
+            if weight <= 0.0:
+                continue
             place = num_links
             while place > 0 and (
                 out_item[row, place - 1] < 0
@@ -292,9 +248,31 @@ def look_up_rows(
         for k in range(num_links):
             if out_item[row, k] >= 0:
                 out_count[row, k] = count_of[out_item[row, k]]
-                out_witness[row, k] = witness_of[out_item[row, k]]
+                count_of[out_item[row, k]] = -1 - k
+                best[k] = 0.0
+        for t in range(num_steps):
+            k = -1 - count_of[step_item[t]]
+            if k >= 0 and (
+                step_weight[t] > best[k]
+                or (step_weight[t] == best[k] and step_user[t] < out_witness[row, k])
+            ):
+                best[k], out_witness[row, k] = step_weight[t], step_user[t]
+        for t in range(num_touched):
+            weight_of[touched[t]] = 0.0
+            count_of[touched[t]] = 0
+        for k in range(first, last):
+            weight_of[history_item[k]] = 0.0
+        weight_of[via] = 0.0
         for slot in range(num_slots):
-            slot_of_user[g.event_user[slot_event[slot]]] = -1
+            slot_of_user[slot_user[slot]] = -1
+
+
+@njit(**_INLINED)
+def _is_in(values, start, stop, value):
+    is_in = False
+    for k in range(start, stop):
+        is_in = is_in or values[k] == value
+    return is_in
 
 
 @njit(nogil=True, cache=True)
@@ -436,36 +414,33 @@ def alike_rows(
 
 @njit(nogil=True, cache=True)
 def _count_overlap(
-    g, recent, asked_at, slot_event, slot_of_user, slot_of_item, slot_overlap, slot_last,
+    g, recent, limit, slot_user, slot_of_user, slot_of_item, slot_overlap, slot_last,
 ):  # fmt: skip
-    """Add to ``slot_overlap`` how many ``recent`` items each neighbour took before ``asked_at``."""
+    """Add to ``slot_overlap`` how many ``recent`` items each neighbour took before ``limit``."""
     if len(recent) == 0:
         return
+    period = _period(g, limit)
     cost_by_item = 0
     for item in recent:
         cost_by_item += g.item_offsets[item + 1] - g.item_offsets[item]
     cost_by_user = 0
-    for slot in range(len(slot_event)):
-        neighbour = g.event_user[slot_event[slot]]
+    for neighbour in slot_user:
         cost_by_user += g.user_offsets[neighbour + 1] - g.user_offsets[neighbour]
-    if cost_by_item <= cost_by_user:
+    if cost_by_item <= cost_by_user * _WALK_COST:
         for item in recent:
-            for position in range(g.item_offsets[item], g.item_offsets[item + 1]):
-                event = g.occurrence_event[position]
-                if g.event_time[event] >= asked_at:
-                    break
-                slot = slot_of_user[g.event_user[event]]
+            start = g.item_offsets[item]
+            for place in range(start, start + _num_older_in(g, item, limit, period)):
+                slot = slot_of_user[g.occurrence_user[place]]
                 if slot >= 0 and slot_last[slot] != item:
                     slot_last[slot] = item
                     slot_overlap[slot] += 1
         return
     for k in range(len(recent)):
         slot_of_item[recent[k]] = k
-    for slot in range(len(slot_event)):
-        neighbour = g.event_user[slot_event[slot]]
+    for slot in range(len(slot_user)):
         seen = 0
-        for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
-            if g.event_time[event] >= asked_at:
+        for event in range(g.user_offsets[slot_user[slot]], g.user_offsets[slot_user[slot] + 1]):
+            if g.event_time[event] >= limit:
                 break
             k = slot_of_item[g.event_item[event]]
             if k >= 0 and not (seen >> k) & 1:
@@ -492,20 +467,32 @@ class Scratch(NamedTuple):
     """(H,), the user's first older event; -1 without."""
     num_own: np.ndarray
     """(H,), the user's older events."""
+    own_rank: np.ndarray
+    """(H,), the place of the first of them among the item's occurrences; past all without."""
     seen_by: np.ndarray
-    """(H,), the last neighbour whose events were counted here."""
+    """(H + 1,), the last walk that met the slot before, so that a walk counts it once."""
+    num_walks: np.ndarray
+    """(1,), walks over neighbours' events so far."""
+    shared_slot: np.ndarray
+    """(H + 1,), what the last walk found, in the order of its events."""
+    shared_event: np.ndarray
+    """(H + 1,), the first event on each of those."""
+    is_noted: np.ndarray
+    """(U,), whom a row has to do with."""
+    shares_two: np.ndarray
+    """(U,), who took two items of the history."""
     touched: np.ndarray
     """(U,), neighbours of the row."""
     overlap: np.ndarray
     """(U,), items that each of them shares with the history."""
-    mass: np.ndarray
-    """(U,), sum of the weights of those items."""
     last: np.ndarray
     """(U,), the slot that was counted last for each of them."""
     chain_key: np.ndarray
     """(K,), waiting times of the neighbours drawn."""
     chain_slot: np.ndarray
     """(K,), the slots that they were found by."""
+    chain_event: np.ndarray
+    """(K,), their events there."""
 
 
 def scratch(num_users, num_items, longest, num_chains=1):
@@ -518,13 +505,19 @@ def scratch(num_users, num_items, longest, num_chains=1):
         num_others=np.empty(longest, np.int64),
         own_event=np.empty(longest, np.int64),
         num_own=np.empty(longest, np.int64),
-        seen_by=np.empty(longest, np.int64),
+        own_rank=np.empty(longest, np.int64),
+        seen_by=np.zeros(longest + 1, np.int64),
+        num_walks=np.zeros(1, np.int64),
+        shared_slot=np.empty(longest + 1, np.int64),
+        shared_event=np.empty(longest + 1, np.int64),
+        is_noted=np.zeros(num_users, np.bool_),
+        shares_two=np.zeros(num_users, np.bool_),
         touched=np.empty(num_users, np.int32),
         overlap=np.empty(num_users, np.int32),
-        mass=np.empty(num_users),
         last=np.empty(num_users, np.int32),
         chain_key=np.empty(num_chains),
         chain_slot=np.empty(num_chains, np.int64),
+        chain_event=np.empty(num_chains, np.int64),
     )
 
 
@@ -565,7 +558,6 @@ def _mark(g, s, history_item, start, stop, user, limit, candidate):
             s.num_others[slot] = -1
             s.own_event[slot] = -1
             s.num_own[slot] = 0
-            s.seen_by[slot] = -1
             size += 1
         s.position[slot] = k
     num_taken = 0
@@ -594,6 +586,9 @@ def _others(g, s, slot, limit, period):
     """Return how many older events others have on a history item."""
     if s.num_others[slot] < 0:
         s.num_others[slot] = _num_older_in(g, s.item[slot], limit, period) - s.num_own[slot]
+        s.own_rank[slot] = len(g.event_item)
+        if s.num_own[slot]:
+            s.own_rank[slot] = g.event_rank[s.own_event[slot]]
     return s.num_others[slot]
 
 
@@ -606,26 +601,20 @@ def _rate(g, s, slot, limit, period, by_degree):
 @njit(**_INLINED)
 def _occurrence(g, s, slot, rank):
     """Return the place of the event number ``rank`` by others on a history item, in time order."""
-    item = s.item[slot]
-    left, event = s.num_own[slot], s.own_event[slot]
-    while left:  # each own event at or before it shifts it by one
-        if g.event_item[event] == item:
+    rank += s.own_rank[slot] <= rank  # each own event at or before it shifts it by one
+    left, event = s.num_own[slot] - 1, s.own_event[slot] + 1
+    while left > 0:
+        if g.event_item[event] == s.item[slot]:
             rank += g.event_rank[event] <= rank
             left -= 1
         event += 1
-    return g.item_offsets[item] + rank
+    return g.item_offsets[s.item[slot]] + rank
 
 
 @njit(**_INLINED)
 def _below(state, stop):
     """Return a whole number from 0 to ``stop`` - 1."""
     return int(float(state >> np.uint64(11)) / 9007199254740992.0 * stop)
-
-
-@njit(**_INLINED)
-def _waiting_time(state, rate):
-    """Return an exponential draw; the k smallest of many are a weighted sample without return."""
-    return -np.log(uniform(state)) / rate
 
 
 @njit(**_INLINED)
@@ -637,8 +626,8 @@ def _proposal(g, s, size, state, limit, period, by_degree, num_all):
     """
     if by_degree:
         slot = _below(state, size)
-        rank = _below(mixed(state, 1), _others(g, s, slot, limit, period))
         others = _others(g, s, slot, limit, period)
+        rank = _below(mixed(state, 1), others)
     else:
         rank, slot = _below(state, num_all), 0
         while rank >= s.num_others[slot]:
@@ -685,12 +674,11 @@ def _touch(s, neighbour, t):
     s.slot_of_user[neighbour] = t + 1
     s.touched[t] = neighbour
     s.overlap[t] = 0
-    s.mass[t] = 0.0
     s.last[t] = -1
 
 
 @njit(**_INLINED)
-def _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, touches_all):
+def _overlap_by_item(g, s, size, user, limit, period, num_touched, touches_all):
     """Add to each touched neighbour what they share with the history; return how many there are.
 
     Args:
@@ -698,9 +686,6 @@ def _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, to
     """
     for slot in range(size):
         others = _others(g, s, slot, limit, period)
-        if others == 0:
-            continue
-        rate = 1.0 / others if by_degree else 1.0
         start = g.item_offsets[s.item[slot]]
         for place in range(start, start + others + s.num_own[slot]):
             neighbour = g.occurrence_user[place]
@@ -714,32 +699,17 @@ def _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, to
             if s.last[t] != slot:
                 s.last[t] = slot
                 s.overlap[t] += 1
-                s.mass[t] += rate
     return num_touched
 
 
 @njit(**_INLINED)
-def _overlap_by_user(g, s, limit, period, by_degree, num_touched):
-    """Do the same for the neighbours noted before, by what each of them took."""
-    for t in range(num_touched):
-        neighbour = s.touched[t]
-        for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
-            if g.event_time[event] >= limit:
-                break
-            slot = s.slot_of_item[g.event_item[event]] - 1
-            if slot >= 0 and s.seen_by[slot] != neighbour:
-                s.seen_by[slot] = neighbour
-                s.overlap[t] += 1
-                s.mass[t] += _rate(g, s, slot, limit, period, by_degree)
-
-
-@njit(**_INLINED)
-def _overlap_with_takers(g, s, size, user, limit, period, by_degree, num_touched, num_events):
+def _overlap_with_takers(g, s, size, user, limit, period, num_touched, num_events):
     """Do the same the cheaper way; ``num_events`` are all that the noted neighbours have."""
     if num_events < _count_all(g, s, size, limit, period):
-        _overlap_by_user(g, s, limit, period, by_degree, num_touched)
+        for t in range(num_touched):
+            s.overlap[t] = _shared(g, s, s.touched[t], limit)
     else:
-        _overlap_by_item(g, s, size, user, limit, period, by_degree, num_touched, False)
+        _overlap_by_item(g, s, size, user, limit, period, num_touched, False)
 
 
 @njit(**_INLINED)
@@ -751,29 +721,125 @@ def _cost_of_all(g, s, size, limit, period):
     return num_seen * size // num_slots
 
 
+@njit(**_BARE)
+def _insert(keys, slots, events, out_users, row, found, key, user, slot, event):
+    """Put a neighbour among those drawn so far, who wait for ``keys``, soonest first.
+
+    A neighbour waits for the first of their items. Places before ``found`` are taken already.
+    """
+    place = out_users.shape[1] - 1
+    for k in range(out_users.shape[1]):
+        if out_users[row, k, 0] == user:
+            if k < found or key >= keys[k]:
+                return
+            place = k
+    while place > found and key < keys[place - 1]:
+        keys[place], slots[place] = keys[place - 1], slots[place - 1]
+        events[place], out_users[row, place, 0] = events[place - 1], out_users[row, place - 1, 0]
+        place -= 1
+    keys[place], slots[place], events[place] = key, slot, event
+    out_users[row, place, 0] = user
+
+
 @njit(**_INLINED)
-def _draw_touched(s, num_touched, least, state, by_overlap, found, row, keys, out_users):
-    """Fill the places from ``found`` on with neighbours who share at least ``least`` items."""
-    for k in range(found, out_users.shape[1]):
-        keys[k] = np.inf
-    for t in range(num_touched):
-        if s.overlap[t] < least:
+def _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users):
+    """Let a neighbour who shares a slot wait for it: exponentially, by ``rate``.
+
+    Who waits for several items waits for the soonest: as long as for one of all their rates, and it
+    is each item in proportion to its own. So the K soonest are a sample without return of
+    neighbours by mass, and what they waited for one of their items by weight. Without
+    ``by_overlap`` a neighbour waits once, whatever they share. A repeat waits as long again.
+    """
+    last = out_users.shape[1] - 1
+    if by_overlap:
+        draw = uniform(mixed(state, np.int64(neighbour) << 32 | s.item[slot]))
+    else:
+        draw, rate = uniform(mixed(state, neighbour)), 1.0
+    if 1.0 - draw >= rate * s.chain_key[last]:
+        return  # -log(x) >= 1 - x, so that few logarithms are taken
+    key = -np.log(draw) / rate
+    if key < s.chain_key[last]:
+        _insert(
+            s.chain_key, s.chain_slot, s.chain_event, out_users, row, found, key, neighbour, slot,
+            event,
+        )  # fmt: skip
+
+
+@njit(**_INLINED)
+def _offer_noted(
+    g, s, is_noted, size, limit, period, by_overlap, by_degree, state, found, row, out_users
+):
+    """Offer whoever took a history item before and is noted."""
+    for slot in range(size):
+        others = _others(g, s, slot, limit, period)
+        rate = 1.0 / max(others, 1) if by_degree else 1.0
+        start = g.item_offsets[s.item[slot]]
+        for place in range(start, start + others + s.num_own[slot]):
+            neighbour = g.occurrence_user[place]
+            if is_noted[neighbour]:
+                event = g.occurrence_event[place]
+                _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users)
+
+
+@njit(**_INLINED)
+def _older_end(g, user, limit):
+    """Return where the events of a user end that are older than ``limit``."""
+    low, high = g.user_offsets[user], g.user_offsets[user + 1]
+    if low < high and g.event_time[high - 1] < limit:
+        return high
+    while low < high:
+        middle = (low + high) >> 1
+        if g.event_time[middle] < limit:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(**_INLINED)
+def _shared(g, s, neighbour, limit):
+    """Note which history items a neighbour took before, and when first; return how many."""
+    s.num_walks[0] += 1
+    walk = s.num_walks[0]
+    s.seen_by[0] = walk  # what is not in the history
+    found = 0
+    for event in range(g.user_offsets[neighbour], _older_end(g, neighbour, limit)):
+        number = s.slot_of_item[g.event_item[event]]
+        s.shared_slot[found] = number - 1
+        s.shared_event[found] = event
+        found += s.seen_by[number] != walk  # without a branch, which would often be mistaken
+        s.seen_by[number] = walk
+    return found
+
+
+@njit(**_INLINED)
+def _place_of(s, num_shared, slot):
+    """Return the place of a slot among those that the last walk noted, or -1."""
+    for k in range(num_shared):
+        if s.shared_slot[k] == slot:
+            return k
+    return -1
+
+
+@njit(**_INLINED)
+def _pick(g, s, num_shared, but, state, limit, period, by_degree):
+    """Draw one of the items that the last walk noted by weight, any but slot ``but``.
+
+    Returns its place there, -1 if there is none, and the weight of all that it was drawn from.
+    """
+    mass = 0.0
+    for k in range(num_shared):
+        if s.shared_slot[k] != but:
+            mass += _rate(g, s, s.shared_slot[k], limit, period, by_degree)
+    left, picked = uniform(state) * mass, -1
+    for k in range(num_shared):
+        if s.shared_slot[k] == but:
             continue
-        neighbour = s.touched[t]
-        key = _waiting_time(mixed(state, neighbour), s.mass[t] if by_overlap else 1.0)
-        place = out_users.shape[1]
-        while place > found and (
-            key < keys[place - 1]
-            or (key == keys[place - 1] and neighbour < out_users[row, place - 1, 0])
-        ):
-            place -= 1
-        if place == out_users.shape[1] or _is_among(neighbour, out_users, row, found):
-            continue
-        for k in range(out_users.shape[1] - 1, place, -1):
-            keys[k] = keys[k - 1]
-            out_users[row, k, 0] = out_users[row, k - 1, 0]
-        keys[place] = key
-        out_users[row, place, 0] = neighbour
+        picked = k
+        left -= _rate(g, s, s.shared_slot[k], limit, period, by_degree)
+        if left <= 0.0:
+            break
+    return picked, mass
 
 
 @njit(**_INLINED)
@@ -782,119 +848,116 @@ def _forget(s, num_touched):
         s.slot_of_user[s.touched[t]] = 0
 
 
-@njit(**_INLINED)
-def _draw_shared(g, s, neighbour, limit, period, by_degree, state, first, mark):
-    """Return two items that a neighbour shares with the history, and the mass of all shared.
-
-    Drawn by weight, the second among the rest; -1 where there is none. ``first`` is the first
-    one's slot if it is drawn already, else -1. No other call of the row has the same ``mark``.
-    """
-    state = mixed(state, neighbour)
-    second, first_key, second_key, mass = -1, np.inf, np.inf, 0.0
-    if first >= 0:
-        first_key = -1.0
-    for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
-        if g.event_time[event] >= limit:
-            break
-        slot = s.slot_of_item[g.event_item[event]] - 1
-        if slot < 0 or s.seen_by[slot] == -2 - mark:
-            continue
-        s.seen_by[slot] = -2 - mark
-        rate = _rate(g, s, slot, limit, period, by_degree)
-        mass += rate
-        if slot == first:
-            continue
-        key = _waiting_time(mixed(state, s.item[slot]), rate)
-        if key < first_key:
-            first, second, first_key, second_key = slot, first, key, first_key
-        elif key < second_key:
-            second, second_key = slot, key
-    return first, second, mass
-
-
 @njit(**_BARE)
 def sample_candidate_closed(
     g, s, begin, end, user_index, candidates, history_item, history_start, history_stop,
     limits, asked_at, has_repeats, by_overlap, by_degree, seed,
-    out_items, out_users, out_weight, out_position,
+    out_items, out_users, out_weight, out_position, out_events,
 ):  # fmt: skip
     """Write up to K chains for each row of a part that end on its candidate.
 
     First by proposals: an event on a history item closes if its user took the candidate. Where few
-    do, by counting all neighbours: the rest is drawn from those not found yet. Both ways together
+    do, by reading all neighbours: the rest is drawn from those not found yet. Both ways together
     are one sample without return, since the proposals are independent draws of the same chances.
     """
     num_chains = out_users.shape[1]
-    keys = s.chain_key
+    usual_log = 2 * len(g.event_item) // max(len(s.slot_of_user), 1)
     for row in range(begin, end):
         candidate, user, limit = candidates[row], user_index[row], limits[row]
         if candidate < 0:
             continue
-        num_takers = num_older(g, candidate, limit)
-        if num_takers == 0:
+        period = _period(g, limit)
+        first = g.item_offsets[candidate]
+        stop = first + _num_older_in(g, candidate, limit, period)
+        if first == stop:
             continue
         size, num_own = _mark(
             g, s, history_item, history_start[row], history_stop[row], user, limit, candidate
         )
-        num_takers -= num_own
+        num_takers = stop - first - num_own
         if size == 0 or num_takers == 0:
             _unmark(s, size)
             continue
         state = mixed(mixed(mixed(seed, user), candidate), asked_at[row])
-        period = _period(g, limit)
-        num_touched, num_events = 0, 0
-        is_noted = num_takers <= MOST_NOTED
-        if is_noted:
-            num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
         found = 0
         cost = _cost_of_all(g, s, size, limit, period)
-        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
-        if by_overlap and num_all and cost >= LEAST_COST:
+        budget = min(cost, num_takers * _LONG_LOG)
+        num_all = 0
+        if by_overlap and budget >= LEAST_COST:
+            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
+        proposes = num_all > 0
+        by_taker = num_takers * usual_log * _WALK_COST < cost
+        # the more takers, the more costs noting them, and the fewer proposals are made
+        num_asked = num_chains * len(s.slot_of_user) // num_takers
+        notes = not by_taker if not proposes else num_takers < num_asked * _SEARCH_COST
+        for place in range(first, stop if notes else first):
+            s.is_noted[g.occurrence_user[place]] = True
+        if notes and user >= 0:
+            s.is_noted[user] = False
+        if proposes:
             walk, spent = mixed(state, size), 0
-            while found < num_chains and spent < cost:
+            while found < num_chains and spent < budget:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
                 slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour = g.occurrence_user[place]
-                if is_noted:
-                    if s.slot_of_user[neighbour] == 0:
-                        continue
-                elif first_event(g, candidate, neighbour, limit) < 0:
+                if notes and not s.is_noted[neighbour]:
                     continue
-                if _is_among(neighbour, out_users, row, found):
+                last = first_event(g, candidate, neighbour, limit)
+                if last < 0 or _is_among(neighbour, out_users, row, found):
                     continue
                 event = g.occurrence_event[place]
                 if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
                     continue  # a second time on the item gives no second chance
                 out_users[row, found, 0] = neighbour
-                out_items[row, found, 0] = s.item[slot]
+                out_items[row, found, 0], out_items[row, found, 1] = s.item[slot], candidate
+                out_events[row, found, 0], out_events[row, found, 1] = event, last
                 out_weight[row, found] = _rate(g, s, slot, limit, period, by_degree)
                 out_position[row, found] = s.position[slot]
-                out_items[row, found, 1] = candidate
                 found += 1
         if found < num_chains:
-            if not is_noted:
-                num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
-            _overlap_with_takers(
-                g, s, size, user, limit, period, by_degree, num_touched, num_events
-            )
-            _draw_touched(s, num_touched, 1, state, by_overlap, found, row, keys, out_users)
+            s.chain_key[:] = np.inf
+            if by_taker:
+                for place in range(first, stop):
+                    neighbour = g.occurrence_user[place]
+                    if neighbour == user:
+                        continue
+                    for k in range(_shared(g, s, neighbour, limit)):
+                        slot, event = s.shared_slot[k], s.shared_event[k]
+                        rate = _rate(g, s, slot, limit, period, by_degree)
+                        _offer(
+                            s, state, by_overlap, rate, neighbour, slot, event, found, row,
+                            out_users,
+                        )  # fmt: skip
+            else:
+                for place in range(first, first if notes else stop):
+                    s.is_noted[g.occurrence_user[place]] = True
+                if user >= 0:
+                    s.is_noted[user] = False
+                notes = True
+                _offer_noted(
+                    g, s, s.is_noted, size, limit, period, by_overlap, by_degree, state, found, row,
+                    out_users,
+                )  # fmt: skip
             for k in range(found, num_chains):
-                if out_users[row, k, 0] < 0:
+                neighbour, slot = out_users[row, k, 0], s.chain_slot[k]
+                if neighbour < 0:
                     break
-                neighbour = out_users[row, k, 0]
-                slot, _, mass = _draw_shared(
-                    g, s, neighbour, limit, period, by_degree, state, -1, neighbour
-                )
-                out_items[row, k, 0] = s.item[slot]
-                out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree)
+                event, mass = s.chain_event[k], 1.0
                 if not by_overlap:
-                    out_weight[row, k] /= mass
+                    num_shared = _shared(g, s, neighbour, limit)
+                    draw = mixed(mixed(state, neighbour), 1)
+                    picked, mass = _pick(g, s, num_shared, -1, draw, limit, period, by_degree)
+                    slot, event = s.shared_slot[picked], s.shared_event[picked]
+                out_items[row, k, 0], out_items[row, k, 1] = s.item[slot], candidate
+                out_events[row, k, 0] = event
+                out_events[row, k, 1] = first_event(g, candidate, neighbour, limit)
+                out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
-                out_items[row, k, 1] = candidate
-        _forget(s, num_touched)
+        for place in range(first, stop if notes else first):
+            s.is_noted[g.occurrence_user[place]] = False
         _unmark(s, size)
 
 
@@ -902,12 +965,10 @@ def sample_candidate_closed(
 def sample_history_closed(
     g, s, begin, end, user_index, history_item, history_start, history_stop,
     limits, asked_at, has_repeats, by_overlap, by_degree, seed,
-    out_items, out_users, out_weight, out_position, out_last_position,
+    out_items, out_users, out_weight, out_position, out_last_position, out_events,
 ):  # fmt: skip
     """Write up to K chains for each row of a part between two items of its history."""
     num_chains = out_users.shape[1]
-    keys = s.chain_key
-    firsts = s.chain_slot
     for row in range(begin, end):
         user, limit = user_index[row], limits[row]
         size, _ = _mark(g, s, history_item, history_start[row], history_stop[row], user, limit, -1)
@@ -916,66 +977,95 @@ def sample_history_closed(
             continue
         state = mixed(mixed(mixed(seed, user), size), asked_at[row])
         state = mixed(state, s.item[size - 1])
-        found = 0
+        num_found = 0
         period = _period(g, limit)
-        cost = 2 * _cost_of_all(g, s, size, limit, period)
-        num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
-        if by_overlap and num_all and cost >= LEAST_COST:
-            walk, spent = mixed(state, size), 0
-            while found < num_chains and spent < cost:
+        cost = 3 * _cost_of_all(g, s, size, limit, period)
+        num_all = 0
+        if by_overlap and cost >= LEAST_COST:
+            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
+        proposes, is_read = num_all > 0, False
+        walk, spent = mixed(state, size), 0
+        while num_found < num_chains:
+            if proposes and spent < cost:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                one, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
-                if _is_among(neighbour, out_users, row, found):
+                if _is_among(neighbour, out_users, row, num_found):
                     continue
-                if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
+                if has_repeats and first_event(g, s.item[one], neighbour, limit) != event:
                     continue
-                spent += event - g.user_offsets[neighbour]
-                shares, seen = False, g.user_offsets[neighbour]
-                stop = g.user_offsets[neighbour + 1]
-                while not shares and seen < stop and g.event_time[seen] < limit:
-                    other = s.slot_of_item[g.event_item[seen]] - 1
-                    shares = other >= 0 and other != slot
-                    seen += 1
-                if not shares:
+                num_shared = _shared(g, s, neighbour, limit)
+                spent += (_older_end(g, neighbour, limit) - g.user_offsets[neighbour]) * 2
+                if num_shared < 2:
                     continue
-                out_users[row, found, 0] = neighbour
-                firsts[found] = slot
-                found += 1
-        for k in range(found, num_chains):
-            firsts[k] = -1
-        if found < num_chains:
-            num_touched = _overlap_by_item(g, s, size, user, limit, period, by_degree, 0, True)
-            _draw_touched(s, num_touched, 2, state, by_overlap, found, row, keys, out_users)
-            _forget(s, num_touched)
-        for k in range(num_chains):
-            if out_users[row, k, 0] < 0:
-                break
-            one, other, mass = _draw_shared(
-                g,
-                s,
-                out_users[row, k, 0],
-                limit,
-                period,
-                by_degree,
-                state,
-                firsts[k],
-                out_users[row, k, 0],
-            )
-            first, second = min(one, other), max(one, other)  # in the order of the history
-            out_items[row, k, 0], out_items[row, k, 1] = s.item[first], s.item[second]
-            out_position[row, k] = s.position[first]
-            out_last_position[row, k] = s.position[second]
+                out_users[row, num_found, 0] = neighbour
+            else:
+                if not is_read:
+                    is_read = True
+                    s.chain_key[:] = np.inf
+                    if _note_sharing(g, s, size, user, limit, period):
+                        _offer_noted(
+                            g, s, s.shares_two, size, limit, period, by_overlap, by_degree, state,
+                            num_found, row, out_users,
+                        )  # fmt: skip
+                    _wipe_sharing(g, s, size)
+                neighbour, one = out_users[row, num_found, 0], s.chain_slot[num_found]
+                if neighbour < 0:
+                    break
+                num_shared = _shared(g, s, neighbour, limit)
+                if not by_overlap:
+                    draw = mixed(mixed(state, neighbour), 1)
+                    picked, _ = _pick(g, s, num_shared, -1, draw, limit, period, by_degree)
+                    one = s.shared_slot[picked]
+            here = _place_of(s, num_shared, one)
+            draw = mixed(mixed(state, neighbour), 2)
+            there, rest = _pick(g, s, num_shared, one, draw, limit, period, by_degree)
+            if s.shared_slot[there] < one:  # in the order of the history
+                here, there = there, here
+            first, second = s.shared_slot[here], s.shared_slot[there]
+            out_items[row, num_found, 0] = s.item[first]
+            out_items[row, num_found, 1] = s.item[second]
+            out_events[row, num_found, 0] = s.shared_event[here]
+            out_events[row, num_found, 1] = s.shared_event[there]
+            out_position[row, num_found] = s.position[first]
+            out_last_position[row, num_found] = s.position[second]
+            mass = rest + _rate(g, s, one, limit, period, by_degree)
             a = _rate(g, s, first, limit, period, by_degree)
             b = _rate(g, s, second, limit, period, by_degree)
             rest_a, rest_b = max(mass - a, b), max(mass - b, a)  # rounding aside, never less
-            out_weight[row, k] = a * b * (1.0 / rest_a + 1.0 / rest_b)
-            if not by_overlap:
-                out_weight[row, k] /= mass
+            weight = a * b * (1.0 / rest_a + 1.0 / rest_b)
+            out_weight[row, num_found] = weight if by_overlap else weight / mass
+            num_found += 1
         _unmark(s, size)
+
+
+@njit(**_INLINED)
+def _note_sharing(g, s, size, user, limit, period):
+    """Note in ``shares_two`` who else took two history items before; return whether any did."""
+    is_any = False
+    for slot in range(size):
+        start = g.item_offsets[s.item[slot]]
+        stop = start + _others(g, s, slot, limit, period) + s.num_own[slot]
+        for place in range(start, stop if slot > 0 else start):
+            neighbour = g.occurrence_user[place]
+            if s.is_noted[neighbour] and neighbour != user:
+                s.shares_two[neighbour] = True
+                is_any = True
+        for place in range(start, stop if slot + 1 < size else start):
+            s.is_noted[g.occurrence_user[place]] = True
+    return is_any
+
+
+@njit(**_INLINED)
+def _wipe_sharing(g, s, size):
+    for slot in range(size):
+        start = g.item_offsets[s.item[slot]]
+        for place in range(start, start + s.num_others[slot] + s.num_own[slot]):
+            s.is_noted[g.occurrence_user[place]] = False
+            s.shares_two[g.occurrence_user[place]] = False
 
 
 @njit(**_BARE)
@@ -990,7 +1080,6 @@ def sample_long(
     user does not have, and so on, each step even; it closes if who it ends at shares an item.
     """
     num_chains, num_neighbours = out_users.shape[1], out_users.shape[2]
-    num_users = len(s.slot_of_user)
     for row in range(begin, end):
         candidate, user, limit = candidates[row], user_index[row], limits[row]
         if candidate < 0 and not is_history:
@@ -1002,7 +1091,6 @@ def sample_long(
             continue
         period = _period(g, limit)
         walk = mixed(mixed(mixed(mixed(seed, user), candidate), asked_at[row]), size)
-        state = walk
         found = 0
         for attempt in range(tries_per_chain * num_chains):
             if found == num_chains:
@@ -1031,17 +1119,11 @@ def sample_long(
                 out_users[row, found, j] = neighbour
                 if j == 0:
                     break
-                first, low = g.user_offsets[neighbour], g.user_offsets[neighbour]
-                high = g.user_offsets[neighbour + 1]
-                while low < high:
-                    middle = (low + high) >> 1
-                    if g.event_time[middle] < limit:
-                        low = middle + 1
-                    else:
-                        high = middle
+                first = g.user_offsets[neighbour]
+                num_older_events = _older_end(g, neighbour, limit) - first
                 walk = mixed(walk, j)
-                item = g.event_item[first + _below(walk, low - first)]
-                chance /= low - first
+                item = g.event_item[first + _below(walk, num_older_events)]
+                chance /= num_older_events
                 is_whole = s.slot_of_item[item] == 0
                 for later in range(j, num_neighbours + 1):
                     is_whole = is_whole and out_items[row, found, later] != item
@@ -1056,17 +1138,15 @@ def sample_long(
                 is_new = is_new and out_users[row, k, 0] != neighbour
             if not is_new:
                 continue
-            one, other, mass = _draw_shared(
-                g, s, neighbour, limit, period, by_degree, state, -1, num_users + attempt
-            )
-            slot = other if one == last_slot else one
-            if slot < 0:
+            num_shared = _shared(g, s, neighbour, limit)
+            draw = mixed(walk, num_neighbours)
+            picked, mass = _pick(g, s, num_shared, last_slot, draw, limit, period, by_degree)
+            if picked < 0:
                 continue
+            slot = s.shared_slot[picked]
             rate = _rate(g, s, slot, limit, period, by_degree)
-            if last_slot >= 0 and s.seen_by[last_slot] == -2 - num_users - attempt:
-                mass -= _rate(g, s, last_slot, limit, period, by_degree)  # no way back to itself
             out_items[row, found, 0] = s.item[slot]
-            out_weight[row, found] = chance * rate / max(mass, rate)
+            out_weight[row, found] = chance * rate / mass
             out_position[row, found] = s.position[slot]
             if last_slot >= 0:
                 out_last_position[row, found] = s.position[last_slot]
@@ -1092,10 +1172,10 @@ def count_closable(
         )
         period = _period(g, limit)
         if is_history:
-            num_touched = _overlap_by_item(g, s, size, user, limit, period, False, 0, True)
+            num_touched = _overlap_by_item(g, s, size, user, limit, period, 0, True)
         else:
             num_touched, num_events = _touch_takers(g, s, candidate, user, limit)
-            _overlap_with_takers(g, s, size, user, limit, period, False, num_touched, num_events)
+            _overlap_with_takers(g, s, size, user, limit, period, num_touched, num_events)
         count = 0
         for t in range(num_touched):
             overlap = np.int64(s.overlap[t])
@@ -1116,7 +1196,7 @@ def count_closable_everywhere(
         user, limit = user_index[row], limits[row]
         size, _ = _mark(g, s, history_item, history_start[row], history_stop[row], user, limit, -1)
         period = _period(g, limit)
-        num_touched = _overlap_by_item(g, s, size, user, limit, period, False, 0, True)
+        num_touched = _overlap_by_item(g, s, size, user, limit, period, 0, True)
         for t in range(num_touched):
             neighbour = s.touched[t]
             for event in range(g.user_offsets[neighbour], g.user_offsets[neighbour + 1]):
@@ -1185,11 +1265,11 @@ def count_older(g, begin, end, candidates, limits, out):
 
 @njit(**_BARE)
 def edges_of(g, users, items, limits, query, out, begin, end):
-    """Write each neighbour's first event on the item before and on the item after. (M, 2 L)"""
+    """Write each neighbour's first event on the item before and after, where missing. (M, 2 L)"""
     for chain in range(begin, end):
         limit = limits[query[chain]]
         for j in range(users.shape[1]):
-            if users[chain, j] >= 0:
+            if users[chain, j] >= 0 and out[chain, 2 * j] < 0:
                 out[chain, 2 * j] = first_event(g, items[chain, j], users[chain, j], limit)
                 out[chain, 2 * j + 1] = first_event(g, items[chain, j + 1], users[chain, j], limit)
 

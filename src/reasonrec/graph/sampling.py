@@ -21,7 +21,7 @@ import numpy as np
 from reasonrec.graph import kernels
 from reasonrec.graph.build import InteractionGraph, checked, frozen_array
 from reasonrec.graph.config import READINGS, Reading
-from reasonrec.graph.lookup import checked_history, look_up
+from reasonrec.graph.lookup import NUM_RECENT, checked_history, look_up
 from reasonrec.graph.parallel import run_in_parts
 from reasonrec.records import Histories
 from reasonrec.rng import stream_seed
@@ -172,6 +172,7 @@ def sample_chains(
     shape = (len(rows), num_chains)
     items = np.full((*shape, num_neighbours + 1), -1, np.int32)
     users = np.full((*shape, num_neighbours), -1, np.int32)
+    events = np.full((*shape, 2 * num_neighbours), -1, np.int32)
     position, last_position = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     weight = np.zeros(shape, np.float32)
     random_seed = np.uint64(stream_seed(seed, "graph/chains"))
@@ -188,31 +189,41 @@ def sample_chains(
             )  # fmt: skip
         elif candidate is not None:
             kernels.sample_candidate_closed(
-                *head, candidates, *asked, *settings, items, users, weight, position
+                *head, candidates, *asked, *settings, items, users, weight, position, events
             )
         else:
             kernels.sample_history_closed(
-                *head, *asked, *settings, items, users, weight, position, last_position
+                *head, *asked, *settings, items, users, weight, position, last_position, events
             )
 
     run_in_parts(work, len(rows), num_threads=num_threads)
-    is_open = _fall_back(graph, histories, items, users, position, seed=seed)
+    # if nobody shares two items of a history, there is no overlap to count
+    has_overlap = candidate is not None or num_neighbours > 1 or max_history < NUM_RECENT
+    is_open = _fall_back(graph, histories, items, users, position, has_overlap, seed=seed)
     # a query without any chain keeps its first, empty place, so that it is seen and counted
     kept = users[:, :, 0] >= 0
     kept[:, 0] = True
-    fallback = np.where(users[:, :, 0] < 0, HISTORY_ONLY, np.where(is_open[:, None], OPEN, CLOSED))
-    return _table(
-        graph,
-        histories,
-        rows,
-        query=np.nonzero(kept)[0],
-        items=items[kept],
-        users=users[kept],
-        weight=weight[kept],
-        fallback=fallback[kept].astype(np.int8),
-        position=position[kept],
-        last_position=last_position[kept],
+    kept = np.flatnonzero(kept)
+    query = kept // num_chains
+    users = users.reshape(-1, num_neighbours)[kept]
+    fallback = np.where(users[:, 0] < 0, HISTORY_ONLY, np.where(is_open[query], OPEN, CLOSED))
+    items = items.reshape(-1, num_neighbours + 1)[kept]
+    events = events.reshape(-1, 2 * num_neighbours)[kept]
+    run_in_parts(
+        partial(kernels.edges_of, graph.arrays, users, items, rows.limits, query, events),
+        len(query),
         num_threads=num_threads,
+    )
+    return ChainTable(
+        query=query,
+        items=items,
+        users=users,
+        weight=weight.ravel()[kept],
+        fallback=fallback.astype(np.int8),
+        edge_event=events,
+        edge_rating=_ratings(graph.event_rating, events),
+        user_rating=_ratings(histories.rating, position, kept),
+        closing_rating=_ratings(histories.rating, last_position, kept),
     )
 
 
@@ -339,42 +350,13 @@ def _rows_of(graph: InteractionGraph, histories: Histories, max_history: int) ->
     )
 
 
-def _table(
-    graph: InteractionGraph,
-    histories: Histories,
-    rows: _Rows,
-    *,
-    query: np.ndarray,
-    items: np.ndarray,
-    users: np.ndarray,
-    position: np.ndarray,
-    last_position: np.ndarray,
-    num_threads: int | None,
-    **columns: np.ndarray,
-) -> ChainTable:
-    """Return the chains with the edges that they consist of, and what those edges were rated."""
-    edge_event = np.full((len(query), 2 * users.shape[1]), -1, np.int32)
-    run_in_parts(
-        partial(kernels.edges_of, graph.arrays, users, items, rows.limits, query, edge_event),
-        len(query),
-        num_threads=num_threads,
-    )
-    return ChainTable(
-        query=query,
-        items=items,
-        users=users,
-        edge_event=edge_event,
-        edge_rating=_ratings(graph.event_rating, edge_event),
-        user_rating=_ratings(histories.rating, position),
-        closing_rating=_ratings(histories.rating, last_position),
-        **columns,
-    )
-
-
-def _ratings(ratings: np.ndarray | None, row: np.ndarray) -> np.ndarray | None:
-    """Return the rating at each row, NaN where the row is -1."""
+def _ratings(
+    ratings: np.ndarray | None, row: np.ndarray, kept: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Return the rating at each row, or at the ``kept`` ones; NaN where the row is -1."""
     if ratings is None:
         return None
+    row = row if kept is None else row.ravel()[kept]
     if len(ratings) == 0:
         return np.full(row.shape, np.nan, np.float32)
     return np.where(row >= 0, ratings[row], np.float32(np.nan)).astype(np.float32)
@@ -386,6 +368,7 @@ def _fall_back(
     items: np.ndarray,
     users: np.ndarray,
     position: np.ndarray,
+    has_overlap: bool,
     *,
     seed: int,
 ) -> np.ndarray:
@@ -402,6 +385,7 @@ def _fall_back(
             exclude_items=(part.item_index, part.offsets),
             asked_at=part.asked_at,
             num_links=1,
+            overlap_weight=has_overlap,
             seed=seed,
         )
         hit = found.item_index[:, 0] >= 0
