@@ -5,7 +5,8 @@
     for s in 0 1 2; do
         make demo DATA=office-2018 ARGS="--prepare.split given" SEED=$s OUT=runs/office-2018-$s
     done
-    make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml" SEED=0 OUT=runs/ml-1m-0
+    make demo DATA=ml-1m SEED=0 OUT=runs/ml-1m-0 \
+        ARGS="--preset configs/r2ec/long-log.toml --prepare.min-rating 4"
     make demo DATA=games-2018 SEED=0 OUT=runs/games-2018-0 \
         ARGS="--preset configs/r2ec/long-log.toml --prepare.split given --num-queries 10000"
     python benchmarks/results.py runs/
@@ -27,7 +28,8 @@ COMMANDS = {
     "planted": "make demo SEED=s",
     "ml-100k": "make demo DATA=ml-100k SEED=s",
     "office-2018": 'make demo DATA=office-2018 ARGS="--prepare.split given" SEED=s',
-    "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml" SEED=s',
+    "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml --prepare.min-rating 4" '
+    "SEED=s",
     "games-2018": 'make demo DATA=games-2018 ARGS="--preset configs/r2ec/long-log.toml '
     '--prepare.split given --num-queries 10000" SEED=s',
 }
