@@ -28,8 +28,8 @@ COMMANDS = {
     "planted": "make demo SEED=s",
     "ml-100k": "make demo DATA=ml-100k SEED=s",
     "office-2018": 'make demo DATA=office-2018 ARGS="--prepare.split given" SEED=s',
-    "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml --prepare.min-rating 4" '
-    "SEED=s",
+    "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml '
+    '--prepare.min-rating 4" SEED=s',
     "games-2018": 'make demo DATA=games-2018 ARGS="--preset configs/r2ec/long-log.toml '
     '--prepare.split given --num-queries 10000" SEED=s',
 }
