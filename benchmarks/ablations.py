@@ -109,7 +109,20 @@ ABLATIONS = {
     "empty-rollout": recpo("the last rollout of a group is silent", empty_rollout=True),
     "kl": recpo("held near the start", kl_weight=0.05),
     "entropy": recpo("rewarded for uncertainty", entropy_weight=0.01),
+    "infonce": recpo("every rollout trains the ranking alike", item_term="infonce"),
+    "length-price": recpo("written tokens cost", length_weight=0.05),
     # what a thought holds, and how it is read
+    "evidence-in-prompt": Ablation(
+        "the evidence as the end of the prompt, and nothing written",
+        "sft", {"evidence": {"in_prompt": True}}, "evidence",
+    ),
+    "together": Ablation(
+        "thoughts also ask what goes with all", "sft", {"thought": {"together": "ease"}}
+    ),
+    "candidates": Ablation(
+        "thoughts name what the model believes before them", "sft",
+        {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 128}}},
+    ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),
     "followers": Ablation(
@@ -186,7 +199,7 @@ def run_ablation(folder: Path, name: str, seed: int) -> None:
     before: Path | None = None
     for stage in stages:
         kept = stage in TRUNK and TRUNK.index(stage) < TRUNK.index(asked.since)
-        out = folder / ("default" if kept else name) / r2ec.METHOD_OF_STAGE[stage]
+        out = folder / ("default" if kept else name) / r2ec.method_of(stage, config)
         if not kept:
             say(f"{name}: {stage}")
             r2ec.train_stage(stage, dataset, config, out=out, seed=seed, start=before)
@@ -279,7 +292,7 @@ def seconds(folder: Path, method: str) -> float | None:
     """Return the seconds of the stages that a row trained for itself, None for a baseline."""
     own = folder / ("default" if method in r2ec.METHOD_OF_STAGE.values() else method)
     stages = [own / method] if own.name == "default" else sorted(own.glob("*"))
-    if method == "evidence-no-think":
+    if method == "evidence-no-think":  # a stage of R²ec, and no stage of the default
         stages = [folder / method / method]
     finished = [stage for stage in stages if (stage / "manifest.json").exists()]
     return sum(float(read_manifest(stage)["seconds"]) for stage in finished) if finished else None
