@@ -73,6 +73,7 @@ def _train(
     # the library pads every window to the whole length: no more of it than somebody's history has
     longest = max(len(session) for session in prepared.sessions())
     max_events = min(settings["max_events"], longest)
+    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     stop = _Stop(Watch(prepared, settings["check_every"], settings["patience"]))
     model = model_class(
         n_blocks=settings["num_blocks"],
@@ -84,8 +85,9 @@ def _train(
         batch_size=settings["batch_size"],
         # a trainer is copied before it is used; the callback must be the one that is read later
         get_trainer_func=lambda: Trainer(
-            max_epochs=max_epochs, min_epochs=max_epochs, deterministic=True, accelerator="cpu",
-            devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=max_epochs, min_epochs=max_epochs, accelerator=accelerator, devices=1,
+            deterministic="warn" if accelerator == "gpu" else True,
+            logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, callbacks=[stop],
         ),
         **chosen,
@@ -145,14 +147,15 @@ class _Transformer:
                 tokens = np.append(tokens, preparator.extra_token_ids[MASKING_VALUE])
             tokens = tokens[-length:]
             sessions[row, length - len(tokens) :] = tokens
-        batch = {"x": torch.from_numpy(sessions)}
+        device = next(network.parameters()).device
+        batch = {"x": torch.from_numpy(sessions).to(device)}
         if getattr(self.model, "relative_time_attention", False):
-            batch["unix_ts"] = torch.from_numpy(_times(histories, length))
+            batch["unix_ts"] = torch.from_numpy(_times(histories, length)).to(device)
         item_rows = network.item_model.get_all_embeddings()
         states = network.encode_sessions(batch, item_rows)[:, -1, :]  # (B, D)
         scores_B_M = network.similarity_module(states, item_rows)[:, first:]
         scores = np.full((len(histories), self.num_items), -np.inf, np.float32)
-        scores[:, item_of] = scores_B_M.float().numpy()
+        scores[:, item_of] = scores_B_M.float().cpu().numpy()
         return scores
 
 

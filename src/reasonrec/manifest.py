@@ -8,6 +8,7 @@ that continues what an interrupted run left behind says in ``started.json`` what
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
@@ -277,6 +278,9 @@ def _installed_versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+    """Return the commit of this code; ``REASONREC_COMMIT`` says it where a container has no git."""
+    if said := os.environ.get("REASONREC_COMMIT"):
+        return said
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],

@@ -69,6 +69,14 @@ def _asks_for_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
+def device() -> torch.device:
+    """Return where this process computes: its GPU, the CPU where there is none.
+
+    ``CUDA_VISIBLE_DEVICES=`` (empty) hides the GPUs.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def shares_weights() -> bool:
     """Return whether each process is to hold a part of the weights alone (FSDP2)."""
     return num_ranks() > 1 and _asks_for_fsdp()

@@ -440,7 +440,7 @@ def answer_log_probs(
     begin = 0
     for answers in asked:
         row = torch.tensor(sums[begin : begin + len(answers)])
-        found.append(row.log_softmax(-1).numpy())
+        found.append(row.log_softmax(-1).cpu().numpy())
         begin += len(answers)
     return found
 

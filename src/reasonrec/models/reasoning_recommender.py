@@ -710,7 +710,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **_: Any) -> "ReasoningRecommender":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the model that `save_pretrained` wrote.
+        """Return the model that `save_pretrained` wrote, on the GPU of this process if it has one.
 
         Raises:
             CheckpointError: A file is missing or damaged, or another format or prompt version
@@ -748,7 +748,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             raise CheckpointError(f"{folder} must be a folder of a saved model: {error}") from error
         except SafetensorError as error:
             raise CheckpointError(f"{folder} holds damaged weights: {error}") from error
-        return model.eval()
+        return model.to(ranks.device()).eval()
 
     def load_head(self, folder: str | Path) -> None:
         """Read the tensors of the head and the item table from a folder, in place."""

@@ -1,0 +1,351 @@
+"""A backbone of the papers' size on a GPU: SFT, RecPO and ranking, and TRL's GRPO step beside them.
+
+    python benchmarks/large_backbone.py
+    python benchmarks/large_backbone.py --shape toy --sides ours      # does it run? any machine
+
+Writes a Qwen2-shaped model with random weights to a folder (``3b``: the shape of Qwen2.5-3B, 3.1
+billion weights) and opens it as any other backbone: by ``build_model``, in bfloat16. The text of
+every item is encoded by it. Then come one step of SFT, RecPO steps phase by phase, and the ranking
+of users after a thought. Weights are random, so nothing is said of quality. TRL's ``GRPOTrainer``
+does the same token work: prompts, G, tokens drawn, all weights trained; it has no head, no item
+rows and no item term, and reads each prompt G times in training. Every token that could end a
+thought is never drawn, so that thoughts have one length on both sides.
+
+Each side runs in a process of its own. The quickest of ``--repeats`` steps after one to warm up is
+kept. Writes ``benchmarks/baselines/large_backbone.json``.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import App
+from recpo_step import ROOT, Setting, made_up_log
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from reasonrec import ranks
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.models.backbone import build_model
+from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
+from reasonrec.models.recommenders import ThinkingRecommender
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.config import RecpoConfig, SftLossConfig
+from reasonrec.training.examples import WindowDataset, schedule_windows
+from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.recpo import recpo_loss, roll_out
+
+Side = Literal["ours", "trl"]
+app = App(help=__doc__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the backbone and of the work."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    feed_forward_width: int
+    vocab_size: int
+    num_prompts: int
+    group_size: int
+    num_history: int
+    new_tokens: int
+    num_items: int
+    rows_per_pass: int
+    """Of TRL, which accumulates gradients over the passes of a step."""
+
+
+SHAPES = {
+    "3b": Shape(2048, 36, 16, 2, 11008, 151_936, 8, 4, 20, 256, 10_000, 8),
+    "1.5b": Shape(1536, 28, 12, 2, 8960, 151_936, 8, 4, 20, 256, 10_000, 8),
+    "toy": Shape(32, 2, 4, 2, 64, 1000, 2, 2, 4, 8, 40, 2),
+}
+
+
+def save_backbone(folder: Path, shape: Shape, texts: list[str]) -> None:
+    """Write a randomly initialised model of a shape and a byte-level tokenizer to a folder."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(shape.vocab_size, 4000), special_tokens=["<s>", "</s>"],
+        show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    with ranks.device():
+        model = Qwen2ForCausalLM._from_config(
+            Qwen2Config(
+                vocab_size=shape.vocab_size, hidden_size=shape.width,
+                intermediate_size=shape.feed_forward_width, num_hidden_layers=shape.num_layers,
+                num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_key_value_heads,
+                bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,
+                max_position_embeddings=32_768,
+            ),
+            dtype=torch.bfloat16,
+        )  # fmt: skip
+    model.save_pretrained(folder)
+
+
+class Work:
+    """A model of the shape, a log, and the prompts of one step."""
+
+    def __init__(self, shape: Shape, told: dict[str, Any]) -> None:
+        self.shape = shape
+        self.catalogue, self.log = made_up_log(
+            Setting(
+                shape.num_prompts,
+                shape.group_size,
+                shape.num_history,
+                shape.new_tokens,
+                shape.num_items,
+                shape.width,
+                shape.num_layers,
+                shape.feed_forward_width,
+                shape.vocab_size,
+            )  # fmt: skip
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            titles = [f" [{title}]" for title in self.catalogue.titles]
+            save_backbone(Path(folder), shape, ["History: <think>", "<answer>", *titles])
+            with seconds(told, "open_s"):
+                self.model = build_model(
+                    self.catalogue, backbone=folder, seed=0, tiny=TinyConfig(),
+                    head=HeadConfig(dropout=0.0, max_history=shape.num_history, item_rows="text"),
+                    weights=WeightsConfig(dtype="bfloat16"),
+                ).to(ranks.device()).eval()  # fmt: skip
+        graph = InteractionGraph.build(self.log, shape.num_items)
+        self.verbaliser = Verbaliser(
+            self.model.writer, graph, self.catalogue, ThoughtConfig(num_lookups=0)
+        )
+        tokenizer: Any = self.model.tokenizer
+        ends = {t for t in range(len(tokenizer)) if tokenizer.decode([t]).rstrip().endswith(">")}
+        unknown = range(len(tokenizer), shape.vocab_size)
+        never = {*self.model.never_written.tolist(), *ends, tokenizer.eos_token_id, *unknown}
+        self.model.never_written = torch.tensor(sorted(never), device=self.model.device)
+        users = np.arange(shape.num_prompts)
+        self.event = self.log.user_offsets[users + 1] - 1  # the last event of each user
+
+    @property
+    def prompts(self) -> list[str]:
+        histories = self.log.histories_before(self.event)
+        return [
+            self.model.writer.prompt_text(histories.row(b).tolist()) for b in range(len(histories))
+        ]
+
+
+@contextmanager
+def seconds(told: dict[str, Any], name: str) -> Iterator[None]:
+    """Write the seconds of a block, whose work on the GPU is then done, into ``told``."""
+    wait()
+    start = time.perf_counter()
+    yield
+    wait()
+    told[name] = time.perf_counter() - start
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def start_of_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def measure_ours(shape: Shape, repeats: int) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    work = Work(shape, told)
+    model = work.model
+    told["num_weights"] = sum(weight.numel() for weight in model.backbone.parameters())
+    with seconds(told, "encode_items_s"):
+        model.refresh_items()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    windows = schedule_windows(
+        work.log, max_history=shape.num_history, num_epochs=1, batch_size=shape.num_prompts, seed=0
+    )
+    data = WindowDataset(
+        work.log, windows, model.writer, verbaliser=work.verbaliser, num_branches=2
+    )
+    for _ in range(2):  # the first warms up
+        start_of_peak()
+        with seconds(told, "sft_step_s"):
+            batch = data.__getitems__(range(shape.num_prompts))
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            loss, _ = sft_loss(model, batch, SftLossConfig())
+            update(model, optimiser, loss)
+        told["sft_peak_gib"] = peak_gib()
+    config = RecpoConfig(group_size=shape.group_size, max_tokens=shape.new_tokens, temperature=1.0)
+    steps: list[dict[str, Any]] = []
+    for n in range(1 + repeats):
+        step: dict[str, Any] = {}
+        start_of_peak()
+        with seconds(step, "rollout_s"):
+            rollouts = roll_out(
+                model, work.log, work.verbaliser, work.event, config, generator_seed=n
+            )
+        with seconds(step, "forward_s"):
+            outputs = model(rollouts.batch)
+        with seconds(step, "loss_s"):
+            loss, _ = recpo_loss(outputs, rollouts, config)
+        with seconds(step, "backward_s"):
+            loss.backward()
+        with seconds(step, "optimiser_s"):
+            update(model, optimiser)
+        step["step_s"] = sum(step.values())
+        step["peak_gib"] = peak_gib()
+        assert rollouts.batch.is_written is not None
+        written = outputs.token_logp.detach()[rollouts.batch.is_written]
+        sampled = rollouts.sampler_logp_P_G_S[rollouts.batch.is_written]
+        step["logp_gap"] = float((written - sampled).abs().mean())
+        step["drawn_tokens"] = int(rollouts.batch.is_written.sum())
+        step["prompt_tokens"] = int(rollouts.batch.trunk_lengths.sum())
+        step["loss"] = float(loss)
+        steps.append(step)
+    told["recpo"] = min(steps[1:], key=lambda step: step["step_s"])
+    histories = work.log.histories_before(work.event)
+    thinking = ThinkingRecommender(model, work.verbaliser, max_tokens=shape.new_tokens)
+    with seconds(told, "rank_after_thought_s"):
+        scored = thinking.score(histories)
+    assert np.isfinite(scored.scores).all()
+    return told
+
+
+def update(model: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: Any = None) -> None:
+    if loss is not None:
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def measure_trl(shape: Shape, repeats: int) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    told: dict[str, Any] = {}
+    work = Work(shape, told)
+    R = shape.num_prompts * shape.group_size
+    steps: list[dict[str, Any]] = []
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        steps[-1]["drawn_tokens"] = sum(len(ids) for ids in completion_ids)
+        return [float(ids[0] % 7) for ids in completion_ids]
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            start_of_peak()
+            wait()
+            steps.append({"start": time.perf_counter()})
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait()
+            steps[-1]["step_s"] = time.perf_counter() - steps[-1].pop("start")
+            steps[-1]["peak_gib"] = peak_gib()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder, use_cpu=not torch.cuda.is_available(), bf16=False,
+            report_to="none", disable_tqdm=True, gradient_checkpointing=False,
+            num_generations=shape.group_size, per_device_train_batch_size=shape.rows_per_pass,
+            gradient_accumulation_steps=R // shape.rows_per_pass,
+            max_completion_length=shape.new_tokens, temperature=1.0, top_k=0, top_p=1.0, beta=0.0,
+            learning_rate=1e-6, max_steps=1 + repeats, save_strategy="no", logging_strategy="no",
+            shuffle_dataset=False,
+            generation_kwargs={"suppress_tokens": work.model.never_written.tolist()},
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            model=work.model.backbone, reward_funcs=reward, args=config,
+            train_dataset=Dataset.from_list(
+                [{"prompt": text} for text in work.prompts] * (1 + repeats)
+            ),
+            processing_class=work.model.tokenizer, callbacks=[Clock()],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        plain = trainer._generate_single_turn
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with seconds(steps[-1], "rollout_s"):
+                return plain(*args, **kwargs)
+
+        trainer._generate_single_turn = timed
+        trainer.train()
+    told["grpo"] = min(steps[1:], key=lambda step: step["step_s"])
+    return told
+
+
+MEASURES = {"ours": measure_ours, "trl": measure_trl}
+
+
+@app.default
+def main(
+    *,
+    shape: Literal["3b", "1.5b", "toy"] = "3b",
+    sides: list[Side] | None = None,
+    repeats: int = 2,
+    out: Path = ROOT / "benchmarks" / "baselines" / "large_backbone.json",
+    in_this_process: bool = False,
+) -> None:
+    """Measure, print and write.
+
+    Args:
+        shape: Of the backbone and of the work.
+        sides: Both if left out.
+        repeats: Steps of which the quickest counts.
+        out: File to write.
+        in_this_process: Measure here: what one side leaves in memory is then there for the other.
+    """
+    rows: dict[str, Any] = {}
+    for side in sides or list(MEASURES):
+        if in_this_process:
+            rows[side] = MEASURES[side](SHAPES[shape], repeats)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            own = Path(folder) / "row.json"
+            words = ["--shape", shape, "--sides", side, "--repeats", str(repeats)]
+            command = [sys.executable, __file__, *words, "--out", str(own), "--in-this-process"]
+            subprocess.run(command, check=True)
+            rows |= json.loads(own.read_text("utf-8"))["rows"]
+    record = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "dtype": "bfloat16",
+        "shape": {"name": shape} | asdict(SHAPES[shape]),
+        "rows": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not in_this_process:
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    app()
