@@ -122,7 +122,7 @@ class Work:
                 shape.num_layers,
                 shape.feed_forward_width,
                 shape.vocab_size,
-            )  # fmt: skip
+            )
         )
         with tempfile.TemporaryDirectory() as folder:
             titles = [f" [{title}]" for title in self.catalogue.titles]
