@@ -131,7 +131,7 @@ class Work:
                 self.model = build_model(
                     self.catalogue, backbone=folder, seed=0, tiny=TinyConfig(),
                     head=HeadConfig(dropout=0.0, max_history=shape.num_history, item_rows="text"),
-                    weights=WeightsConfig(dtype="bfloat16"),
+                    weights=WeightsConfig(dtype="bfloat16", gradient_checkpointing=True),
                 ).to(ranks.device()).eval()  # fmt: skip
         graph = InteractionGraph.build(self.log, shape.num_items)
         self.verbaliser = Verbaliser(
@@ -272,7 +272,7 @@ def measure_trl(shape: Shape, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder, use_cpu=not torch.cuda.is_available(), bf16=False,
-            report_to="none", disable_tqdm=True, gradient_checkpointing=False,
+            report_to="none", disable_tqdm=True, gradient_checkpointing=True,
             num_generations=shape.group_size, per_device_train_batch_size=shape.rows_per_pass,
             gradient_accumulation_steps=R // shape.rows_per_pass,
             max_completion_length=shape.new_tokens, temperature=1.0, top_k=0, top_p=1.0, beta=0.0,

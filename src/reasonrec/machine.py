@@ -116,12 +116,20 @@ def check_up(folder: Path, *, data_root: Path | None, measure: bool) -> Checkup:
 
 
 def check_packages(distribution: str = "reasonrec") -> list[Package]:
-    """Return every requirement that the installed ``distribution`` declares, core first."""
+    """Return every requirement that the installed ``distribution`` declares, core first.
+
+    A source tree that was never installed declares none.
+    """
     from packaging.requirements import Requirement
 
+    try:
+        declared = [Requirement(words) for words in requires(distribution) or []]
+        extras = ["", *(metadata(distribution).get_all("Provides-Extra") or [])]
+    except PackageNotFoundError:
+        return []
     found = []
-    for wanted in map(Requirement, requires(distribution) or []):
-        for extra in ["", *(metadata(distribution).get_all("Provides-Extra") or [])]:
+    for wanted in declared:
+        for extra in extras:
             if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
                 continue  # of another extra, another system or another Python
             try:

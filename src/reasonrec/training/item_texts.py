@@ -53,7 +53,7 @@ class ContinuedHistories(TorchDataset):
         weight = (place > first[:, None]) & (place < ends[:, None])
         return {
             "token_ids": torch.from_numpy(ids),
-            "position_ids": torch.from_numpy(place).expand(ids.shape),
+            "position_ids": torch.from_numpy(place).repeat(len(ids), 1),
             "weight": torch.from_numpy(weight).float(),
         }
 

@@ -65,7 +65,9 @@ def test_adapters_head_and_item_table_move_and_nothing_else(folder, tmp_path, dt
     start = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).state_dict()
     taught, rewarded = train(DATASET, config_of(folder, dtype=dtype), out=tmp_path, seed=0)
     models = [build(folder, dtype=dtype)]
-    models += [ReasoningRecommender.from_pretrained(path / "model") for path in (taught, rewarded)]
+    models += [
+        ReasoningRecommender.from_pretrained(path / "model").cpu() for path in (taught, rewarded)
+    ]
     for earlier, later in pairwise(models):
         moved = set()
         for name, weight in later.named_parameters():
@@ -90,7 +92,7 @@ def test_only_the_adapter_is_saved_beside_the_head_and_both_come_back(folder, tm
     about = json.loads((tmp_path / "backbone/adapter_config.json").read_text())
     assert (about["r"], about["lora_alpha"]) == (4, 8)
     assert about["base_model_name_or_path"] == str(folder.resolve())
-    loaded = ReasoningRecommender.from_pretrained(tmp_path)
+    loaded = ReasoningRecommender.from_pretrained(tmp_path).cpu()
     prompts = torch.arange(24).reshape(2, 12) + 5
     with torch.no_grad():
         expected, found = (

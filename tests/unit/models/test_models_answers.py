@@ -198,7 +198,7 @@ def test_new_words_leave_titles_and_known_pieces_as_they_were(tmp_path):
     assert len(new.writer.encode(" chains close")) < len(old.writer.encode(" chains close"))
     assert new.writer.title_token_ids is not None
     new.save_pretrained(tmp_path)
-    loaded = AnsweringModel.from_pretrained(tmp_path)
+    loaded = AnsweringModel.from_pretrained(tmp_path).cpu()
     assert isinstance(loaded, AnsweringModel)
     batch = TextBatch(torch.tensor([[5, 9, 11]]), torch.arange(3)[None], torch.ones(1, 3))
     torch.testing.assert_close(loaded(batch)[0], new.eval()(batch)[0])

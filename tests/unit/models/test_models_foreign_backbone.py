@@ -59,7 +59,7 @@ def test_it_ranks_without_a_thought_and_comes_back_from_disk(folder, tmp_path, k
     assert scores.shape == (3, N)
     assert len(np.unique(scores[0])) == N
     model.save_pretrained(tmp_path)
-    loaded = ReasoningRecommender.from_pretrained(tmp_path)
+    loaded = ReasoningRecommender.from_pretrained(tmp_path).cpu()
     assert np.array_equal(NoThinkRecommender(loaded).score(HISTORIES).scores, scores)
     assert loaded.writer.titles == model.writer.titles
 

@@ -32,7 +32,8 @@ def folders(tmp_path_factory):
     ]  # fmt: skip
     log = together / "log.txt"
     with log.open("w") as file, subprocess.Popen(
-        command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, stdout=file, stderr=file,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     ) as started:  # fmt: skip
         two_ranks.run(alone)
         assert started.wait(timeout=480) == 0, log.read_text()[-3000:]
