@@ -32,7 +32,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -274,6 +274,14 @@ def full_scores(scorer: Scorer, prepared: Prepared, histories: Histories) -> np.
     return scores
 
 
+def _version(library: str) -> str | None:
+    """Return what is installed of a library; a peer needs none but its own."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
 def answer(
     job: Mapping[str, Any],
     train: Callable[[Prepared, Mapping[str, Any], int], Scorer],
@@ -316,7 +324,7 @@ def answer(
     content = {
         "job": dict(job),
         "library": f"{library} {version(library)}",
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: found for name in VERSIONS if (found := _version(name))},
         "epochs": scorer.epochs,
         "fit_seconds": round(fit_seconds, 3),
         "answer_seconds": round(answer_seconds, 3),
