@@ -63,17 +63,21 @@ MAIN = {
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
 }
 """Configurations that every seed of every set trains."""
-LONGER = {"sft": {"num_epochs": 8, "optimiser": {"num_validations": 8}}}
+ON_CANDIDATES = {"reading": "candidate-closed"}
 ABLATIONS = {
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
-    "history-closed": {"traces": {"evidence": {"reading": "history-closed"}}},
+    "candidate-closed": {"traces": {"evidence": ON_CANDIDATES}},
+    "candidate-closed-no-support": {
+        "traces": {"evidence": ON_CANDIDATES | {"show_support": False}}
+    },
     "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
-    "copying": {"copies": True},
-    "longer": LONGER,
-    "copying-longer": {"copies": True, **LONGER},
     "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
-    "chains-counted": {"traces": {"evidence": {"support": "count"}}},
-    "no-support": {"traces": {"evidence": {"show_support": False}}},
+    "copying": {"copies": True},
+    "longer": {"sft": {"num_epochs": 8, "optimiser": {"num_validations": 8}}},
+    "any-event": {
+        "traces": {"events": "any", "num_questions": 6400},
+        "sft": {"optimiser": {"num_validations": 8}},
+    },
     "no-likeness": {"traces": {"evidence": {"show_likeness": False}}},
     "free-only": {"traces": {"progressive": {"runs": "free"}}},
     "guided-only": {"traces": {"progressive": {"runs": "guided"}}},
@@ -87,6 +91,18 @@ ABLATIONS = {
         "max_tokens": 300,
     },
     "rl-only": {"stages": ["r2rec-rl"]},
+    "rl-longer": {
+        "stages": ["r2rec-sft", "r2rec-rl"],
+        "rl": {"num_prompts": 1600, "optimiser": {"num_validations": 5}},
+    },
+    "rl-longer-held": {
+        "stages": ["r2rec-sft", "r2rec-rl"],
+        "rl": {
+            "num_prompts": 1600,
+            "optimiser": {"num_validations": 5},
+            "grpo": {"kl_weight": 0.1},
+        },
+    },
     "rated": {"task": "rated"},
 }
 """One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
@@ -179,7 +195,7 @@ def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Pa
     changes = SFT | ABLATIONS[ablation]
     start = first_stage("no-think", dataset, out, name, seed, thinkers)
     train(dataset, changes, out / ablation, start, seed)
-    [stage] = changes["stages"]
+    stage = changes["stages"][-1]  # pyright: ignore[reportArgumentType, reportIndexIssue]
     contestant = opened(out / ablation / str(stage), dataset, seed, name=ablation, blend=False)
     measured([contestant], dataset, out / "ablations" / ablation, seed)
 

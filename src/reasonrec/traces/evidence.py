@@ -390,14 +390,14 @@ class QuestionBuilder:
             return None, None
         settings = {
             "seed": seed,
-            "reading": self.config.reading,
+            "reading": self.config.reading_of(task),
             "num_chains": self.config.num_chains,
             "max_history": self.config.max_history,
             "overlap_weight": self.config.overlap_weight,
             "degree_weight": self.config.degree_weight,
         }
         support = None
-        if self.config.reading == "history-closed":
+        if settings["reading"] == "history-closed":
             chains = sample_chains(self.graph, histories, None, **settings)
         elif task == "rated":
             chains = sample_chains(self.graph, histories, candidates[:, 0], **settings)
