@@ -325,24 +325,27 @@ def main(
     for side in sides or list(MEASURES):
         if in_this_process:
             rows[side] = MEASURES[side](SHAPES[shape], repeats)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            own = Path(folder) / "row.json"
-            words = ["--shape", shape, "--sides", side, "--repeats", str(repeats)]
-            command = [sys.executable, __file__, *words, "--out", str(own), "--in-this-process"]
-            subprocess.run(command, check=True)
-            rows |= json.loads(own.read_text("utf-8"))["rows"]
-    record = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "dtype": "bfloat16",
-        "shape": {"name": shape} | asdict(SHAPES[shape]),
-        "rows": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if not in_this_process:
-        print(json.dumps(rows, indent=1))
+        else:
+            rows |= in_its_own_process(side, shape, repeats)
+            print(json.dumps({side: rows[side]}, indent=1), flush=True)
+        record = {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "torch": torch.__version__,
+            "dtype": "bfloat16",
+            "shape": {"name": shape} | asdict(SHAPES[shape]),
+            "rows": rows,
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def in_its_own_process(side: Side, shape: str, repeats: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "row.json"
+        words = ["--shape", shape, "--sides", side, "--repeats", str(repeats)]
+        command = [sys.executable, __file__, *words, "--out", str(own), "--in-this-process"]
+        subprocess.run(command, check=True)
+        return json.loads(own.read_text("utf-8"))["rows"]
 
 
 if __name__ == "__main__":
