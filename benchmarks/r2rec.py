@@ -354,9 +354,9 @@ first place is no hit. ± is the standard deviation over seeds; tests are paired
 | `no-think` | the backbone before R2Rec, without a thought: what R2Rec starts from |
 | `untuned` | the same weights, asked the questions of R2Rec in words |
 | `direct-sft` | SFT on answers without thoughts; chains stand in the prompt |
-| `candidate-closed-sft` | as `r2rec-sft`, along chains that lead to candidates, whose support is shown |
+| `candidate-closed-sft` | as `r2rec-sft`, with chains that lead to candidates, support shown |
 | `no-chains-sft` | SFT on thoughts from history and likeness of words alone |
-| `r2rec-sft`, `r2rec-rl` | thoughts along chains that close on the history: SFT, then GRPO; ranked by the answer alone |
+| `r2rec-sft`, `r2rec-rl` | thoughts along chains of the history: SFT, then GRPO; answer alone |
 | `.../blend` | the answer weighed with no-think, chains, popularity and words |
 | `{evidence}` | the same blend without the model's answer: what thinking has to add to |
 | `think-recpo` | R²ec after RecPO: scores every item after a thought, and is asked about these |
@@ -418,7 +418,8 @@ def set_section(name: str, folder: Path) -> tuple[str, dict[str, float]]:
             (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
             ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
             ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
-            ("r2rec-sft", "candidate-closed-sft"), ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
+            ("r2rec-sft", "candidate-closed-sft"), ("candidate-closed-sft", "direct-sft"),
+            ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
             (f"{BLENDED}/no-chains", BLENDED),
             (JOINED, best), (JOINED, "think-recpo"), (JOINED, "joined/no-answers"),
             ("joined-sft", best),
