@@ -184,7 +184,9 @@ def train_stage(
     told: dict[str, Any] = {}
     if stage == "r2rec-sft":
         data = PackedTexts(
-            texts_of(model, read_traces(traces, kept=True), think=config.think),
+            texts_of(
+                model, read_traces(traces, kept=True), think=config.think, recites=config.recites
+            ),
             num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
             batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,
             pad_id=model.writer.pad_id, seed=seed,
@@ -202,7 +204,8 @@ def train_stage(
         )  # fmt: skip
         starting = StartingPoint(model) if config.rl.grpo.kl_weight else None
         loss = Grpo(
-            config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine
+            config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine,
+            recites=config.recites,
         )  # fmt: skip
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
@@ -454,6 +457,7 @@ def _ranker(
         task=config.task,
         name=method,
         thinks=config.think,
+        recites=config.recites,
         max_tokens=config.max_tokens,
         num_candidates=config.ranking.num_candidates,
         num_orders=config.ranking.num_orders,
@@ -555,7 +559,7 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
         mode="json", exclude={"traces": {"limits": True, "teacher": True}}
     )
     kept = ["method", "task", "think", "traces", "vocab_size", "copies", "dropout", "max_tokens"]
-    kept.append("ranking")
+    kept += ["recites", "ranking"]
     if stage != "untuned":
         kept += [
             "blend",

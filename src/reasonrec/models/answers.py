@@ -21,6 +21,10 @@ from reasonrec.models.tiny.tokenizer import train_tokenizer
 from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import student_answer, student_prompt
 from reasonrec.traces.prompts import ANSWER, THINK
+from reasonrec.traces.recital import Recital, recitals_of, recited
+
+Recitals = Sequence[tuple[list[int], list[int]]]
+"""Of one prompt: the tokens of each cue, and of what is recited behind it."""
 
 
 @dataclass
@@ -49,7 +53,8 @@ class Written:
     answer_at: Tensor
     """(R,), where the answer starts: tokens up to the end of the marker."""
     is_written: Tensor
-    """(R, S), True for tokens that were drawn; a marker that had to be forced is False."""
+    """(R, S), True for tokens that were drawn; what was recited, and a marker that had to be
+    forced, is False."""
     token_logp: Tensor
     """(R, S), float32 log-probability of each drawn token at temperature 1; 0 elsewhere."""
     marker_logp: Tensor
@@ -131,11 +136,26 @@ class AnsweringModel(ReasoningRecommender):
         start = [] if bos is None else [bos]
         return [*start, *self.writer.encode(prompt), *self.writer.encode(THINK)]
 
-    def reply_tokens(self, thought: str, answer: str) -> tuple[list[int], int]:
-        """Return the tokens of thought, marker, answer and end, and where the answer starts."""
-        tokens = [*self.writer.encode(f" {thought}" if thought else "")]
+    def reply_tokens(
+        self, thought: str, answer: str, recitals: Sequence[Recital] = ()
+    ) -> tuple[list[int], int, list[bool]]:
+        """Return the tokens of thought, marker, answer and end, where the answer starts, and which
+        tokens are recited."""
+        tokens: list[int] = []
+        is_recited: list[bool] = []
+        for words, told in recited(thought, recitals):
+            more = self.writer.encode(words)
+            tokens += more
+            is_recited += [told] * len(more)
         tokens += self.writer.encode(ANSWER)
-        return [*tokens, *self.writer.encode(answer), self.end_token], len(tokens)
+        at = len(tokens)
+        tokens += [*self.writer.encode(answer), self.end_token]
+        return tokens, at, is_recited + [False] * (len(tokens) - len(is_recited))
+
+    def recital_tokens(self, question: Question) -> list[tuple[list[int], list[int]]]:
+        """Return the tokens of each cue of a question, and of what follows it."""
+        encode = self.writer.encode
+        return [(encode(one.cue), encode(one.words)) for one in recitals_of(question)]
 
     def answer_tokens(self, question: Question) -> list[list[int]]:
         """Return the tokens of everything that can be answered, in the order of `answers`."""
@@ -229,6 +249,7 @@ def write(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     max_answer_tokens: int = 0,
+    recitals: Sequence[Recitals] | None = None,
 ) -> Written:
     """Return ``group_size`` thoughts for every prompt, and answers where they are asked for.
 
@@ -239,6 +260,8 @@ def write(
         temperature: Divides the logits; 0 takes the likeliest token.
         generator: Source of randomness; needed unless ``temperature`` is 0.
         max_answer_tokens: Most tokens drawn behind the marker, the end among them. 0: none.
+        recitals: Of each prompt, what follows each cue, once; of `AnsweringModel.recital_tokens`.
+            Counts among ``max_tokens``; what would go beyond them ends the thought. None: nothing.
     """
     if temperature > 0 and generator is None:
         raise ValueError("sampling with a temperature above 0 needs a generator")
@@ -272,20 +295,29 @@ def write(
     forced = torch.zeros(R, dtype=torch.long, device=device)  # marker tokens forced so far, plus 1
     is_token = torch.zeros((R, T + S), dtype=torch.long, device=device)
     is_token[:, :T] = torch.arange(T, device=device) < lengths[:, None]
+    reciter = None
+    if recitals is not None and max_tokens:
+        reciter = _Reciter([r for one in recitals for r in [one] * G], max_tokens)
     for step in range(S):
         drawn, logp = _draw(reader.next_logp(states), temperature, generator)
         is_thinking = result.answer_at[rows] == 0
         gives_up = (drawn == model.end_token) | (step >= max_tokens)
+        recites, told = torch.zeros_like(is_thinking), drawn
+        if reciter is not None:
+            told, no_room = (x.to(device) for x in reciter.next(rows.tolist(), step))
+            recites = told >= 0
+            gives_up = (gives_up & ~recites) | no_room
         starts = is_thinking & (forced[rows] == 0) & gives_up
         # half a marker that was drawn is finished rather than begun anew
         forced[rows[starts]] = 1
         forces = is_thinking & (forced[rows] > 0)
         tokens = torch.where(forces, marker[(forced[rows] - 1).clamp(0, L - 1)], drawn)
+        tokens = torch.where(recites, told, tokens)
         forced[rows[forces]] += 1
         result.is_truncated[rows[starts]] = True
         result.token_ids[rows, step] = tokens
-        result.is_written[rows, step] = ~forces
-        result.token_logp[rows, step] = torch.where(forces, 0.0, logp)
+        result.is_written[rows, step] = ~(forces | recites)
+        result.token_logp[rows, step] = torch.where(forces | recites, 0.0, logp)
         is_token[rows, T + step] = 1
         out = model.run_backbone(
             model.embed(tokens[:, None]),
@@ -296,6 +328,8 @@ def write(
         )
         states = out.last_hidden_state[:, 0]
         reader.read(tokens, states)
+        if reciter is not None:
+            reciter.hear(rows.tolist(), tokens.tolist())
         if step + 1 >= L:
             ends = (result.token_ids[rows, step + 1 - L : step + 1] == marker).all(-1) & is_thinking
             result.answer_at[rows[ends]] = step + 1
@@ -317,6 +351,50 @@ def write(
     result.is_written = result.is_written[:, :length]
     result.token_logp = result.token_logp[:, :length]
     return result
+
+
+class _Reciter:
+    """Says what each row is to recite next, and listens for cues."""
+
+    def __init__(self, recitals: Sequence[Recitals], max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.left = [list(one) for one in recitals]
+        self.said: list[list[int]] = [[] for _ in recitals]
+        self.queue: list[list[int]] = [[] for _ in recitals]
+        for row in range(len(recitals)):
+            self._cue(row)
+
+    def next(self, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
+        """Return the token that each row recites now (-1 for none), and whether what it is to
+        recite has no room."""
+        told, no_room = torch.full((len(rows),), -1), torch.zeros(len(rows), dtype=torch.bool)
+        for place, row in enumerate(rows):
+            queue = self.queue[row]
+            if not queue:
+                continue
+            if step + len(queue) > self.max_tokens:
+                no_room[place] = True
+                queue.clear()
+                self.left[row].clear()
+            else:
+                told[place] = queue.pop(0)
+        return told, no_room
+
+    def hear(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Take in a token of each row."""
+        for row, token in zip(rows, tokens, strict=True):
+            if self.left[row]:
+                self.said[row].append(token)
+                if not self.queue[row]:
+                    self._cue(row)
+
+    def _cue(self, row: int) -> None:
+        said = self.said[row]
+        for n, (cue, words) in enumerate(self.left[row]):
+            if said[len(said) - len(cue) :] == cue and (cue or not said):
+                self.queue[row] = list(words)
+                del self.left[row][n]
+                return
 
 
 @dataclass

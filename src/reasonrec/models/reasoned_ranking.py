@@ -73,6 +73,8 @@ class ReasonedRanker:
     task: Task = "likes"
     name: str = "r2rec-sft"
     thinks: bool = True
+    recites: bool = False
+    """Whether what stands on a chain is put behind its cue (`traces.recital`)."""
     max_tokens: int = 256
     num_candidates: int = 20
     """Length of the short list of the first stage."""
@@ -222,8 +224,10 @@ class ReasonedRanker:
         for start in range(0, len(questions), self.batch_size):
             part = questions[start : start + self.batch_size]
             prompts = prompts_of(self.model, part)
+            recitals = [self.model.recital_tokens(one) for one in part] if self.recites else None
             written = write(
                 self.model, prompts, max_tokens=self.max_tokens if self.thinks else 0,
+                recitals=recitals,
             )  # fmt: skip
             new = [
                 written.token_ids[r, :length].tolist()

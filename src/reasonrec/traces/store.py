@@ -11,6 +11,7 @@ or guided), ``first_answer``, ``num_free_misses``, ``cure``, ``kept``, ``reason`
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from reasonrec.traces.interaction_of_thought import (
 )
 from reasonrec.traces.progressive import Draft
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
+from reasonrec.traces.recital import recitals_of
 
 TRACES, STATISTICS = "traces.parquet", "statistics.json"
 _CHAIN = pl.Struct(
@@ -41,6 +43,7 @@ SCHEMA = {
     "key": pl.Int64, "task": pl.String, "user_id": pl.String, "candidates": pl.List(pl.String),
     "label": pl.String, "prompt": pl.String, "thought": pl.String, "answer": pl.String,
     "steps": pl.List(pl.List(pl.String)), "together": pl.String, "chains": pl.List(_CHAIN),
+    "recitals": pl.List(pl.Struct({"cue": pl.String, "words": pl.String})),
     "run": pl.String, "first_answer": pl.String, "num_free_misses": pl.Int32, "cure": pl.String,
     "kept": pl.Boolean, "reason": pl.String, "reply_problems": pl.List(pl.String),
     "has_hostile_item": pl.Boolean, "teacher": pl.String, "masking": pl.String,
@@ -79,6 +82,7 @@ def table_of(
                 "steps": [list(chain.parts) for chain in thought.chains] if thought else [],
                 "together": thought.together if thought else None,
                 "chains": [_chain(dataset, chain) for chain in question.chains],
+                "recitals": [asdict(one) for one in recitals_of(question)],
                 "run": draft.run,
                 "first_answer": draft.first_answer,
                 "num_free_misses": draft.num_free_misses,

@@ -17,6 +17,7 @@ from reasonrec import ranks
 from reasonrec.errors import TraceError
 from reasonrec.models.answers import AnsweringModel, TextBatch
 from reasonrec.rng import stream
+from reasonrec.traces.recital import Recital
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class ReasonedText:
     """Tokens that are only read."""
     answer_at: int
     """Where the answer starts."""
+    is_recited: np.ndarray
+    """(T,), bool: tokens of the thought that are not to be learned."""
 
 
-def texts_of(model: AnsweringModel, traces: pl.DataFrame, *, think: bool) -> list[ReasonedText]:
+def texts_of(
+    model: AnsweringModel, traces: pl.DataFrame, *, think: bool, recites: bool = False
+) -> list[ReasonedText]:
     """Return the texts of kept traces.
 
     Args:
         think: False leaves the thoughts out: the answer follows the question.
+        recites: Whether what stands on a chain is put behind its cue, and not learned.
 
     Raises:
         TraceError: There is none.
@@ -43,8 +49,18 @@ def texts_of(model: AnsweringModel, traces: pl.DataFrame, *, think: bool) -> lis
     texts = []
     for row in traces.filter("kept").iter_rows(named=True):
         prompt = model.prompt_tokens(row["prompt"])
-        reply, at = model.reply_tokens(row["thought"] if think else "", row["answer"])
-        texts.append(ReasonedText(np.array([*prompt, *reply]), len(prompt), len(prompt) + at))
+        told = [Recital(**one) for one in row["recitals"]] if recites and think else []
+        reply, at, is_recited = model.reply_tokens(
+            row["thought"] if think else "", row["answer"], told
+        )
+        texts.append(
+            ReasonedText(
+                np.array([*prompt, *reply]),
+                num_prompt=len(prompt),
+                answer_at=len(prompt) + at,
+                is_recited=np.array([False] * len(prompt) + is_recited),
+            )
+        )
     if not texts:
         raise TraceError(
             "supervised fine-tuning needs at least one kept trace; got none. "
@@ -106,6 +122,7 @@ class PackedTexts(TorchDataset):
                 ids[r, begin:end] = text.token_ids
                 position[r, begin:end] = np.arange(end - begin)
                 weight[r, begin + text.num_prompt : end] = 1.0
+                weight[r, begin:end][text.is_recited] = 0.0
                 weight[r, begin + text.answer_at : end] = self.answer_weight
                 begin = end
             # padding continues the last text, which does not see it: rows of one text need no mask

@@ -22,6 +22,7 @@ from reasonrec.models.copying import TitleCopier
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.traces.prompts import ANSWER, THINK
+from reasonrec.traces.recital import Recital
 from reasonrec.training.reasoned import PackedTexts, ReasonedText, reasoned_loss
 
 
@@ -66,7 +67,10 @@ def test_one_pass_says_what_follows_each_text():
 def test_packed_texts_have_the_loss_of_each_alone():
     model = answering()
     rng = np.random.default_rng(0)
-    texts = [ReasonedText(rng.integers(10, 200, n), p, n - 2) for n, p in ((9, 3), (14, 6), (7, 2))]
+    texts = [
+        ReasonedText(rng.integers(10, 200, n), p, n - 2, np.zeros(n, bool))
+        for n, p in ((9, 3), (14, 6), (7, 2))
+    ]
     for text in texts:  # titles to copy, within the text and not beyond it
         text.token_ids[[1, -1]] = model.writer.item_tokens(1) + model.writer.item_tokens(2)
     packed = PackedTexts(
@@ -85,18 +89,18 @@ def test_packed_texts_have_the_loss_of_each_alone():
     assert float(loss.detach()) == pytest.approx(-total / weights, rel=1e-5)
 
 
-def test_the_prompt_is_masked_and_the_answer_weighs_more():
-    text = ReasonedText(np.arange(20, 28), 3, 6)
+def test_the_prompt_and_what_is_recited_are_masked_and_the_answer_weighs_more():
+    text = ReasonedText(np.arange(20, 28), 3, 6, np.arange(8) == 4)
     packed = PackedTexts(
         [text], num_epochs=1, tokens_per_row=8, batch_size=1, answer_weight=5.0, pad_id=0, seed=0
     )
-    assert packed[0]["weight"].tolist() == [[0, 0, 0, 1, 1, 1, 5, 5]]
+    assert packed[0]["weight"].tolist() == [[0, 0, 0, 1, 0, 1, 5, 5]]
 
 
 def test_a_trained_prefix_is_the_prompt_that_is_served():
     model = answering()
     prompt = model.prompt_tokens("History: [Tale 1] 4. Question: [Tale 2]")
-    reply, at = model.reply_tokens("So it is [Tale 1].", " 4")
+    reply, at, _ = model.reply_tokens("So it is [Tale 1].", " 4")
     served = [
         model.tokenizer.bos_token_id,
         *model.writer.encode("History: [Tale 1] 4. Question: [Tale 2]"),
@@ -225,3 +229,55 @@ def test_a_turn_that_ends_in_the_middle_of_a_thought_is_answered():
     assert written.token_ids[0].tolist() == model.writer.encode(ANSWER)
     assert written.is_truncated.tolist() == [True]
     assert not written.is_written.any()
+
+
+def test_what_is_recited_follows_its_cue_once_and_is_not_drawn():
+    model = answering()
+    encode = model.writer.encode
+    cue, words, more = encode(" Chain 1:"), encode(" [Tale 3] [Tale 4]"), encode(" so")
+    script = [*cue, *more, *cue, *encode(ANSWER)]
+    prompts = [model.prompt_tokens("History: [Tale 1]")]
+    marker = encode(ANSWER)
+
+    def written(**more_of):
+        spoken = iter(script)
+
+        def scripted(states):
+            logits = torch.full((len(states), len(model.tokenizer)), -30.0)
+            logits[:, next(spoken, marker[0])] = 30.0
+            return logits
+
+        model.token_logits = lambda states: heard(states, scripted)
+        return write(model, prompts, **more_of)
+
+    asked = []
+
+    def heard(states, scripted):
+        asked.append(len(asked))
+        return scripted(states)
+
+    recital = [[(cue, words)]]
+    # the model is asked at every step; where words are recited, what it says is not heard
+    script[len(cue) : len(cue)] = [more[0]] * len(words)
+    script.insert(0, more[0])  # the width of the head is asked for first
+    found = written(max_tokens=60, recitals=recital)
+    length = int(found.lengths[0])
+    expected = [*cue, *words, *more, *cue, *marker]
+    assert found.token_ids[0, :length].tolist() == expected
+    is_written = [True] * len(cue) + [False] * len(words) + [True] * (length - len(cue + words))
+    assert found.is_written[0, :length].tolist() == is_written
+    assert (found.token_logp[0, len(cue) : len(cue) + len(words)] == 0).all()
+    assert not found.is_truncated.any()
+    # where there is no room, the thought ends
+    short = written(max_tokens=len(cue) + 1, recitals=recital)
+    assert short.token_ids[0, : int(short.lengths[0])].tolist() == [*cue, *marker]
+    assert short.is_truncated.all()
+
+
+def test_recited_tokens_are_marked_in_what_is_learned():
+    model = answering()
+    told = [Recital(" Chain 1:", " [Tale 3],")]
+    tokens, at, is_recited = model.reply_tokens("Chain 1: [Tale 3], so.", " [Tale 5]", told)
+    assert model.tokenizer.decode(np.array(tokens)[np.array(is_recited)]) == " [Tale 3],"
+    assert model.tokenizer.decode(tokens[:at]) == f" Chain 1: [Tale 3], so.{ANSWER}"
+    assert len(is_recited) == len(tokens)

@@ -65,7 +65,7 @@ def _whole(view: View, style: Style) -> str:
 
 def _step(view: View, chain: ChainView, stage: Stage, style: Style) -> tuple[str, str | None]:
     if style == "brief":
-        return _brief_step(view, chain, stage)
+        return brief_step(view, chain, stage)
     if stage == "taste":
         return _taste(view, chain), None
     if stage == "agreement":
@@ -75,7 +75,7 @@ def _step(view: View, chain: ChainView, stage: Stage, style: Style) -> tuple[str
     return _closure(view, chain)
 
 
-def _brief_step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
+def brief_step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
     """Return what stands on one hop of a chain, and no more."""
     who, first, second = _who(chain), _name(chain.first), _name(chain.second)
     if stage == "taste":
@@ -212,7 +212,7 @@ def _choose_together(view: View, style: Style) -> tuple[str, str]:
     item = view.candidates[chosen]
     number = str(chosen + 1)
     if style == "brief":
-        return _leaders(view), number
+        return leaders(view), number
     parts = []
     if view.support is not None and view.support[chosen]:
         ways = "% of the chains lead to" if view.support_kind == "steps" else " chains close on"
@@ -232,7 +232,7 @@ def _choose_together(view: View, style: Style) -> tuple[str, str]:
     return f"{_sentence('; '.join(parts))} So [{item.shown}] is the likeliest.", number
 
 
-def _leaders(view: View) -> str:
+def leaders(view: View) -> str:
     """Return which candidates lead, by chains and by words. Names no choice: that is the answer.
 
     A thought that named it would leave nothing open at the answer, where candidates are ranked.

@@ -87,8 +87,10 @@ class Grpo:
         seed: int,
         start: StartingPoint | None = None,
         engine: RolloutEngine | None = None,
+        recites: bool = False,
     ) -> None:
         """Args:
+        recites: Whether thoughts recite what stands on a chain behind its cue (`traces.recital`).
         start: The model that RL starts from; needed where ``config.kl_weight`` is above 0.
         engine: Who writes the rollouts; our own sampler unless told otherwise.
         questions: With pairs (``config.pairwise_weight`` above 0), each question with a label is
@@ -96,7 +98,7 @@ class Grpo:
         rewards: Functions and their weights; their weighted sum is the reward.
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
-        self.start, self.engine = start, engine or Sampler()
+        self.start, self.engine, self.recites = start, engine or Sampler(), recites
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -134,7 +136,7 @@ class Grpo:
         size = 2 if self.config.pairwise_weight else 1
         asked = [self.questions[size * r + side] for r in rows for side in range(size)]
         texts, replies, marks, written = _write(
-            model, self.engine, asked, self.config, generator_seed
+            model, self.engine, asked, self.config, generator_seed, self.recites
         )
         rewards = np.array(
             [sum(w * reward(text) for w, reward in self.rewards) for text in texts]
@@ -188,6 +190,7 @@ def _write(
     asked: Sequence[Question],
     config: GrpoConfig,
     generator_seed: int,
+    recites: bool,
 ) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], Written]:
     """Return rollouts, their tokens with the lengths of prompt and reply, answer places, and what
     the engine wrote."""
@@ -196,6 +199,7 @@ def _write(
         prompts, max_tokens=config.max_tokens, group_size=config.group_size,
         temperature=config.temperature, max_answer_tokens=config.max_answer_tokens,
         seed=generator_seed,
+        recitals=[model.recital_tokens(question) for question in asked] if recites else None,
     )  # fmt: skip
     texts: list[tuple[list[int], int, int]] = []
     marks: list[int] = []

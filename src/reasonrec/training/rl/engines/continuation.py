@@ -21,7 +21,7 @@ import torch
 
 from reasonrec import ranks
 from reasonrec.errors import ConfigError
-from reasonrec.models.answers import AnsweringModel, Written, next_logp, padded
+from reasonrec.models.answers import AnsweringModel, Recitals, Written, next_logp, padded
 from reasonrec.models.generation import LookUp, Part, named_tensors
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Found
@@ -198,8 +198,18 @@ class ContinuationEngine:
         temperature: float,
         max_answer_tokens: int,
         seed: int,
+        recitals: Sequence[Recitals] | None = None,
     ) -> Written:
-        """Return thoughts and answers as `models.answers.write` writes them."""
+        """Return thoughts and answers as `models.answers.write` writes them.
+
+        Raises:
+            ConfigError: Something is to be recited, which a server cannot put into a thought.
+        """
+        if recitals is not None:
+            raise ConfigError(
+                "rollouts that recite (recites = true) are written here, by the engine sampler; "
+                "choose it, or turn recites off"
+            )
         model = self._synced()
         assert isinstance(model, AnsweringModel)
         marker, end = model.writer.encode(ANSWER), model.end_token

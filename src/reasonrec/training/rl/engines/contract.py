@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from reasonrec.models.answers import Written
+from reasonrec.models.answers import Recitals, Written
 from reasonrec.models.generation import LookUp, Part
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.traces.prompts import Prompts
@@ -80,6 +80,7 @@ class RolloutEngine(Protocol):
         temperature: float,
         max_answer_tokens: int,
         seed: int,
+        recitals: Sequence[Recitals] | None = None,
     ) -> Written:
         """Return ``group_size`` thoughts and answers for every prompt (R2Rec); arguments as in
         `models.answers.write`."""

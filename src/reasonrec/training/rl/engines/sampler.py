@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from reasonrec.models.answers import AnsweringModel, Written, write
+from reasonrec.models.answers import AnsweringModel, Recitals, Written, write
 from reasonrec.models.generation import LookUp, Part, think
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.traces.prompts import Prompts
@@ -54,6 +54,7 @@ class Sampler:
         temperature: float,
         max_answer_tokens: int,
         seed: int,
+        recitals: Sequence[Recitals] | None = None,
     ) -> Written:
         """Return thoughts and answers of `models.answers.write`."""
         model = self._synced()
@@ -61,6 +62,7 @@ class Sampler:
         return write(
             model, prompts, max_tokens=max_tokens, group_size=group_size, temperature=temperature,
             generator=_seeded(model, seed), max_answer_tokens=max_answer_tokens,
+            recitals=recitals,
         )  # fmt: skip
 
     def close(self) -> None:
