@@ -66,6 +66,11 @@ MAIN = {
 }
 """Configurations that every seed of every set trains."""
 ABLATIONS = {
+    "no-recital": {"recites": "never"},
+    "no-recital-candidates": {
+        "recites": "never",
+        "traces": {"evidence": ON_CANDIDATES},
+    },
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "candidate-closed-no-support": {
         "traces": {"evidence": ON_CANDIDATES | {"show_support": False}}

@@ -185,7 +185,7 @@ def train_stage(
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(
-                model, read_traces(traces, kept=True), think=config.think, recites=config.recites
+                model, read_traces(traces, kept=True), think=config.think, recites=_recites(model, config)
             ),
             num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
             batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,
@@ -205,7 +205,7 @@ def train_stage(
         starting = StartingPoint(model) if config.rl.grpo.kl_weight else None
         loss = Grpo(
             config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine,
-            recites=config.recites,
+            recites=_recites(model, config),
         )  # fmt: skip
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
@@ -457,7 +457,7 @@ def _ranker(
         task=config.task,
         name=method,
         thinks=config.think,
-        recites=config.recites,
+        recites=_recites(model, config),
         max_tokens=config.max_tokens,
         num_candidates=config.ranking.num_candidates,
         num_orders=config.ranking.num_orders,
@@ -551,6 +551,11 @@ def _measured_order(
 
 def _kind(config: R2recConfig) -> type[AnsweringModel]:
     return CopyingModel if config.copies else AnsweringModel
+
+
+def _recites(model: AnsweringModel, config: R2recConfig) -> bool:
+    has_title_tokens = model.writer.title_token_ids is not None
+    return config.recites == "always" or (config.recites == "tiny" and has_title_tokens)
 
 
 def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:

@@ -108,10 +108,12 @@ class R2recConfig(Config):
     copies: bool = False
     """Whether the tiny backbone may copy titles from what it read (ours). It then names its
     evidence sooner than it learns to write sentences; others need no help."""
-    recites: bool = False
-    """Whether what stands on a chain follows by itself, without loss, where the thought names the
-    chain, as look-ups do in R²ec (ours). What the thought says of its evidence is then true; the
-    model says which chains, whether people agree on them, and when it has thought enough."""
+    recites: Literal["never", "tiny", "always"] = "tiny"
+    """Whose thoughts recite: what stands on a chain follows by itself, without loss, where the
+    thought names the chain, as look-ups do in R²ec (ours). What a thought says of its evidence is
+    then true; the model says which chains, whether people agree on them, and when it has thought
+    enough. tiny: those of a backbone with title tokens; others can copy, and a server that writes
+    rollouts cannot recite."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of input-embedding entries dropped in SFT."""
     max_tokens: PositiveInt = 140

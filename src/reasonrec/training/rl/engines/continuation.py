@@ -207,8 +207,8 @@ class ContinuationEngine:
         """
         if recitals is not None:
             raise ConfigError(
-                "rollouts that recite (recites = true) are written here, by the engine sampler; "
-                "choose it, or turn recites off"
+                "rollouts that recite are written by the engine sampler; choose it, or set "
+                'recites = "never"'
             )
         model = self._synced()
         assert isinstance(model, AnsweringModel)
