@@ -185,7 +185,8 @@ def train_stage(
     if stage == "r2rec-sft":
         data = PackedTexts(
             texts_of(
-                model, read_traces(traces, kept=True), think=config.think, recites=_recites(model, config)
+                model, read_traces(traces, kept=True), think=config.think,
+                recites=_recites(model, config),
             ),
             num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
             batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,

@@ -9,6 +9,7 @@ from tests.toy_models import toy_model
 from tests.toy_traces import hand_question
 
 from reasonrec.models.answers import with_words_of
+from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.grpo import Grpo
 from reasonrec.training.rl.recpo import StartingPoint
@@ -175,3 +176,20 @@ def test_pairs_need_no_label_on_the_untouched_side():
     # taken and untouched are one question here, so each is right as often as wrong: 1/2 on average
     assert logged["rl/reward_mean"] == pytest.approx(0.5, abs=0.26)
     assert torch.isfinite(loss)
+
+
+def test_what_was_recited_is_read_and_not_learned():
+    model, questions = answering(task="likes")
+    config = SMALL.model_copy(update={"max_tokens": 160, "answer_weight": 0.0})
+    grpo = Grpo(config, questions, [(1.0, well_formed)], seed=0, recites=True)
+    step(grpo, model)
+    rollouts = grpo._rollouts
+    assert rollouts is not None
+    [(cue, words), *_] = model.recital_tokens(questions[0])
+    assert cue == []  # one chain: its facts stand at the beginning
+    prompt = len(model.prompt_tokens(student_prompt(questions[0])))
+    for row in range(3):
+        told = rollouts.batch.token_ids[row, prompt : prompt + len(words)]
+        assert told.tolist() == words
+        assert not rollouts.batch.weight[row, : prompt + len(words)].any()
+        assert rollouts.batch.weight[row, prompt + len(words)] == 1
