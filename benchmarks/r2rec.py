@@ -57,20 +57,17 @@ HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", 
 ALL = {"ranking": {"num_orders_measured": 0}}
 """What every configuration below has: the effect of the order is left out, for time."""
 SFT = {"stages": ["r2rec-sft"]}
-ON_CANDIDATES = {"reading": "candidate-closed"}
+ON_HISTORY = {"reading": "history-closed"}
 MAIN = {
     "r2rec": {"blend": True},
     "direct": {"think": False, "stages": ["r2rec-sft"]},
-    "candidate-closed": {"stages": ["r2rec-sft"], "traces": {"evidence": ON_CANDIDATES}},
+    "history-closed": {"stages": ["r2rec-sft"], "traces": {"evidence": ON_HISTORY}},
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
 }
 """Configurations that every seed of every set trains."""
 ABLATIONS = {
     "no-recital": {"recites": "never"},
-    "no-recital-candidates": {
-        "recites": "never",
-        "traces": {"evidence": ON_CANDIDATES},
-    },
+    "no-recital-on-history": {"recites": "never", "traces": {"evidence": ON_HISTORY}},
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
     "candidate-closed-no-support": {
         "traces": {"evidence": ON_CANDIDATES | {"show_support": False}}
@@ -359,9 +356,9 @@ first place is no hit. ± is the standard deviation over seeds; tests are paired
 | `no-think` | the backbone before R2Rec, without a thought: what R2Rec starts from |
 | `untuned` | the same weights, asked the questions of R2Rec in words |
 | `direct-sft` | SFT on answers without thoughts; chains stand in the prompt |
-| `candidate-closed-sft` | as `r2rec-sft`, with chains that lead to candidates, support shown |
+| `history-closed-sft` | as `r2rec-sft`, with chains that close on the history, no support |
 | `no-chains-sft` | SFT on thoughts from history and likeness of words alone |
-| `r2rec-sft`, `r2rec-rl` | thoughts along chains of the history: SFT, then GRPO; answer alone |
+| `r2rec-sft`, `r2rec-rl` | thoughts along chains: SFT, then GRPO; ranked by the answer alone |
 | `.../blend` | the answer weighed with no-think, chains, popularity and words |
 | `{evidence}` | the same blend without the model's answer: what thinking has to add to |
 | `think-recpo` | R²ec after RecPO: scores every item after a thought, and is asked about these |
@@ -423,7 +420,7 @@ def set_section(name: str, folder: Path) -> tuple[str, dict[str, float]]:
             (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
             ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
             ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
-            ("r2rec-sft", "candidate-closed-sft"), ("candidate-closed-sft", "direct-sft"),
+            ("r2rec-sft", "history-closed-sft"), ("history-closed-sft", "direct-sft"),
             ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
             (f"{BLENDED}/no-chains", BLENDED),
             (JOINED, best), (JOINED, "think-recpo"), (JOINED, "joined/no-answers"),
@@ -436,7 +433,7 @@ def set_section(name: str, folder: Path) -> tuple[str, dict[str, float]]:
     if ablations:
         again = [folder / "floor", *(p.parent for p in done), *(p.parent for p in ablations)]
         joined = join_runs(find_runs(again))
-        shown = [*ABLATIONS, "r2rec-sft", "candidate-closed-sft", "no-chains-sft", "direct-sft"]
+        shown = [*ABLATIONS, "r2rec-sft", "history-closed-sft", "no-chains-sft", "direct-sft"]
         lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
         compared = compare(joined, "r2rec-sft", COLUMNS[:1])
         found = [one for one in compared.comparisons if one.method in ABLATIONS]

@@ -390,7 +390,7 @@ class QuestionBuilder:
             return None, None
         settings = {
             "seed": seed,
-            "reading": self.config.reading_of(task),
+            "reading": self.config.reading,
             "num_chains": self.config.num_chains,
             "max_history": self.config.max_history,
             "overlap_weight": self.config.overlap_weight,

@@ -32,10 +32,9 @@ TeacherKind = Literal["verbaliser", "endpoint", "local", "self"]
 class EvidenceConfig(Config):
     """What a question shows: history, chains, candidates. All of it ours."""
 
-    reading: Reading | Literal["by-task"] = "by-task"
-    """What chains close on: candidates, or the user's own history, which says little of them.
-    by-task: likes are asked with chains that close on the history, after which answers are better;
-    rated with those that close on the candidate."""
+    reading: Reading = "candidate-closed"
+    """What chains close on: candidates, or the user's own history, which says little of them and
+    does better where histories are long."""
     num_chains: NonNegativeInt = 3
     """Chains of one question at most (K). 0: thoughts from the history alone, no support shown."""
     chain_ends: ChainEnds = "closed"
@@ -52,7 +51,7 @@ class EvidenceConfig(Config):
     neighbour_facts: bool = True
     """Whether a chain says what its neighbour usually rates, and how many items are shared."""
     show_support: bool = True
-    """Whether likes say how far chains close on each candidate (candidate-closed alone)."""
+    """Whether likes say how far chains close on each candidate (candidate-closed)."""
     support: Support = "steps"
     """What that is. steps: the candidate's share of all chains to candidates, in percent, each
     weighed by how few steps lie between both items at the neighbour and by how new the first one is
@@ -66,12 +65,6 @@ class EvidenceConfig(Config):
     act as an instruction to it; of the catalogue's text, categories remain. Without, only titles
     that read like common English orders are replaced, and other orders pass. Thoughts name titles
     either way."""
-
-    def reading_of(self, task: Task) -> Reading:
-        """Return what the chains of a task close on."""
-        if self.reading != "by-task":
-            return self.reading
-        return "history-closed" if task == "likes" else "candidate-closed"
 
 
 class ProgressiveConfig(Config):

@@ -46,6 +46,11 @@ def texts_of(
     Raises:
         TraceError: There is none.
     """
+    if recites and think and "recitals" not in traces.columns:
+        raise TraceError(
+            "thoughts recite what their traces say of chains, and these traces were written by a "
+            "version that did not; make them anew, or set recites to never"
+        )
     texts = []
     for row in traces.filter("kept").iter_rows(named=True):
         prompt = model.prompt_tokens(row["prompt"])

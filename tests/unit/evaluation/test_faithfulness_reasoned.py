@@ -57,7 +57,7 @@ def untrained(task="likes"):
         toy_model(N), WORDS, vocab_size=300, dropout=0.0, seed=0, kind=CopyingModel
     )
     ranker = ReasonedRanker(
-        model.eval(), builder_of(dataset, reading="candidate-closed", num_chains=2),
+        model.eval(), builder_of(dataset, num_chains=2),
         ChainCount.fit(dataset), dataset.user_ids, task=task, max_tokens=12,
     )  # fmt: skip
     return ranker, dataset

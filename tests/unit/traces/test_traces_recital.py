@@ -23,7 +23,7 @@ def question_of(event=2, candidates=(2, 3), **evidence):
 
 
 def test_facts_of_two_chains_follow_their_cues_and_judgements_are_left_to_the_student():
-    question = question_of(num_chains=2)
+    question = question_of(num_chains=2, reading="history-closed")
     assert [chain.closes_on for chain in question.chains] == ["history", "history"]
     first, second, last = recitals_of(question)
     chain = question.chains[0]
@@ -36,13 +36,13 @@ def test_facts_of_two_chains_follow_their_cues_and_judgements_are_left_to_the_st
 
 
 def test_one_chain_is_recited_at_the_beginning_and_none_not_at_all():
-    [chain, last] = recitals_of(question_of(num_chains=1))
+    [chain, last] = recitals_of(question_of(num_chains=1, reading="history-closed"))
     assert chain.cue == "" and last.cue == " All in all:"
     assert recitals_of(question_of(num_chains=0)) == ()
 
 
 def test_chains_of_candidates_are_recited_whole():
-    question = question_of(event=1, candidates=(2, 1), num_chains=1, reading="candidate-closed")
+    question = question_of(event=1, candidates=(2, 1), num_chains=1)
     [chain] = question.chains
     assert (chain.closes_on, chain.second.title) == ("candidate", "Tale 1")
     assert recitals_of(question)[0].words == (

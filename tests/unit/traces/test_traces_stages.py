@@ -201,7 +201,7 @@ def test_likes_show_the_chains_that_close_on_candidates_and_how_many_could():
     histories = dataclasses.replace(asked_of(dataset, [1]), asked_at=np.array([10_000], np.int64))
     candidates = np.array([[2, 1]], np.int32)
     counted, question = (
-        builder_of(dataset, reading="candidate-closed", num_chains=3, support=kind).build(
+        builder_of(dataset, num_chains=3, support=kind).build(
             histories, candidates, task="likes", keys=np.array([1]), seed=0
         )[0]
         for kind in ("count", "steps")
@@ -254,15 +254,8 @@ def test_without_chains_a_question_shows_neither_chains_nor_support():
     bare = builder_of(dataset, num_chains=0).build(histories, candidates, **settings)[0]
     assert bare.chains == () and bare.support is None and bare.likeness is not None
     assert "Chain" not in student_prompt(bare)
-    shown = builder_of(dataset, reading="candidate-closed", num_chains=2).build(
-        histories, candidates, **settings
-    )[0]
+    shown = builder_of(dataset, num_chains=2).build(histories, candidates, **settings)[0]
     assert shown.support is not None
-    asked = builder_of(dataset, num_chains=2)  # by the task: likes read the history alone
-    [likes] = asked.build(histories, candidates, **settings)
-    assert {chain.closes_on for chain in likes.chains} <= {"history", "nothing"}
-    [rated] = asked.build(histories, candidates[:, :1], **settings | {"task": "rated"})
-    assert "history" not in {chain.closes_on for chain in rated.chains}
 
 
 def test_random_ends_close_nothing_and_name_no_candidate():
