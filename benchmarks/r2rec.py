@@ -69,9 +69,7 @@ ABLATIONS = {
     "no-recital": {"recites": "never"},
     "no-recital-on-history": {"recites": "never", "traces": {"evidence": ON_HISTORY}},
     "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
-    "candidate-closed-no-support": {
-        "traces": {"evidence": ON_CANDIDATES | {"show_support": False}}
-    },
+    "no-support": {"traces": {"evidence": {"show_support": False}}},
     "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
     "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
     "copying": {"copies": True},
