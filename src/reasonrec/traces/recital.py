@@ -31,11 +31,10 @@ def recitals_of(question: Question) -> tuple[Recital, ...]:
     """Return what a thought about a question recites, in the order of a thought."""
     if not question.chains:
         return ()
-    many = len(question.chains) > 1
-    found = [
-        Recital(f" Chain {n}:" if many else "", " " + _facts(question, n))
-        for n in range(1, len(question.chains) + 1)
-    ]
+    told = [" " + _facts(question, n) for n in range(1, len(question.chains) + 1)]
+    start = " Chain 1:" if len(told) > 1 else ""  # a thought has nothing else to begin with
+    found = [Recital("", start + told[0])]
+    found += [Recital(f" Chain {n}:", words) for n, words in enumerate(told[1:], 2)]
     if question.task == "likes":
         view = look_at_all(question, "together")
         found.append(Recital(" All in all:", " " + leaders(view)))

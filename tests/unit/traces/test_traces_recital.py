@@ -28,9 +28,9 @@ def test_facts_of_two_chains_follow_their_cues_and_judgements_are_left_to_the_st
     first, second, last = recitals_of(question)
     chain = question.chains[0]
     item, other = chain.first.title, chain.second.title
-    assert first.cue == " Chain 1:" and second.cue == " Chain 2:" and last.cue == " All in all:"
+    assert first.cue == "" and second.cue == " Chain 2:" and last.cue == " All in all:"
     assert first.words == (
-        f" The user took [{item}]. {chain.neighbour} took it too. "
+        f" Chain 1: The user took [{item}]. {chain.neighbour} took it too. "
         f"{chain.neighbour} went on to [{other}]. The user took [{other}] too,"
     )
 
