@@ -300,7 +300,7 @@ def rated(trained):
     """The untuned model of the shop, asked for ratings: it writes thoughts, if no good ones."""
     ranker = load_recommender(trained["untuned"], shop())
     assert isinstance(ranker, ReasonedRanker)
-    return dataclasses.replace(ranker, task="rated", max_tokens=8)
+    return dataclasses.replace(ranker, task="rated", max_tokens=120)
 
 
 def test_the_expected_rating_is_the_sum_of_ratings_by_probability_after_a_thought(rated):
