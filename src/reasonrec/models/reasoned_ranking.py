@@ -289,8 +289,8 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
     """Return the sentences of a thought that rest on the chains alone, neighbours by their ids.
 
     A sentence that names an item or a person outside the chains, or a rating that nobody gave, is
-    left out: what people read can be checked against the chains beside it. So is one that holds a
-    marker, was said before, or names no item and stands behind one that was left out, whose "it"
+    left out: what people read can be checked against the chains beside it. So is one that never
+    ends, holds a marker, was said before, or names no item and stands behind one that was left out, whose "it"
     nobody could tell.
     """
     items = {item.title for chain in question.chains for item in (chain.first, chain.second)}
@@ -301,6 +301,7 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
         is_known = set(named_titles(sentence)) <= items
         is_known &= set(named_people(sentence)) <= set(people)
         is_whole = sentence.count("[") == sentence.count("]") and not _MARKER.search(sentence)
+        is_whole &= sentence.endswith((".", ";"))
         is_clear = (was_kept or "[" in sentence) and sentence not in kept
         was_kept = is_known and is_whole and is_clear and not wrong_ratings(question, sentence)
         if was_kept:
@@ -308,7 +309,7 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
     return re.sub(
         r"@\w+(?![^\[]*\])",
         lambda found: f"neighbour {user_ids[people[found.group()]]}",
-        " ".join(kept),
+        re.sub(r";$", ".", " ".join(kept)),
     )
 
 

@@ -261,6 +261,13 @@ def test_a_shown_reason_keeps_only_sentences_that_the_chains_bear_out():
     )
     # "it" is nothing that was said; a sentence is said once; a marker is no word
     assert shown_reason(question, loop, ["u0", "u17"]) == "neighbour u17 gave [Comet] 2."
+    cut = "@1 gave [Comet] 2; this is no news. All in all: Chain Chain Chain"
+    assert shown_reason(question, cut, ["u0", "u17"]) == (
+        "neighbour u17 gave [Comet] 2; this is no news."
+    )
+    assert shown_reason(question, "@1 gave [Comet] 2; [Comet] is", ["u0", "u17"]) == (
+        "neighbour u17 gave [Comet] 2."
+    )
     mail = dataclasses.replace(question, candidates=(card(3, "Me @1 you"),))
     assert shown_reason(mail, "It is so.", ["u0"]) == "It is so."
 
