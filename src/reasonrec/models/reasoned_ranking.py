@@ -290,8 +290,8 @@ def shown_reason(question: Question, thought: str, user_ids: Sequence[str]) -> s
 
     A sentence that names an item or a person outside the chains, or a rating that nobody gave, is
     left out: what people read can be checked against the chains beside it. So is one that never
-    ends, holds a marker, was said before, or names no item and stands behind one that was left out, whose "it"
-    nobody could tell.
+    ends, holds a marker, was said before, or names no item and stands behind one that was left
+    out, whose "it" nobody could tell.
     """
     items = {item.title for chain in question.chains for item in (chain.first, chain.second)}
     people = {chain.neighbour: chain.neighbour_index for chain in question.chains}
