@@ -162,6 +162,7 @@ def fit(
         put_together(trainer.trained)
     _load_weights(model, out / "best" / "model.safetensors")
     model.eval()
+    ranks.wait()  # a rank that ends later still looks into the folder of checkpoints
     ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
     return Fitted(score["step"], score[CHOSEN_BY], metrics.seconds)
 
