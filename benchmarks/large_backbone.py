@@ -31,9 +31,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from cyclopts import App
-from recpo_step import ROOT, Setting, made_up_log
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from recpo_step import ROOT, Setting, made_up_log, save_tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from reasonrec import ranks
 from reasonrec.graph.build import InteractionGraph
@@ -79,18 +78,7 @@ SHAPES = {
 
 def save_backbone(folder: Path, shape: Shape, texts: list[str]) -> None:
     """Write a randomly initialised model of a shape and a byte-level tokenizer to a folder."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(shape.vocab_size, 4000), special_tokens=["<s>", "</s>"],
-        show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)  # fmt: skip
+    save_tokenizer(folder, texts, vocab_size=min(shape.vocab_size, 4000))
     torch.manual_seed(0)
     with ranks.device():
         model = Qwen2ForCausalLM._from_config(

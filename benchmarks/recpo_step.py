@@ -115,13 +115,13 @@ def made_up_log(setting: Setting) -> tuple[Catalogue, InteractionLog]:
     return Catalogue(table), log
 
 
-def save_foreign(folder: Path, setting: Setting, texts: list[str]) -> Path:
-    """Write a Qwen2-shaped model with random weights, and a byte-level tokenizer, to a folder."""
+def save_tokenizer(folder: Path, texts: list[str], *, vocab_size: int) -> int:
+    """Write a byte-level tokenizer learned from texts to a folder; return its number of tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=setting.vocab_size, special_tokens=["<s>", "</s>"], show_progress=False,
+        vocab_size=vocab_size, special_tokens=["<s>", "</s>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
@@ -129,9 +129,15 @@ def save_foreign(folder: Path, setting: Setting, texts: list[str]) -> Path:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)  # fmt: skip
+    return tokenizer.get_vocab_size()
+
+
+def save_foreign(folder: Path, setting: Setting, texts: list[str]) -> Path:
+    """Write a Qwen2-shaped model with random weights, and a byte-level tokenizer, to a folder."""
+    num_tokens = save_tokenizer(folder, texts, vocab_size=setting.vocab_size)
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=max(setting.vocab_size, tokenizer.get_vocab_size()),
+        vocab_size=max(setting.vocab_size, num_tokens),
         hidden_size=setting.width, intermediate_size=setting.feed_forward_width,
         num_hidden_layers=setting.num_layers, num_attention_heads=4, num_key_value_heads=2,
         bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,

@@ -43,6 +43,18 @@ def uniform(state):
 
 
 @njit(**_INLINED)
+def _first_from(values, low, high, least):
+    """Return the first place in ``low`` .. ``high`` whose ascending value is at least ``least``."""
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(**_INLINED)
 def _period(g, asked_at):
     """Return the number of the last bound of time that is not after ``asked_at``."""
     low, high = 0, len(g.time_bound)
@@ -286,21 +298,9 @@ def _gap(g, event, history_time, place, last, most):
     if theirs <= own:
         low = event + 1
         high = min(g.user_offsets[g.event_user[event] + 1], low + most)
-        while low < high:
-            middle = (low + high) >> 1
-            if g.event_time[middle] < own:
-                low = middle + 1
-            else:
-                high = middle
-        return low - event - 1
+        return _first_from(g.event_time, low, high, own) - event - 1
     low, high = place + 1, min(last, place + 1 + most)
-    while low < high:
-        middle = (low + high) >> 1
-        if history_time[middle] < theirs:
-            low = middle + 1
-        else:
-            high = middle
-    return low - place - 1
+    return _first_from(history_time, low, high, theirs) - place - 1
 
 
 @njit(nogil=True, cache=True)
@@ -359,12 +359,7 @@ def alike_rows(
             counted_by[other] = -1
             begin = g.user_offsets[other]
             low, high = begin, g.user_offsets[other + 1]
-            while low < high:
-                middle = (low + high) >> 1
-                if g.event_time[middle] < limit:
-                    low = middle + 1
-                else:
-                    high = middle
+            low = _first_from(g.event_time, low, high, limit)
             score = np.float32(likeness[other] / float(low - begin) ** length_power)
             place = num_people
             while place > 0 and (
@@ -527,12 +522,7 @@ def first_event(g, item, user, limit):
     begin, end = g.user_offsets[user], g.user_offsets[user + 1]
     low, high = g.item_offsets[item], g.item_offsets[item + 1]
     stop = high
-    while low < high:
-        middle = (low + high) >> 1
-        if g.taker_event[middle] < begin:
-            low = middle + 1
-        else:
-            high = middle
+    low = _first_from(g.taker_event, low, high, begin)
     if low == stop:
         return -1
     event = g.taker_event[low]
@@ -787,13 +777,7 @@ def _older_end(g, user, limit):
     low, high = g.user_offsets[user], g.user_offsets[user + 1]
     if low < high and g.event_time[high - 1] < limit:
         return high
-    while low < high:
-        middle = (low + high) >> 1
-        if g.event_time[middle] < limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return _first_from(g.event_time, low, high, limit)
 
 
 @njit(**_INLINED)

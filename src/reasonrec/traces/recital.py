@@ -10,7 +10,7 @@ of it is ours; look-ups of R²ec work alike (`traces.verbaliser`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reasonrec.traces.evidence import ChainFacts, Question
+from reasonrec.traces.evidence import ChainFacts, Question, with_titles
 from reasonrec.traces.stages import CHAIN_STAGES, look_at_all
 from reasonrec.traces.teachers.verbaliser import brief_step, leaders
 
@@ -38,7 +38,8 @@ def recitals_of(question: Question) -> tuple[Recital, ...]:
     if question.task == "likes":
         view = look_at_all(question, "together")
         found.append(Recital(" All in all:", " " + leaders(view)))
-    return tuple(found)
+    # the verbaliser speaks as teachers do, with numbers for titles that could give orders
+    return tuple(Recital(one.cue, with_titles(one.words, question.items)) for one in found)
 
 
 def _facts(question: Question, number: int) -> str:

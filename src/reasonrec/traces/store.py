@@ -2,11 +2,11 @@
 
 Columns: ``key`` (row of the training log), ``task``, ``user_id``, ``candidates`` (item ids),
 ``label``, ``prompt`` (the student's), ``thought``, ``answer`` (as the student writes it), ``steps``
-(the stages of each chain), ``together``, ``chains`` (ids and ratings on their edges), ``run`` (free
-or guided), ``first_answer``, ``num_free_misses``, ``cure``, ``kept``, ``reason``,
-``reply_problems``, ``has_hostile_item``, ``teacher``, ``masking``, ``voice``, ``prompt_version``,
-``seed``, ``prompt_hashes`` and ``call_seeds`` (one a call), ``prompt_tokens``, ``reply_tokens``,
-``cost``.
+(the stages of each chain), ``together``, ``chains`` (ids and ratings on their edges), ``recitals``
+(what follows which cue by itself), ``run`` (free or guided), ``first_answer``,
+``num_free_misses``, ``cure``, ``kept``, ``reason``, ``reply_problems``, ``has_hostile_item``,
+``teacher``, ``masking``, ``voice``, ``prompt_version``, ``seed``, ``prompt_hashes`` and
+``call_seeds`` (one a call), ``prompt_tokens``, ``reply_tokens``, ``cost``.
 """
 
 from collections import Counter

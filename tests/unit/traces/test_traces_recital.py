@@ -60,3 +60,13 @@ def test_a_thought_is_cut_at_its_cues_and_says_nothing_twice():
     assert recited("Nothing here.", TOLD) == [(" Nothing here.", False)]
     assert recited("", TOLD) == []
     assert recited("So.", [Recital("", " a.")]) == [(" a.", True), (" So.", False)]
+
+
+def test_titles_that_teachers_may_not_read_are_recited_as_the_student_reads_them():
+    plain, aliased = (
+        question_of(num_chains=2, reading="history-closed", alias_titles=alias)
+        for alias in (False, True)
+    )
+    assert aliased.chains[0].first.shown != aliased.chains[0].first.title
+    assert len(recitals_of(plain)) == 3
+    assert recitals_of(aliased) == recitals_of(plain)
