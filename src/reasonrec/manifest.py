@@ -142,7 +142,7 @@ def write_manifest(
         "outputs": hashes,
         "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
         "versions": {"python": platform.python_version()} | _installed_versions(),
-        "commit": _commit(),
+        "commit": code_commit(),
         "seconds": round(seconds, 3),
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(extra or {}),
@@ -277,7 +277,7 @@ def _installed_versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def code_commit() -> str | None:
     """Return the commit of this code; ``REASONREC_COMMIT`` says it where a container has no git."""
     if said := os.environ.get("REASONREC_COMMIT"):
         return said

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from reasonrec.config import Config
 from reasonrec.machine import check_packages, describe_machine, gpu_names, num_usable_cores
+from reasonrec.manifest import code_commit
 
 
 class Environment(Config):
@@ -56,7 +57,7 @@ def describe_environment() -> Environment:
     return Environment(
         python=machine.python,
         packages=installed,
-        commit=_git("rev-parse", "HEAD"),
+        commit=code_commit(),
         is_dirty=_is_dirty(),
         system=machine.system,
         cpu=machine.cpu,

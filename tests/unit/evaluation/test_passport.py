@@ -28,6 +28,7 @@ from reasonrec.evaluation.passport import (
     write_passport,
 )
 from reasonrec.evaluation.protocol import MetricRow
+from reasonrec.manifest import read_manifest, write_manifest
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 ROW = MetricRow(
@@ -194,3 +195,10 @@ def test_lines_of_toml_read_back_as_the_keys_they_came_from(tmp_path):
     assert read_toml(tmp_path / "x.toml") == {"a": {"b": 1, "c": [0.1, 0.2]}} | {
         key: keys[key] for key in "ef"
     }
+
+
+def test_a_container_without_git_says_its_commit_in_both_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("REASONREC_COMMIT", "abc123")
+    assert describe_environment().commit == "abc123"
+    write_manifest(tmp_path, stage="prepare", inputs={}, config={}, outputs=[], seconds=0.0, seed=0)
+    assert read_manifest(tmp_path)["commit"] == "abc123"
