@@ -44,9 +44,9 @@ PREPARE = {
     "ml-100k": [],
     "office-2018": ["--split", "given"],
     "ml-latest-small": [],
-    "ml-1m": ["--min-rating", "4"],
+    "ml-1m": [],
 }
-"""The sets of the page, and what `reasonrec prepare` is told."""
+"""The sets of the page, and what `reasonrec prepare` is told; of ml-1m it keeps likes unasked."""
 BASELINES = ("popularity", "recent-popularity", "item-knn-bm25", "follow-counter", "ease", "ials")
 BUDGET = 20
 """Settings that are tried for each baseline, by NDCG@10 on validation."""
