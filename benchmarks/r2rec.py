@@ -3,11 +3,13 @@
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --seeds 0 1 2
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --joined --thinkers runs
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
+    python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --transfer
     python benchmarks/r2rec.py runs/r2rec --only-write
 
 The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
 stopped, and writes the page after every row; the second adds R2Rec whose first stage is R²ec; the
-third does the ablations, with one seed. First stages are trained here, or taken from finished runs
+third does the ablations, with one seed; the fourth measures on each set what was trained on the
+others of its rating scale. First stages are trained here, or taken from finished runs
 of `reasonrec demo` in ``--thinkers``, folders `<set>-<seed>` as benchmarks/results.py names them.
 Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample of
 2,000. Settings of baselines and weights of the blend are chosen on validation. Nothing is typed in
@@ -106,6 +108,10 @@ ABLATIONS = {
     "rated": {"task": "rated"},
 }
 """One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
+ONE_SCALE = ("ml-100k", "ml-1m", "office-2018")
+"""Sets that are rated from 1 to 5 in whole stars."""
+TRANSFERRED = {"r2rec-sft": "r2rec", "direct-sft": "direct"}
+"""Rows that are measured on other sets than they were trained on, and their folders."""
 BLENDED = "r2rec-rl/blend"
 JOINED = "joined-sft/blend"
 EVIDENCE = "blend/no-answers"
@@ -119,12 +125,15 @@ def main() -> None:
     parser.add_argument("--joined", action="store_true")
     parser.add_argument("--thinkers", type=Path, help="folder of runs of R²ec, <set>-<seed>")
     parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
+    parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
     if not asked.only_write:
         for name in asked.sets:
             for seed in asked.seeds:
-                if asked.joined:
+                if asked.transfer:
+                    run_transfer(asked.runs, name, seed)
+                elif asked.joined:
                     run_joined(asked.runs / name, name, seed, asked.thinkers)
                 elif asked.ablations is None:
                     run_seed(asked.runs / name, name, seed, asked.thinkers)
@@ -198,6 +207,30 @@ def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Pa
     stage = changes["stages"][-1]  # pyright: ignore[reportArgumentType, reportIndexIssue]
     contestant = opened(out / ablation / str(stage), dataset, seed, name=ablation, blend=False)
     measured([contestant], dataset, out / "ablations" / ablation, seed)
+
+
+def run_transfer(runs: Path, name: str, seed: int) -> None:
+    """Measure on one set what was trained on the others of its scale."""
+    dataset = Dataset.load(runs / name / "data")
+    for trained_on in ONE_SCALE if name in ONE_SCALE else ():
+        trained = runs / trained_on / f"seed-{seed}"
+        if trained_on == name or not (trained / "measured").is_dir():
+            continue
+        rows = [
+            transferred(trained / folder / "r2rec-sft", f"{row} of {trained_on}", dataset, seed)
+            for row, folder in TRANSFERRED.items()
+        ]
+        out = runs / name / f"seed-{seed}" / "transfer" / trained_on
+        measured(rows, dataset, out, seed)
+
+
+def transferred(folder: Path, name: str, dataset: Dataset, seed: int) -> Contestant:
+    """Return a folder trained on another set as a row of its own name."""
+
+    def opening(_: Path) -> Recommender:
+        return replace(r2rec.transferred(folder, dataset), name=name)
+
+    return Contestant(name.replace(" ", "-"), seed, f"{source(folder)} transferred", opening)
 
 
 def first_stage(
@@ -429,21 +462,28 @@ def set_section(name: str, folder: Path) -> tuple[str, dict[str, float]]:
         text += ["", *tests(found, hits)]
     ablations = sorted(folder.glob("seed-*/ablations/*/manifest.json"))
     if ablations:
-        again = [folder / "floor", *(p.parent for p in done), *(p.parent for p in ablations)]
-        joined = join_runs(find_runs(again))
-        shown = [*ABLATIONS, "r2rec-sft", "history-closed-sft", "no-chains-sft", "direct-sft"]
-        lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
-        compared = compare(joined, "r2rec-sft", COLUMNS[:1])
-        found = [one for one in compared.comparisons if one.method in ABLATIONS]
-        text += [
-            "",
-            f"### {name}: ablations of r2rec-sft",
-            "",
-            *table(lines),
-            "",
-            *tests(found, {}),
-        ]
+        beside = ("history-closed-sft", "no-chains-sft", "direct-sft")
+        heading = f"{name}: ablations of r2rec-sft"
+        text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, "r2rec-sft", *beside])
+    transfers = sorted(folder.glob("seed-*/transfer/*/manifest.json"))
+    if transfers:
+        rows = [f"{row} of {one}" for one in ONE_SCALE for row in TRANSFERRED]
+        shown = [*rows, "untuned", "chain-count", *TRANSFERRED]
+        text += more_rows(f"{name}: trained on other sets", runs, transfers, "chain-count", shown)
     return "\n".join(text) + "\n", hits
+
+
+def more_rows(
+    heading: str, runs: Sequence[Path], more: Sequence[Path], reference: str, shown: Sequence[str]
+) -> list[str]:
+    """Return a part of a set's section: rows beside a reference, those in ``more`` tested."""
+    joined = join_runs(find_runs([*runs, *(path.parent for path in more)]))
+    lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
+    added = join_runs(find_runs([path.parent for path in more]))
+    tested = {row.method for row in added.rows}
+    compared = compare(joined, reference, COLUMNS[:1])
+    found = [one for one in compared.comparisons if one.method in tested]
+    return ["", f"### {heading}", "", *table(lines), "", *tests(found, {})]
 
 
 def table(lines: Sequence[MethodLine]) -> list[str]:

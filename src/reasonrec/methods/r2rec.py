@@ -46,14 +46,19 @@ from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.metrics import hit, ndcg
-from reasonrec.models.answers import AnsweringModel, CopyingModel, with_words_of
+from reasonrec.models.answers import (
+    AnsweringModel,
+    CopyingModel,
+    with_titles_of,
+    with_words_of,
+)
 from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
-from reasonrec.traces.evidence import Question, QuestionBuilder
-from reasonrec.traces.interaction_of_thought import label_is_hidden
+from reasonrec.traces.evidence import Question, QuestionBuilder, rating_scale
+from reasonrec.traces.interaction_of_thought import label_is_hidden, written_answer
 from reasonrec.traces.reasoned import Progress, training_questions, write_reasoned_traces
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
@@ -186,7 +191,7 @@ def train_stage(
         data = PackedTexts(
             texts_of(
                 model, read_traces(traces, kept=True), think=config.think,
-                recites=_recites(model, config),
+                recites=_recites(model, config), offers=_offers(dataset, config),
             ),
             num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
             batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,
@@ -206,7 +211,7 @@ def train_stage(
         starting = StartingPoint(model) if config.rl.grpo.kl_weight else None
         loss = Grpo(
             config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine,
-            recites=_recites(model, config),
+            recites=_recites(model, config), chooses=config.chooses,
         )  # fmt: skip
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
@@ -254,6 +259,44 @@ def load_recommender(
     """
     folder = Path(folder)
     manifest = checked_manifest(folder, dataset)
+    model, config = _opened(folder, manifest)
+    first = _first_stage(folder, dataset)
+    ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
+    if evidence is not None:
+        ranker.builder.config = evidence
+    return replace(ranker, blend=manifest["blend"] if blend is None else blend)
+
+
+def transferred(folder: Path, dataset: Dataset) -> ReasonedRanker:
+    """Return the model of a stage folder over another data set than it was trained on.
+
+    What it knows of answers, thoughts and titles goes with it (`models.answers.with_titles_of`);
+    histories, chains and support are those of ``dataset``. Its short list is that of chains alone,
+    and there is no blend: both would be of the other catalogue.
+
+    Raises:
+        CheckpointError: The folder is no finished model of R2Rec.
+        DataError: The model predicts ratings, and those of ``dataset`` are of another scale.
+    """
+    folder = Path(folder)
+    manifest = _own_manifest(folder)
+    model, config = _opened(folder, manifest)
+    scale = manifest.get("rating_scale")
+    if config.task == "rated" and scale != list(rating_scale(dataset.train)):
+        raise DataError(
+            f"{folder} answers with ratings of {scale}, and those of {dataset.name} are "
+            f"{list(rating_scale(dataset.train))}; take a model of the same scale, or of likes"
+        )
+    model = with_titles_of(
+        model, catalogue_titles(dataset.catalogue), dataset.catalogue.item_ids,
+        seed=manifest["seed"],
+    )  # fmt: skip
+    chains = ChainCount.fit(dataset)
+    return _ranker(model, dataset, config, manifest["method"], manifest["seed"], chains)
+
+
+def _opened(folder: Path, manifest: Mapping[str, Any]) -> tuple[AnsweringModel, R2recConfig]:
+    """Return the model of a stage folder, and what it was trained with."""
     try:
         config = R2recConfig.model_validate(
             {k: v for k, v in manifest["config"].items() if k in R2recConfig.model_fields}
@@ -265,11 +308,7 @@ def load_recommender(
         ) from None
     model = _kind(config).from_pretrained(folder / "model")
     assert isinstance(model, AnsweringModel)
-    first = _first_stage(folder, dataset)
-    ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
-    if evidence is not None:
-        ranker.builder.config = evidence
-    return replace(ranker, blend=manifest["blend"] if blend is None else blend)
+    return model, config
 
 
 def default_rewards(config: R2recConfig) -> list[tuple[float, Reward]]:
@@ -342,14 +381,20 @@ def rl_questions(dataset: Dataset, config: R2recConfig, *, seed: int) -> tuple[l
 
 def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
     """Return the manifest of a stage folder of R2Rec over this data."""
-    manifest = read_manifest(folder)
-    if manifest["stage"] != "train" or manifest.get("method") not in METHODS:
-        raise CheckpointError(f"{folder} must be a folder written by `reasonrec train r2rec`")
+    manifest = _own_manifest(folder)
     if manifest["inputs"].get("data") != dataset.fingerprint:
         raise CheckpointError(
             f"{folder} was trained on other data than {dataset.folder} holds now: the data set was "
             "changed or is another one. Prepare it as it was, or train again"
         )
+    return manifest
+
+
+def _own_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a stage folder of R2Rec, whatever it was trained on."""
+    manifest = read_manifest(folder)
+    if manifest["stage"] != "train" or manifest.get("method") not in METHODS:
+        raise CheckpointError(f"{folder} must be a folder written by `reasonrec train r2rec`")
     check_outputs(folder)
     return manifest
 
@@ -424,12 +469,14 @@ def _finish(
     files = sorted(
         str(p.relative_to(out)) for part in parts for p in part.rglob("*") if p.is_file()
     )
+    is_rated = asked["task"] == "rated"
     write_manifest(
         out, stage="train", inputs=inputs, config=asked, outputs=files, seconds=seconds, seed=seed,
         extra={
             "method": method,
             "trained_on": "train",
             "data_folder": os.path.relpath(dataset.folder, out),
+            "rating_scale": list(rating_scale(dataset.train)) if is_rated else None,
         } | extra,
     )  # fmt: skip
 
@@ -559,13 +606,32 @@ def _recites(model: AnsweringModel, config: R2recConfig) -> bool:
     return config.recites == "always" or (config.recites == "tiny" and has_title_tokens)
 
 
+def _offers(
+    dataset: Dataset, config: R2recConfig
+) -> Callable[[Mapping[str, Any]], Sequence[str]] | None:
+    """Return what says of a trace all answers that its question offers, as the student writes
+    them; None where answers are learned as any other words."""
+    if not config.chooses:
+        return None
+    titles = catalogue_titles(dataset.catalogue)
+    scale = rating_scale(dataset.train) if config.task == "rated" else ()
+    title_of = dict(zip(dataset.catalogue.item_ids, titles, strict=True))
+
+    def offered(trace: Mapping[str, Any]) -> Sequence[str]:
+        if trace["task"] == "rated":
+            return [written_answer("rated", f"{rating:g}") for rating in scale]
+        return [written_answer("likes", title_of[item]) for item in trace["candidates"]]
+
+    return offered
+
+
 def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(
         mode="json", exclude={"traces": {"limits": True, "teacher": True}}
     )
     kept = ["method", "task", "think", "traces", "vocab_size", "copies", "dropout", "max_tokens"]
-    kept += ["recites", "ranking"]
+    kept += ["recites", "chooses", "ranking"]
     if stage != "untuned":
         kept += [
             "blend",

@@ -29,7 +29,8 @@ class ReasonedSftStage(Config):
     """Texts are packed into rows of this length. Long rows suit a GPU; on a CPU rows of one text,
     which need no mask, are the quicker ones."""
     answer_weight: PositiveFloat = 20.0
-    """Weight of an answer token beside 1 for a token of the thought, which has hundreds."""
+    """Weight of an answer beside 1 for a token of the thought, which has hundreds: of its choice
+    (``chooses``), else of each of its tokens."""
     optimiser: OptimiserConfig = OptimiserConfig(
         learning_rate=1e-3,
         word_learning_rate=5e-3,
@@ -114,6 +115,10 @@ class R2recConfig(Config):
     then true; the model says which chains, whether people agree on them, and when it has thought
     enough. tiny: those of a backbone with title tokens; others can copy, and a server that writes
     rollouts cannot recite."""
+    chooses: bool = True
+    """Whether the answer is learned as the choice that ranking reads (ours): its likelihood among
+    the answers that the question offers, besides its words as any others. False: its words alone,
+    among everything that could be written."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of input-embedding entries dropped in SFT."""
     max_tokens: PositiveInt = 140

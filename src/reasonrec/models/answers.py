@@ -6,13 +6,16 @@ language head alone speaks. So a no-think folder, or any causal LM, can be start
 trained is, token for token, what serving sends.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from reasonrec.models.copying import TitleCopier, following, tokens_before
 from reasonrec.models.item_table import ItemTable
@@ -37,9 +40,23 @@ class TextBatch:
     """(R, T), from 0 within each text, which attends to itself alone; padding continues it."""
     weight: Tensor
     """(R, T), float32: how much each token counts in the loss; 0 for what is only read."""
+    choice_at: Tensor
+    """(R, C): places of tokens that are chosen among few; 0 fills rows that have fewer."""
+    choice_ids: Tensor
+    """(R, C, A): what could stand there, what does stand there first; -1 fills."""
+
+    @classmethod
+    def of_words(cls, token_ids: Tensor, position_ids: Tensor, weight: Tensor) -> "TextBatch":
+        """Return texts in which nothing is chosen among few."""
+        nothing = (one.to(token_ids.device) for one in choice_tensors([()] * len(token_ids)))
+        return cls(token_ids, position_ids, weight, *nothing)
 
     def to(self, device: torch.device | str) -> "TextBatch":
         return TextBatch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+Choices = Sequence[tuple[int, Sequence[int]]]
+"""Of one text: places of tokens that are chosen, and what each is chosen from, itself first."""
 
 
 @dataclass
@@ -76,16 +93,18 @@ class AnsweringModel(ReasoningRecommender):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: TextBatch
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy of every token with a weight, 0 elsewhere.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probability and entropy of every token with a weight, 0 elsewhere, and the
+        log-probability of every choice among what it is chosen from.
 
         Returns:
-            (R, T) each, float32; the entropy in nats, without gradient.
+            (R, T), (R, T) and (R, C), float32; the entropy in nats, without gradient.
         """
         hidden = self.run_backbone(
             self.embed(batch.token_ids), position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
         wanted = batch.weight > 0
+        wanted = wanted.scatter(1, batch.choice_at, True)
         wanted[:, 0] = False  # nothing stands before it
         logp = self.following_logp(batch, hidden, wanted.roll(-1, dims=1))
         chosen = logp.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
@@ -93,7 +112,12 @@ class AnsweringModel(ReasoningRecommender):
         entropy = zeros.clone()
         with torch.no_grad():
             entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
-        return zeros.masked_scatter(wanted, chosen), entropy
+        has_weight = batch.weight > 0
+        return (
+            zeros.masked_scatter(wanted, chosen) * has_weight,
+            entropy * has_weight,
+            _choice_logp(batch, wanted, logp),
+        )
 
     def following_logp(self, batch: TextBatch, hidden: Tensor, asked: Tensor) -> Tensor:
         """Return log-probabilities (M, V) of what follows the M places where ``asked`` is True."""
@@ -199,35 +223,141 @@ def with_words_of(
         dropout: Share of input-embedding entries dropped while training.
         kind: What kind of answering model.
     """
-    backbone, tokenizer = model.backbone, model.tokenizer
+    tokenizer = model.tokenizer
     if vocab_size and model.writer.title_token_ids is not None:
-        old = tokenizer.get_vocab()
         tokenizer = train_tokenizer(model.titles, texts, vocab_size=vocab_size)
-        rows = backbone.get_input_embeddings().weight.detach().clone()
-        backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        fresh = backbone.get_input_embeddings().weight
-        std = float(backbone.config.initializer_range)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            fresh.copy_(torch.randn(fresh.shape, generator=generator) * std)
-            for token, place in tokenizer.get_vocab().items():
-                if token in old:
-                    fresh[place] = rows[old[token]]
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(backbone.config, name, getattr(tokenizer, name))
-            setattr(backbone.generation_config, name, getattr(tokenizer, name))
+        spread = torch.full((model.backbone.config.hidden_size,), _initial_std(model))
+        _retokenise(model, tokenizer, torch.zeros_like(spread), spread, seed)
+    return _answering(
+        model, kind, tokenizer, model.titles, model.item_ids, model.item_texts,
+        dropout=dropout, seed=seed,
+    )  # fmt: skip
+
+
+def with_titles_of(
+    model: AnsweringModel, titles: Sequence[str], item_ids: Sequence[str], *, seed: int
+) -> AnsweringModel:
+    """Return the model as one that answers about another catalogue, its words kept.
+
+    Where titles are single tokens, those that both catalogues have keep their vectors; others are
+    drawn around the mean of all that the model knows, as far apart as those are. Its weights are
+    those of ``model``, which is not to be used any more.
+
+    Args:
+        titles: Unique titles of the other catalogue, in ``item_index`` order.
+    """
+    tokenizer, known = copy.deepcopy(model.tokenizer), model.writer.title_token_ids
+    if known is not None:
+        vectors = model.backbone.get_input_embeddings().weight.detach()[torch.from_numpy(known)]
+        named = {f" [{title}]" for title in titles} - set(tokenizer.get_vocab())
+        tokenizer.add_tokens([AddedToken(name, normalized=False) for name in sorted(named)])
+        _retokenise(model, tokenizer, vectors.mean(0), vectors.std(0), seed)
+    other = _answering(
+        model, type(model), tokenizer, list(titles), list(item_ids), None,
+        dropout=model.head.dropout, seed=seed,
+    )  # fmt: skip
+    other.copier = model.copier
+    return other
+
+
+def _initial_std(model: ReasoningRecommender) -> float:
+    return float(model.backbone.config.initializer_range)
+
+
+def _retokenise(
+    model: ReasoningRecommender,
+    tokenizer: PreTrainedTokenizerBase,
+    mean: Tensor,
+    std: Tensor,
+    seed: int,
+) -> None:
+    """Give the backbone another tokenizer, in place: tokens that it knows keep their vectors, new
+    ones are drawn with a mean (D,) and a standard deviation (D,)."""
+    backbone, old = model.backbone, model.tokenizer.get_vocab()
+    rows = backbone.get_input_embeddings().weight.detach().clone()
+    backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    fresh = backbone.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        fresh.copy_(mean + torch.randn(fresh.shape, generator=generator) * std)
+        for token, place in tokenizer.get_vocab().items():
+            if token in old:
+                fresh[place] = rows[old[token]]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(backbone.config, name, getattr(tokenizer, name))
+        setattr(backbone.generation_config, name, getattr(tokenizer, name))
+
+
+def _answering(
+    model: ReasoningRecommender,
+    kind: type[AnsweringModel],
+    tokenizer: PreTrainedTokenizerBase,
+    titles: list[str],
+    item_ids: list[str],
+    item_texts: list[str] | None,
+    *,
+    dropout: float,
+    seed: int,
+) -> AnsweringModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for what the kind adds
         return kind(
-            backbone,
+            model.backbone,
             tokenizer,
-            model.titles,
+            titles,
             model.head.model_copy(update={"dropout": dropout}),
-            model.item_ids,
-            model.item_texts,
+            item_ids,
+            item_texts,
             prompt=model.writer.prompt,
             weights=model.weights,
         )
+
+
+def _choice_logp(batch: TextBatch, wanted: Tensor, logp: Tensor) -> Tensor:
+    """Return the log-probabilities (R, C) of the choices of a batch, 0 where there is none.
+
+    Args:
+        logp: (M, V), of the M places where ``wanted`` (R, T) is True.
+    """
+    row = torch.arange(len(wanted), device=logp.device)[:, None]
+    is_choice = batch.choice_at > 0
+    place = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)[row, batch.choice_at][is_choice]
+    ids = batch.choice_ids[is_choice]
+    among = logp[place].gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+    zeros = torch.zeros(is_choice.shape, device=logp.device)
+    return zeros.masked_scatter(is_choice, among.log_softmax(-1)[:, :1])
+
+
+def choices_of(answers: Sequence[Sequence[int]], label: Sequence[int], end_token: int) -> Choices:
+    """Return where an answer's tokens, the end among them, have to be chosen, and from what.
+
+    A token that every answer has which begins as this one does is no choice.
+
+    Args:
+        answers: Tokens of everything that can be answered.
+        label: Those of the answer that is right, one of ``answers``.
+    """
+    ended, asked = [[*answer, end_token] for answer in answers], [*label, end_token]
+    points = []
+    for place, right in enumerate(asked):
+        begins = [one for one in ended if one[:place] == asked[:place]]
+        others = dict.fromkeys(one[place] for one in begins if one[place] != right)
+        if others:
+            points.append((place, [right, *others]))
+    return points
+
+
+def choice_tensors(rows: Sequence[Choices]) -> tuple[Tensor, Tensor]:
+    """Return the choices of each row as (R, C) and (R, C, A), as `TextBatch` holds them."""
+    num_choices = max(len(row) for row in rows)
+    num_ids = max((len(ids) for row in rows for _, ids in row), default=1)
+    at = torch.zeros((len(rows), num_choices), dtype=torch.long)
+    choice_ids = torch.full((len(rows), num_choices, num_ids), -1)
+    for r, row in enumerate(rows):
+        for c, (place, ids) in enumerate(row):
+            at[r, c] = place
+            choice_ids[r, c, : len(ids)] = torch.tensor(ids)
+    return at, choice_ids
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -513,7 +643,7 @@ def answer_log_probs(
     sums: list[float] = []
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        logp, _ = model(text_batch(part, model.writer.pad_id).to(model.device))
+        logp, _, _ = model(text_batch(part, model.writer.pad_id).to(model.device))
         sums += logp.sum(1).tolist()
     begin = 0
     for answers in asked:
@@ -545,13 +675,18 @@ def next_logp(
     return torch.cat(parts)
 
 
-def text_batch(texts: Sequence[tuple[Sequence[int], int]], pad_id: int) -> TextBatch:
+def text_batch(
+    texts: Sequence[tuple[Sequence[int], int]],
+    pad_id: int,
+    choices: Sequence[Choices] | None = None,
+) -> TextBatch:
     """Return texts as one row each; tokens from the given place on have weight 1."""
     ids, lengths = padded([list(tokens) for tokens, _ in texts], pad_id)
     place = torch.arange(ids.shape[1])
     begin = torch.tensor([at for _, at in texts])
     weight = (place >= begin[:, None]) & (place < lengths[:, None])
-    return TextBatch(ids, place.expand(ids.shape), weight.float())
+    chosen = choice_tensors(choices or [()] * len(texts))
+    return TextBatch(ids, place.expand(ids.shape), weight.float(), *chosen)
 
 
 def prompts_of(model: AnsweringModel, questions: Sequence[Question]) -> list[list[int]]:

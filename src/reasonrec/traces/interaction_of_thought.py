@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from reasonrec.traces.evidence import ChainFacts, Question
 from reasonrec.traces.prompts import ANSWER, THINK, as_data
+from reasonrec.traces.reasoned_config import Task
 
 PROMPT_VERSION = "r2rec-2"
 """Changes whenever a text of this module or of `teacher_prompts` changes; kept with every trace."""
@@ -70,7 +71,12 @@ def student_prompt(question: Question) -> str:
 
 def student_answer(question: Question, answer: str) -> str:
     """Return the answer as the student writes it after the marker."""
-    return f" {answer}" if question.task == "rated" else f" [{answer}]"
+    return written_answer(question.task, answer)
+
+
+def written_answer(task: Task, answer: str) -> str:
+    """Return an answer to a question of a task as the student writes it."""
+    return f" {answer}" if task == "rated" else f" [{answer}]"
 
 
 def student_text(question: Question, thought: InteractionOfThought) -> str:

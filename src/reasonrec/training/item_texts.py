@@ -62,8 +62,8 @@ def continuation_loss(
     model: AnsweringModel, inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the mean of ``-log p`` over the tokens of all items that are answers."""
-    batch = TextBatch(inputs["token_ids"], inputs["position_ids"], inputs["weight"])
-    logp, _ = model(batch)
+    batch = TextBatch.of_words(inputs["token_ids"], inputs["position_ids"], inputs["weight"])
+    logp, _, _ = model(batch)
     loss = -(logp * batch.weight).sum() / batch.weight.sum().clamp(min=1)
     return loss, {"train/token": loss.item()}
 

@@ -4,8 +4,9 @@ Texts are packed: a row holds several behind each other, each with positions of 
 attends to another (`transformers` reads that off the positions). A step then costs what it trains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
 from reasonrec.errors import TraceError
-from reasonrec.models.answers import AnsweringModel, TextBatch
+from reasonrec.models.answers import (
+    AnsweringModel,
+    Choices,
+    TextBatch,
+    choice_tensors,
+    choices_of,
+)
 from reasonrec.rng import stream
 from reasonrec.traces.recital import Recital
 
@@ -32,14 +39,23 @@ class ReasonedText:
     """Where the answer starts."""
     is_recited: np.ndarray
     """(T,), bool: tokens of the thought that are not to be learned."""
+    choices: Choices = ()
+    """Where the answer is a choice among those that the question offers."""
 
 
 def texts_of(
-    model: AnsweringModel, traces: pl.DataFrame, *, think: bool, recites: bool = False
+    model: AnsweringModel,
+    traces: pl.DataFrame,
+    *,
+    think: bool,
+    recites: bool = False,
+    offers: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
 ) -> list[ReasonedText]:
     """Return the texts of kept traces.
 
     Args:
+        offers: Says of a row of ``traces`` everything that could be answered, as the student writes
+            it, so that its answer is learned as a choice among them. None: as any other words.
         think: False leaves the thoughts out: the answer follows the question.
         recites: Whether what stands on a chain is put behind its cue, and not learned.
 
@@ -58,12 +74,20 @@ def texts_of(
         reply, at, is_recited = model.reply_tokens(
             row["thought"] if think else "", row["answer"], told
         )
+        begin = len(prompt) + at
+        choices: Choices = ()
+        if offers is not None:
+            encode = model.writer.encode
+            answers = [encode(answer) for answer in offers(row)]
+            found = choices_of(answers, encode(row["answer"]), model.end_token)
+            choices = [(begin + place, ids) for place, ids in found]
         texts.append(
             ReasonedText(
                 np.array([*prompt, *reply]),
                 num_prompt=len(prompt),
-                answer_at=len(prompt) + at,
+                answer_at=begin,
                 is_recited=np.array([False] * len(prompt) + is_recited),
+                choices=choices,
             )
         )
     if not texts:
@@ -81,7 +105,8 @@ class PackedTexts(TorchDataset):
         tokens_per_row: Texts are put behind each other up to this length; a longer one has a row
             of its own.
         batch_size: The run is cut to whole batches where it has one.
-        answer_weight: Weight of an answer token beside 1 for a token of the thought.
+        answer_weight: Weight, beside 1 for a token of the thought, of a choice of the answer;
+            of an answer token, where the answer is no choice.
     """
 
     def __init__(
@@ -120,6 +145,7 @@ class PackedTexts(TorchDataset):
         ids = np.full((len(packed), width), self.pad_id, np.int64)
         position = np.zeros((len(packed), width), np.int64)
         weight = np.zeros((len(packed), width), np.float32)
+        choices: list[list[tuple[int, Sequence[int]]]] = [[] for _ in packed]
         for r, row in enumerate(packed):
             begin = end = 0
             for text in row:
@@ -128,36 +154,49 @@ class PackedTexts(TorchDataset):
                 position[r, begin:end] = np.arange(end - begin)
                 weight[r, begin + text.num_prompt : end] = 1.0
                 weight[r, begin:end][text.is_recited] = 0.0
-                weight[r, begin + text.answer_at : end] = self.answer_weight
+                if text.choices:
+                    choices[r] += [(begin + place, ids) for place, ids in text.choices]
+                else:
+                    weight[r, begin + text.answer_at : end] = self.answer_weight
                 begin = end
             # padding continues the last text, which does not see it: rows of one text need no mask
             last = len(row[-1].token_ids)
             position[r, end:] = np.arange(last, last + width - end)
+        choice_at, choice_ids = choice_tensors(choices)
         return {
             "token_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(position),
             "weight": torch.from_numpy(weight),
+            "choice_at": choice_at,
+            "choice_ids": choice_ids,
+            "choice_weight": (choice_at > 0) * self.answer_weight,
         }
 
 
 def reasoned_loss(
     model: AnsweringModel, inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted mean of ``-log p`` over tokens of thoughts and answers, and its parts.
+    """Return the weighted mean of ``-log p`` over tokens and choices of answers, and its parts.
 
-    The mean is over the tokens of all processes together.
+    The mean is over the tokens and choices of all processes together.
 
-    Source: R2Rec, SFT objective (``docs/paper_index.md``, entry *SFT*).
+    Source: R2Rec, SFT objective (``docs/paper_index.md``, entry *SFT*); choices are ours.
     """
-    batch = TextBatch(inputs["token_ids"], inputs["position_ids"], inputs["weight"])
-    logp, _ = model(batch)
-    (total,) = ranks.mean_counts(float(batch.weight.sum()))
-    loss = -(logp * batch.weight).sum() / max(total, 1e-9)
+    batch = TextBatch(
+        *(inputs[name] for name in ("token_ids", "position_ids", "weight")),
+        *(inputs[name] for name in ("choice_at", "choice_ids")),
+    )
+    logp, _, choice_logp = model(batch)
+    weight = inputs["choice_weight"]
+    (total,) = ranks.mean_counts(float(batch.weight.sum() + weight.sum()))
+    loss = -((logp * batch.weight).sum() + (choice_logp * weight).sum()) / max(total, 1e-9)
     with torch.no_grad():
-        is_answer = batch.weight == batch.weight.max()
-        is_thought = (batch.weight > 0) & ~is_answer
+        is_thought = batch.weight == 1
+        is_answer, answers = batch.weight > 1, logp
+        if weight.numel():
+            is_answer, answers = weight > 0, choice_logp
         parts = {
-            "sft/answer_logp": (logp * is_answer).sum() / is_answer.sum().clamp(min=1),
+            "sft/answer_logp": (answers * is_answer).sum() / is_answer.sum().clamp(min=1),
             "sft/thought_logp": (logp * is_thought).sum() / is_thought.sum().clamp(min=1),
         }
     return loss, {name: float(value) for name, value in parts.items()}

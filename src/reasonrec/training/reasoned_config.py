@@ -33,8 +33,8 @@ class GrpoConfig(Config):
     token_mean: TokenMean = "tokens"
     """What the token term is a mean over."""
     answer_weight: NonNegativeFloat = 1.0
-    """Weight of the cross-entropy of the true answer after the model's own thoughts. Ours; 0 is
-    GRPO alone."""
+    """Weight of the cross-entropy of the true answer after the model's own thoughts, among the
+    answers that the question offers (``chooses``), else among all words. Ours; 0 is GRPO alone."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the distance of written tokens from the model that RL started from. Published GRPO
     has one; whether R2Rec does is not known, and 0 is ours."""

@@ -33,6 +33,7 @@ from reasonrec.methods.r2rec import (
     reward_name,
     rl_questions,
     train,
+    transferred,
 )
 from reasonrec.methods.r2rec import load_recommender as load_r2rec
 from reasonrec.methods.r2rec_config import (
@@ -288,6 +289,42 @@ def test_the_effect_of_the_order_is_measured(trained):
     assert len(effect.hit_at_1) == 3
     assert all(0 <= value <= 1 for value in effect.hit_at_1)
     assert 0 <= effect.frac_first_changed <= 1
+
+
+def test_a_model_ranks_another_catalogue_with_the_titles_that_it_knows(trained):
+    other = rated_shop(8, length=7, titles=[*TITLES[:6], *(f"Saga {n}" for n in range(5))], seed=1)
+    at_home = load_r2rec(trained["r2rec-sft"], shop())
+    ranker = transferred(trained["r2rec-sft"], other)
+    embeddings = ranker.model.backbone.get_input_embeddings().weight.detach()
+    rows, home_rows = (
+        one.model.backbone.get_input_embeddings().weight.detach()[
+            torch.from_numpy(one.model.writer.title_token_ids)
+        ]
+        for one in (ranker, at_home)
+    )
+    assert len(rows) == 11 and torch.equal(rows[:6], home_rows[:6])
+    assert len(embeddings) == len(ranker.model.tokenizer)
+    fresh = rows[6:]
+    assert len(fresh.unique(dim=0)) == 5  # else titles that it does not know could not be told
+    far = (fresh - home_rows.mean(0)) / home_rows.std(0)
+    assert far.abs().mean().item() == pytest.approx(0.8, abs=0.2)  # of a normal draw: .798
+    thought = "Chain 1: user [Tale 1] 4."  # words are read as they were learned
+    assert ranker.model.writer.encode(thought) == at_home.model.writer.encode(thought)
+    candidates = draw_candidates(other, "test", num_candidates=5, seed=0).item_index
+    scored = ranker.score_candidates(other.test.histories(), candidates)
+    assert np.isfinite(scored.scores).all()
+    for answer in recommend(ranker, other, other.user_ids[:3], k=3, explain=True):
+        titles = {title for chain in answer.chains for title in (chain.via_title, chain.title)}
+        assert answer.thought is not None
+        assert set(re.findall(r"\[([^\[\]]*)\]", answer.thought)) <= titles
+
+
+def test_a_model_of_ratings_is_not_taken_to_another_scale(tmp_path):
+    folders = train(shop(), config("rated", think=False), out=tmp_path, seed=0, base=BASE)
+    assert transferred(folders[1], shop()).task == "rated"
+    halves = dataclasses.replace(shop().train, rating=shop().train.rating / 2)
+    with pytest.raises(DataError, match=r"\[1.0, 2.0, 3.0, 4.0, 5.0\].*\[0.5, 1.0"):
+        transferred(folders[1], dataclasses.replace(shop(), train=halves))
 
 
 def test_rated_ranks_by_the_expected_rating_after_a_thought_on_each_candidate(tmp_path):

@@ -11,6 +11,7 @@ from reasonrec.models.answers import (
     CopyingModel,
     TextBatch,
     answer_log_probs,
+    choices_of,
     prompts_of,
     text_batch,
     with_words_of,
@@ -50,7 +51,7 @@ def next_logp(model: AnsweringModel, tokens: list[int]) -> torch.Tensor:
         ids = torch.tensor([tokens])
         place = torch.arange(len(tokens))[None]
         hidden = model.run_backbone(model.embed(ids)).last_hidden_state
-        batch = TextBatch(ids, place, torch.ones(1, len(tokens)))
+        batch = TextBatch.of_words(ids, place, torch.ones(1, len(tokens)))
         asked = torch.ones(1, len(tokens), dtype=torch.bool)
         return model.following_logp(batch, hidden, asked)
 
@@ -81,7 +82,7 @@ def test_packed_texts_have_the_loss_of_each_alone():
     loss, _ = reasoned_loss(model, packed.__getitems__([0, 1]))
     total = weights = 0.0
     for text in texts:
-        alone, _ = model(text_batch([(text.token_ids.tolist(), text.num_prompt)], 0))
+        alone, _, _ = model(text_batch([(text.token_ids.tolist(), text.num_prompt)], 0))
         weight = torch.ones(len(text.token_ids))
         weight[text.answer_at :] = 3.0
         total += float((alone[0] * weight).sum().detach())
@@ -95,6 +96,54 @@ def test_the_prompt_and_what_is_recited_are_masked_and_the_answer_weighs_more():
         [text], num_epochs=1, tokens_per_row=8, batch_size=1, answer_weight=5.0, pad_id=0, seed=0
     )
     assert packed[0]["weight"].tolist() == [[0, 0, 0, 1, 0, 1, 5, 5]]
+
+
+def test_what_an_answer_is_chosen_from_is_what_could_still_become_another_one():
+    answers = [[1, 2, 3], [1, 2, 4, 5], [6], [1, 2]]
+    assert choices_of(answers, [1, 2, 4, 5], 9) == [(0, [1, 6]), (2, [4, 3, 9])]
+    assert choices_of(answers, [1, 2], 9) == [(0, [1, 6]), (2, [9, 3, 4])]
+    assert choices_of(answers, [6], 9) == [(0, [6, 1])]
+    assert choices_of([[7, 8]], [7, 8], 9) == []  # the only answer is no choice
+    # whatever the tokens, an answer's choices are what tells it from the others: shares add up to 1
+    chances = 0.0
+    for answer in answers:
+        chance = 1.0
+        for _, ids in choices_of(answers, answer, 9):
+            chance /= len(ids)
+        chances += chance
+    assert chances == pytest.approx(1.0)
+
+
+def test_a_choice_is_learned_among_what_is_offered_and_moves_nothing_else():
+    model = answering().train()
+    offered = [model.writer.item_tokens(n)[0] for n in (3, 1, 5)]  # the right one first
+    left_out = model.writer.item_tokens(4)[0]
+    prompt = model.prompt_tokens("History: [Tale 0] 4. Question: which of")
+    text = [*prompt, *model.writer.encode(ANSWER), offered[0], model.end_token]
+    at = len(text) - 2
+    learned = ReasonedText(
+        np.array(text), len(prompt), at, np.zeros(len(text), bool), choices=[(at, offered)]
+    )
+    rows = PackedTexts(
+        [learned, learned], num_epochs=1, tokens_per_row=2 * len(text), batch_size=1,
+        answer_weight=4.0, pad_id=0, seed=0,
+    )[0]  # fmt: skip
+    # both in one row: two choices, each at its place behind the other text
+    assert rows["choice_at"].tolist() == [[at, len(text) + at]]
+    assert rows["choice_ids"].tolist() == [[offered, offered]]
+    assert rows["weight"].unique().tolist() == [0.0, 1.0]  # as words, they count like others
+    words = model(text_batch([(text, len(prompt))], 0))[0].sum().item()
+    logp = next_logp(model, text)[at - 1]
+    choice = logp[offered].log_softmax(-1)[0].item()
+    loss, parts = reasoned_loss(model, rows)
+    assert parts["sft/answer_logp"] == pytest.approx(choice, rel=1e-4)
+    num_words = len(text) - len(prompt)
+    expected = -(words + 4.0 * choice) / (num_words + 4.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    rows["weight"][:] = 0.0  # the choice alone
+    embeddings = model.backbone.get_input_embeddings().weight
+    (moved,) = torch.autograd.grad(reasoned_loss(model, rows)[0], embeddings)
+    assert moved[left_out].abs().max().item() < 1e-6 * moved[offered[1]].abs().max().item()
 
 
 def test_a_trained_prefix_is_the_prompt_that_is_served():
@@ -158,7 +207,7 @@ def test_samples_do_not_depend_on_a_row_that_ends_early():
     texts = [([*prompts[0], *many.token_ids[r, : int(many.lengths[r])].tolist()], len(prompts[0]))
              for r in range(6)]  # fmt: skip
     with torch.no_grad():
-        logp, _ = model(text_batch(texts, model.writer.pad_id))
+        logp, _, _ = model(text_batch(texts, model.writer.pad_id))
     for r in range(6):
         length = int(many.lengths[r])
         drawn = many.is_written[r, :length]
@@ -204,7 +253,7 @@ def test_new_words_leave_titles_and_known_pieces_as_they_were(tmp_path):
     new.save_pretrained(tmp_path)
     loaded = AnsweringModel.from_pretrained(tmp_path).cpu()
     assert isinstance(loaded, AnsweringModel)
-    batch = TextBatch(torch.tensor([[5, 9, 11]]), torch.arange(3)[None], torch.ones(1, 3))
+    batch = TextBatch.of_words(torch.tensor([[5, 9, 11]]), torch.arange(3)[None], torch.ones(1, 3))
     torch.testing.assert_close(loaded(batch)[0], new.eval()(batch)[0])
 
 

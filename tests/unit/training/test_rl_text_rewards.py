@@ -8,7 +8,7 @@ import torch
 from tests.toy_models import toy_model
 from tests.toy_traces import hand_question
 
-from reasonrec.models.answers import with_words_of
+from reasonrec.models.answers import next_logp, with_words_of
 from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.grpo import Grpo
@@ -106,7 +106,7 @@ def test_what_was_rewarded_becomes_likelier():
         for weight in model.parameters():
             if weight.grad is not None:
                 weight -= 1e-3 * weight.grad
-        after, _ = model(rollouts.batch)
+        after, _, _ = model(rollouts.batch)
     assert float(after[best].sum()) > float(rollouts.old_logp[best].sum())
 
 
@@ -124,6 +124,22 @@ def test_the_answer_term_is_the_cross_entropy_of_the_label_after_own_thoughts():
     assert written == ["4</s>"] * 3 + ["2</s>"] * 3
 
 
+def test_the_answer_term_can_be_a_choice_among_the_offered_answers():
+    model, questions = answering()
+    grpo = Grpo(SMALL, questions, [(1.0, lambda _: 0.0)], seed=0, chooses=True)
+    loss, _ = step(grpo, model)
+    assert grpo._rollouts is not None
+    labelled = grpo._rollouts.labelled
+    assert labelled is not None and not labelled.weight.any()
+    expected = []
+    for row, at in zip(labelled.token_ids.tolist(), labelled.choice_at[:, 0].tolist(), strict=True):
+        question = questions[len(expected) // 3]
+        answers = [one[0] for one in model.answer_tokens(question)]
+        logp = next_logp(model, [row[:at]])[0, answers].log_softmax(-1)
+        expected.append(float(logp[question.answers.index(str(question.label))]))
+    assert float(loss.detach()) == pytest.approx(-np.mean(expected), rel=1e-4)
+
+
 def test_the_distance_from_the_start_is_nothing_at_first_and_grows_with_the_weights():
     model, questions = answering()
     config = SMALL.model_copy(update={"answer_weight": 0.0, "kl_weight": 2.0})
@@ -139,16 +155,16 @@ def test_the_distance_from_the_start_is_nothing_at_first_and_grows_with_the_weig
     rollouts = grpo._rollouts
     assert rollouts is not None and rollouts.start_logp is not None
     with torch.no_grad():
-        now, _ = model(rollouts.batch)
+        now, _, _ = model(rollouts.batch)
         model.load_state_dict(started, strict=False)
-        before, _ = model(rollouts.batch)
+        before, _, _ = model(rollouts.batch)
     far = (before - now)[rollouts.batch.weight > 0].double()
     expected = float((far.exp() - far - 1).mean())
     assert logged["rl/kl_to_start"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
     assert float(loss.detach()) == pytest.approx(2 * expected, rel=1e-4)
     # a new batch is held to the same start, not to where the weights are by then
     with torch.no_grad():
-        again, _ = model(rollouts.batch)
+        again, _, _ = model(rollouts.batch)
     torch.testing.assert_close(rollouts.start_logp, again)
 
 

@@ -23,12 +23,13 @@ from reasonrec.models.answers import (
     TextBatch,
     Written,
     answer_log_probs,
+    choices_of,
     prompts_of,
     text_batch,
 )
 from reasonrec.rng import stream_seed
 from reasonrec.traces.evidence import Question
-from reasonrec.traces.interaction_of_thought import read_student_text, student_answer
+from reasonrec.traces.interaction_of_thought import read_student_text
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
 from reasonrec.training.rl.engines.contract import RolloutEngine
@@ -48,7 +49,7 @@ class WrittenRollouts:
     sampler_logp: Tensor
     """(R, T), float32, what the engine says of each drawn token; 0 elsewhere."""
     labelled: TextBatch | None
-    """Own thoughts with the true answer behind them, weight 1 on the answer."""
+    """Own thoughts with the true answer behind them: its choices, or weight 1 on its tokens."""
     advantages_P_G: Tensor
     statistics: dict[str, float]
     old_logp: Tensor | None = None
@@ -88,8 +89,10 @@ class Grpo:
         start: StartingPoint | None = None,
         engine: RolloutEngine | None = None,
         recites: bool = False,
+        chooses: bool = False,
     ) -> None:
         """Args:
+        chooses: Whether true answers are learned as choices among those that a question offers.
         recites: Whether thoughts recite what stands on a chain behind its cue (`traces.recital`).
         start: The model that RL starts from; needed where ``config.kl_weight`` is above 0.
         engine: Who writes the rollouts; our own sampler unless told otherwise.
@@ -98,7 +101,8 @@ class Grpo:
         rewards: Functions and their weights; their weighted sum is the reward.
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
-        self.start, self.engine, self.recites = start, engine or Sampler(), recites
+        self.start, self.engine = start, engine or Sampler()
+        self.recites, self.chooses = recites, chooses
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -158,22 +162,14 @@ class Grpo:
             sampler_logp[r, at : at + length] = written.token_logp[r, :length].cpu()
         labelled = None
         if self.config.answer_weight:
-            true = [
-                (
-                    [*text[:mark], *model.writer.encode(student_answer(one.question, label)),
-                     model.end_token],
-                    mark,
-                )
-                for one, (text, _, _), mark in zip(texts, replies, marks, strict=True)
-                if (label := one.question.label) is not None
-            ]  # fmt: skip
-            labelled = text_batch(true, model.writer.pad_id).to(model.device)
+            ends = [(text[:mark], mark) for (text, _, _), mark in zip(replies, marks, strict=True)]
+            labelled = _labelled(model, asked, ends, self.config.group_size, self.chooses)
         batch = batch.to(model.device)
         start_logp = None
         if self.config.kl_weight:
             assert self.start is not None, "kl_weight needs the model that RL starts from"
             with torch.no_grad(), self.start.in_place():
-                start_logp, _ = model(batch)
+                start_logp, _, _ = model(batch)
         return WrittenRollouts(
             batch,
             sampler_logp.to(model.device),
@@ -182,6 +178,33 @@ class Grpo:
             _statistics(texts, rewards_P_G, advantages, written.lengths.tolist()),
             start_logp=start_logp,
         )
+
+
+def _labelled(
+    model: AnsweringModel,
+    asked: Sequence[Question],
+    thoughts: Sequence[tuple[list[int], int]],
+    group_size: int,
+    chooses: bool,
+) -> TextBatch:
+    """Return own thoughts with the true answer behind them, where it is known.
+
+    Args:
+        thoughts: Tokens up to the end of the answer marker, and how many; G for each question.
+        chooses: The answer counts as a choice among those offered, else by its tokens.
+    """
+    texts, choices = [], []
+    for r, (tokens, mark) in enumerate(thoughts):
+        question = asked[r // group_size]
+        if question.label is None:
+            continue
+        answers = model.answer_tokens(question)
+        label = answers[question.answers.index(question.label)]
+        text = [*tokens, *label, model.end_token]
+        texts.append((text, len(text) if chooses else mark))
+        found = choices_of(answers, label, model.end_token) if chooses else ()
+        choices.append([(mark + place, ids) for place, ids in found])
+    return text_batch(texts, model.writer.pad_id, choices).to(model.device)
 
 
 def _write(
@@ -238,7 +261,7 @@ def grpo_loss(
     Log-probabilities of the first call for a batch of rollouts are the old ones.
     """
     batch = rollouts.batch
-    logp, entropy = model(batch)
+    logp, entropy, _ = model(batch)
     old_logp = logp.detach() if rollouts.old_logp is None else rollouts.old_logp
     rollouts.old_logp = old_logp
     shape = (*rollouts.advantages_P_G.shape, -1)
@@ -266,8 +289,8 @@ def grpo_loss(
         loss = loss + config.kl_weight * distance
         logged["rl/kl_to_start"] = float(distance.detach())
     if rollouts.labelled is not None:
-        true, _ = model(rollouts.labelled)
-        answers = -true.sum(1).mean() * of_labels
+        of_words, _, of_choices = model(rollouts.labelled)
+        answers = -(of_words.sum() + of_choices.sum()) / len(of_words) * of_labels
         loss = loss + config.answer_weight * answers
         logged["rl/answer_loss"] = float(answers.detach())
     return loss, logged
