@@ -67,6 +67,8 @@ MAIN = {
     "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
 }
 """Configurations that every seed of every set trains."""
+AFTER_SFT = ["r2rec-sft", "r2rec-rl"]
+LONGER = {"num_prompts": 800, "optimiser": {"num_validations": 5}}
 ABLATIONS = {
     "no-recital": {"recites": "never"},
     "no-recital-on-history": {"recites": "never", "traces": {"evidence": ON_HISTORY}},
@@ -92,18 +94,23 @@ ABLATIONS = {
         "traces": {"teacher": {"style": "full"}, "progressive": {"masking": "ratings"}},
         "max_tokens": 300,
     },
+    "words-of-answers": {"chooses": False},
+    "four-orders": {"ranking": {"num_orders": 4}},
     "rl-only": {"stages": ["r2rec-rl"]},
-    "rl-longer": {
-        "stages": ["r2rec-sft", "r2rec-rl"],
-        "rl": {"num_prompts": 1600, "optimiser": {"num_validations": 5}},
+    "rl-longer": {"stages": AFTER_SFT, "rl": LONGER},
+    "rl-held": {"stages": AFTER_SFT, "rl": {**LONGER, "grpo": {"kl_weight": 0.1}}},
+    "rl-rewards-alone": {"stages": AFTER_SFT, "rl": {**LONGER, "grpo": {"answer_weight": 0.0}}},
+    "rl-spread": {
+        "stages": AFTER_SFT,
+        "rl": {**LONGER, "grpo": {"answer_weight": 0.0, "advantage": "grpo"}},
     },
-    "rl-longer-held": {
-        "stages": ["r2rec-sft", "r2rec-rl"],
-        "rl": {
-            "num_prompts": 1600,
-            "optimiser": {"num_validations": 5},
-            "grpo": {"kl_weight": 0.1},
-        },
+    "rl-groups-of-16": {
+        "stages": AFTER_SFT,
+        "rl": {"num_prompts": 400, "grpo": {"group_size": 16}},
+    },
+    "rl-faster": {
+        "stages": AFTER_SFT,
+        "rl": {"num_prompts": 800, "optimiser": {"learning_rate": 5e-4, "num_validations": 5}},
     },
     "rated": {"task": "rated"},
 }
@@ -203,9 +210,16 @@ def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Pa
     out = folder / f"seed-{seed}"
     changes = SFT | ABLATIONS[ablation]
     start = first_stage("no-think", dataset, out, name, seed, thinkers)
-    train(dataset, changes, out / ablation, start, seed)
-    stage = changes["stages"][-1]  # pyright: ignore[reportArgumentType, reportIndexIssue]
-    contestant = opened(out / ablation / str(stage), dataset, seed, name=ablation, blend=False)
+    if changes["stages"] == AFTER_SFT:  # RL alone differs
+        say(f"{out / ablation}: r2rec-rl")
+        stage = r2rec.train_stage(
+            "r2rec-rl", dataset, configured(changes), out=out / ablation / "r2rec-rl", seed=seed,
+            start=out / "r2rec" / "r2rec-sft", traces=out / "r2rec" / "traces",
+        )  # fmt: skip
+    else:
+        train(dataset, changes, out / ablation, start, seed)
+        stage = out / ablation / str(changes["stages"][-1])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    contestant = opened(stage, dataset, seed, name=ablation, blend=False)
     measured([contestant], dataset, out / "ablations" / ablation, seed)
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from reasonrec.models.copying import TitleCopier, following, tokens_before
 from reasonrec.models.item_table import ItemTable
