@@ -50,12 +50,15 @@ def texts_of(
     think: bool,
     recites: bool = False,
     offers: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
+    prior: np.ndarray | None = None,
 ) -> list[ReasonedText]:
     """Return the texts of kept traces.
 
     Args:
         offers: Says of a row of ``traces`` everything that could be answered, as the student writes
             it, so that its answer is learned as a choice among them. None: as any other words.
+        prior: What is known of each of those answers without the text, as `choices_of` reads it.
+            (Q, A) for the Q rows of ``traces`` that are kept.
         think: False leaves the thoughts out: the answer follows the question.
         recites: Whether what stands on a chain is put behind its cue, and not learned.
 
@@ -68,7 +71,7 @@ def texts_of(
             "version that did not; make them anew, or set recites to never"
         )
     texts = []
-    for row in traces.filter("kept").iter_rows(named=True):
+    for n, row in enumerate(traces.filter("kept").iter_rows(named=True)):
         prompt = model.prompt_tokens(row["prompt"])
         told = [Recital(**one) for one in row["recitals"]] if recites and think else []
         reply, at, is_recited = model.reply_tokens(
@@ -79,8 +82,9 @@ def texts_of(
         if offers is not None:
             encode = model.writer.encode
             answers = [encode(answer) for answer in offers(row)]
-            found = choices_of(answers, encode(row["answer"]), model.end_token)
-            choices = [(begin + place, ids) for place, ids in found]
+            known = None if prior is None else prior[n, : len(answers)].tolist()
+            found = choices_of(answers, encode(row["answer"]), model.end_token, known)
+            choices = [(begin + place, *choice) for place, *choice in found]
         texts.append(
             ReasonedText(
                 np.array([*prompt, *reply]),
@@ -145,7 +149,7 @@ class PackedTexts(TorchDataset):
         ids = np.full((len(packed), width), self.pad_id, np.int64)
         position = np.zeros((len(packed), width), np.int64)
         weight = np.zeros((len(packed), width), np.float32)
-        choices: list[list[tuple[int, Sequence[int]]]] = [[] for _ in packed]
+        choices: list[list[Any]] = [[] for _ in packed]
         for r, row in enumerate(packed):
             begin = end = 0
             for text in row:
@@ -155,20 +159,21 @@ class PackedTexts(TorchDataset):
                 weight[r, begin + text.num_prompt : end] = 1.0
                 weight[r, begin:end][text.is_recited] = 0.0
                 if text.choices:
-                    choices[r] += [(begin + place, ids) for place, ids in text.choices]
+                    choices[r] += [(begin + place, *choice) for place, *choice in text.choices]
                 else:
                     weight[r, begin + text.answer_at : end] = self.answer_weight
                 begin = end
             # padding continues the last text, which does not see it: rows of one text need no mask
             last = len(row[-1].token_ids)
             position[r, end:] = np.arange(last, last + width - end)
-        choice_at, choice_ids = choice_tensors(choices)
+        choice_at, choice_ids, choice_prior = choice_tensors(choices)
         return {
             "token_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(position),
             "weight": torch.from_numpy(weight),
             "choice_at": choice_at,
             "choice_ids": choice_ids,
+            "choice_prior": choice_prior,
             "choice_weight": (choice_at > 0) * self.answer_weight,
         }
 
@@ -184,7 +189,7 @@ def reasoned_loss(
     """
     batch = TextBatch(
         *(inputs[name] for name in ("token_ids", "position_ids", "weight")),
-        *(inputs[name] for name in ("choice_at", "choice_ids")),
+        *(inputs[name] for name in ("choice_at", "choice_ids", "choice_prior")),
     )
     logp, _, choice_logp = model(batch)
     weight = inputs["choice_weight"]
