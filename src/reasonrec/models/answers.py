@@ -19,6 +19,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from reasonrec.models.copying import TitleCopier, following, tokens_before
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.models.text_batch import TextBatch, choice_logp, padded, text_batch
 from reasonrec.models.tiny.tokenizer import train_tokenizer
 from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import student_answer, student_prompt
@@ -27,38 +28,6 @@ from reasonrec.traces.recital import Recital, recitals_of, recited
 
 Recitals = Sequence[tuple[list[int], list[int]]]
 """Of one prompt: the tokens of each cue, and of what is recited behind it."""
-
-
-@dataclass
-class TextBatch:
-    """Rows of text, one or several packed behind each other."""
-
-    token_ids: Tensor
-    """(R, T), padded on the right."""
-    position_ids: Tensor
-    """(R, T), from 0 within each text, which attends to itself alone; padding continues it."""
-    weight: Tensor
-    """(R, T), float32: how much each token counts in the loss; 0 for what is only read."""
-    choice_at: Tensor
-    """(R, C): places of tokens that are chosen among few; 0 fills rows that have fewer."""
-    choice_ids: Tensor
-    """(R, C, A): what could stand there, what does stand there first; -1 fills."""
-    choice_prior: Tensor
-    """(R, C, A), float32: added to the log-probability of each, for what is known besides."""
-
-    @classmethod
-    def of_words(cls, token_ids: Tensor, position_ids: Tensor, weight: Tensor) -> "TextBatch":
-        """Return texts in which nothing is chosen among few."""
-        nothing = (one.to(token_ids.device) for one in choice_tensors([()] * len(token_ids)))
-        return cls(token_ids, position_ids, weight, *nothing)
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        return TextBatch(*(tensor.to(device) for tensor in vars(self).values()))
-
-
-Choices = Sequence[tuple[int, Sequence[int], Sequence[float]]]
-"""Of one text: places of tokens that are chosen, what each is chosen from, itself first, and how
-likely each is without the text, as logarithms of shares."""
 
 
 @dataclass
@@ -116,9 +85,9 @@ class AnsweringModel(ReasoningRecommender):
             entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
         has_weight = batch.weight > 0
         return (
-            zeros.masked_scatter(wanted, chosen) * has_weight,
-            entropy * has_weight,
-            _choice_logp(batch, wanted, logp),
+            zeros.masked_scatter(wanted, chosen).masked_fill(~has_weight, 0.0),
+            entropy.masked_fill(~has_weight, 0.0),
+            choice_logp(batch, wanted, logp),
         )
 
     def following_logp(self, batch: TextBatch, hidden: Tensor, asked: Tensor) -> Tensor:
@@ -313,76 +282,6 @@ def _answering(
             prompt=model.writer.prompt,
             weights=model.weights,
         )
-
-
-def _choice_logp(batch: TextBatch, wanted: Tensor, logp: Tensor) -> Tensor:
-    """Return the log-probabilities (R, C) of the choices of a batch, 0 where there is none.
-
-    Args:
-        logp: (M, V), of the M places where ``wanted`` (R, T) is True.
-    """
-    row = torch.arange(len(wanted), device=logp.device)[:, None]
-    is_choice = batch.choice_at > 0
-    place = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)[row, batch.choice_at][is_choice]
-    ids = batch.choice_ids[is_choice]
-    among = logp[place].gather(-1, ids.clamp(min=0)) + batch.choice_prior[is_choice]
-    among = among.masked_fill(ids < 0, -torch.inf)
-    zeros = torch.zeros(is_choice.shape, device=logp.device)
-    return zeros.masked_scatter(is_choice, among.log_softmax(-1)[:, :1])
-
-
-def choices_of(
-    answers: Sequence[Sequence[int]],
-    label: Sequence[int],
-    end_token: int,
-    prior: Sequence[float] | None = None,
-) -> Choices:
-    """Return where an answer's tokens, the end among them, have to be chosen, and from what.
-
-    A token that every answer has which begins as this one does is no choice.
-
-    Args:
-        answers: Tokens of everything that can be answered.
-        label: Those of the answer that is right, one of ``answers``.
-        prior: Logarithm of what each answer is worth without the text; a token is worth what the
-            answers are together that go on with it. None: all are alike.
-    """
-    ended, asked = [[*answer, end_token] for answer in answers], [*label, end_token]
-    weights = np.zeros(len(answers)) if prior is None else np.asarray(prior, np.float64)
-    points = []
-    for place, right in enumerate(asked):
-        worth: dict[int, float] = {right: -np.inf}
-        for one, weight in zip(ended, weights, strict=True):
-            if one[:place] == asked[:place]:
-                worth[one[place]] = np.logaddexp(worth.get(one[place], -np.inf), weight)
-        if len(worth) > 1:
-            known = [0.0] * len(worth) if prior is None else list(worth.values())
-            points.append((place, list(worth), known))
-    return points
-
-
-def choice_tensors(rows: Sequence[Choices]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the choices of each row as (R, C), (R, C, A) and (R, C, A), as `TextBatch` does."""
-    num_choices = max(len(row) for row in rows)
-    num_ids = max((len(ids) for row in rows for _, ids, _ in row), default=1)
-    at = torch.zeros((len(rows), num_choices), dtype=torch.long)
-    choice_ids = torch.full((len(rows), num_choices, num_ids), -1)
-    choice_prior = torch.zeros((len(rows), num_choices, num_ids))
-    for r, row in enumerate(rows):
-        for c, (place, ids, prior) in enumerate(row):
-            at[r, c] = place
-            choice_ids[r, c, : len(ids)] = torch.tensor(ids)
-            choice_prior[r, c, : len(ids)] = torch.tensor(prior)
-    return at, choice_ids, choice_prior
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return ragged rows as (R, T), padded on the right, and their lengths (R,)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), max(len(row) for row in rows)), pad_id)
-    for r, row in enumerate(rows):
-        ids[r, : len(row)] = torch.tensor(row)
-    return ids, lengths
 
 
 @torch.no_grad()
@@ -689,20 +588,6 @@ def next_logp(
         is_last = torch.arange(hidden.shape[1], device=model.device) == last[:, None]
         parts.append(model.following_logp(batch, hidden, is_last))
     return torch.cat(parts)
-
-
-def text_batch(
-    texts: Sequence[tuple[Sequence[int], int]],
-    pad_id: int,
-    choices: Sequence[Choices] | None = None,
-) -> TextBatch:
-    """Return texts as one row each; tokens from the given place on have weight 1."""
-    ids, lengths = padded([list(tokens) for tokens, _ in texts], pad_id)
-    place = torch.arange(ids.shape[1])
-    begin = torch.tensor([at for _, at in texts])
-    weight = (place >= begin[:, None]) & (place < lengths[:, None])
-    chosen = choice_tensors(choices or [()] * len(texts))
-    return TextBatch(ids, place.expand(ids.shape), weight.float(), *chosen)
 
 
 def prompts_of(model: AnsweringModel, questions: Sequence[Question]) -> list[list[int]]:

@@ -16,13 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
 from reasonrec.errors import TraceError
-from reasonrec.models.answers import (
-    AnsweringModel,
-    Choices,
-    TextBatch,
-    choice_tensors,
-    choices_of,
-)
+from reasonrec.models.answers import AnsweringModel
+from reasonrec.models.text_batch import Choices, TextBatch, choice_tensors, choices_of, moved
 from reasonrec.rng import stream
 from reasonrec.traces.recital import Recital
 
@@ -84,7 +79,7 @@ def texts_of(
             answers = [encode(answer) for answer in offers(row)]
             known = None if prior is None else prior[n, : len(answers)].tolist()
             found = choices_of(answers, encode(row["answer"]), model.end_token, known)
-            choices = [(begin + place, *choice) for place, *choice in found]
+            choices = moved(found, begin)
         texts.append(
             ReasonedText(
                 np.array([*prompt, *reply]),
@@ -159,7 +154,7 @@ class PackedTexts(TorchDataset):
                 weight[r, begin + text.num_prompt : end] = 1.0
                 weight[r, begin:end][text.is_recited] = 0.0
                 if text.choices:
-                    choices[r] += [(begin + place, *choice) for place, *choice in text.choices]
+                    choices[r] += moved(text.choices, begin)
                 else:
                     weight[r, begin + text.answer_at : end] = self.answer_weight
                 begin = end

@@ -9,17 +9,15 @@ from tests.toy_traces import TITLES, hand_question
 from reasonrec.models.answers import (
     AnsweringModel,
     CopyingModel,
-    TextBatch,
     answer_log_probs,
-    choices_of,
     prompts_of,
-    text_batch,
     with_words_of,
     write,
 )
 from reasonrec.models.answers import next_logp as next_logp_of
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.copying import TitleCopier
+from reasonrec.models.text_batch import TextBatch, choices_of, text_batch
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.traces.prompts import ANSWER, THINK

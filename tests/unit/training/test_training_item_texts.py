@@ -6,10 +6,11 @@ import torch
 from tests.toy_models import TOY_SHAPE, ring_rows, save_backbone, toy_catalogue
 from tests.toys import toy_dataset
 
-from reasonrec.models.answers import HeadlessModel, TextBatch, with_words_of
+from reasonrec.models.answers import HeadlessModel, with_words_of
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.grounding import TitleWritingModel
+from reasonrec.models.text_batch import TextBatch
 from reasonrec.training.config import OptimiserConfig
 from reasonrec.training.examples import keep_batch, schedule_windows
 from reasonrec.training.item_texts import (

@@ -19,15 +19,8 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from reasonrec import ranks
-from reasonrec.models.answers import (
-    AnsweringModel,
-    TextBatch,
-    Written,
-    answer_log_probs,
-    choices_of,
-    prompts_of,
-    text_batch,
-)
+from reasonrec.models.answers import AnsweringModel, Written, answer_log_probs, prompts_of
+from reasonrec.models.text_batch import TextBatch, choices_of, moved, text_batch
 from reasonrec.rng import stream_seed
 from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text
@@ -211,7 +204,7 @@ def _labelled(
         texts.append((text, len(text) if chooses else mark))
         known = None if prior is None else prior[r // group_size, : len(answers)].tolist()
         found = choices_of(answers, label, model.end_token, known) if chooses else ()
-        choices.append([(mark + place, *choice) for place, *choice in found])
+        choices.append(moved(found, mark))
     return text_batch(texts, model.writer.pad_id, choices).to(model.device)
 
 

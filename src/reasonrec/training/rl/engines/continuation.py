@@ -21,9 +21,10 @@ import torch
 
 from reasonrec import ranks
 from reasonrec.errors import ConfigError
-from reasonrec.models.answers import AnsweringModel, Recitals, Written, next_logp, padded
+from reasonrec.models.answers import AnsweringModel, Recitals, Written, next_logp
 from reasonrec.models.generation import LookUp, Part, named_tensors
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.models.text_batch import padded
 from reasonrec.records import Found
 from reasonrec.rng import stream_seed
 from reasonrec.traces.prompts import ANSWER, ASKING, Prompts
