@@ -184,20 +184,14 @@ def train_stage(
     model = _kind(config).from_pretrained(start / "model")
     assert isinstance(model, AnsweringModel)
     model.head = model.head.model_copy(update={"dropout": config.dropout})
-    ranker = _ranker(model, dataset, config, stage, seed, _first_stage(start, dataset))
-    others = calibrated_blend(ranker, dataset, config, EXPERTS[1:]) if config.residual else None
+    first = _first_stage(start, dataset)
     engine = build_engine(config.rl.engine if stage == "r2rec-rl" else EngineConfig())
     told: dict[str, Any] = {}
     if stage == "r2rec-sft":
-        kept = read_traces(traces, kept=True).filter("kept")
         data = PackedTexts(
             texts_of(
-                model, kept, think=config.think, recites=_recites(model, config),
-                offers=_offers(dataset, config),
-                prior=_known_besides(
-                    ranker, dataset, others, kept["key"].to_numpy(),
-                    _places(kept["candidates"].to_list(), dataset.catalogue.index_of),
-                ),
+                model, read_traces(traces, kept=True), think=config.think,
+                recites=_recites(model, config), offers=_offers(dataset, config),
             ),
             num_epochs=config.sft.num_epochs, tokens_per_row=config.sft.tokens_per_row,
             batch_size=config.sft.optimiser.batch_size, answer_weight=config.sft.answer_weight,
@@ -218,19 +212,15 @@ def train_stage(
         loss = Grpo(
             config.rl.grpo, questions, rewards, seed=seed, start=starting, engine=engine,
             recites=_recites(model, config), chooses=config.chooses,
-            prior=_known_besides(
-                ranker, dataset, others, np.array([one.key for one in questions]),
-                _places([[c.item_index for c in one.candidates] for one in questions]),
-            ),
         )  # fmt: skip
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
     torch.manual_seed(seed)
-    shown = ranker if others is None else replace(ranker, blend={"answers": 1.0, **others})
+    ranker = _ranker(model, dataset, config, stage, seed, first)
     with closing(engine):
         fitted = fit(
-            model, data, loss, _validate(shown, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
+            model, data, loss, _validate(ranker, dataset, config), optimiser,  # pyright: ignore[reportArgumentType]
             out=out, seed=seed, label=stage, collate=keep_batch,
             steps_per_batch=config.rl.grpo.num_inner_epochs if stage == "r2rec-rl" else 1,
         )  # fmt: skip
@@ -635,36 +625,6 @@ def _offers(
     return offered
 
 
-def _places(
-    candidates: Sequence[Sequence[Any]], place_of: Mapping[str, int] | None = None
-) -> np.ndarray:
-    """Return candidates as item indices (Q, C), padded with -1."""
-    places = np.full((len(candidates), max(len(row) for row in candidates)), -1, np.int64)
-    for row, items in zip(places, candidates, strict=True):
-        row[: len(items)] = items if place_of is None else [place_of[item] for item in items]
-    return places
-
-
-def _known_besides(
-    ranker: ReasonedRanker,
-    dataset: Dataset,
-    others: Mapping[str, float] | None,
-    events: np.ndarray,
-    candidates: np.ndarray,
-) -> np.ndarray | None:
-    """Return what the other experts of the blend say of training questions (Q, C), or None.
-
-    Each question is one about a training event, with what is older than it; the first stage has
-    not learned the last events of users.
-    """
-    if others is None:
-        return None
-    histories = dataset.train.histories_before(events)
-    first = ranker.first_stage.score(histories).scores
-    said = ranker.experts(histories, candidates, np.zeros(candidates.shape), first)
-    return sum((weight * said[name] for name, weight in others.items()), np.zeros(()))
-
-
 def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(
@@ -675,7 +635,6 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     if stage != "untuned":
         kept += [
             "blend",
-            "residual",
             "num_blend_queries",
             "num_valid_queries",
             {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage],

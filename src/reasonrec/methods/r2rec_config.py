@@ -130,26 +130,10 @@ class R2recConfig(Config):
     """Whether the ranking weighs the answers together with the first stage, the support of chains,
     the number of events and the likeness of words, by the weights under which validation's targets
     are likeliest. R2Rec ranks by the answer alone."""
-    residual: bool = False
-    """Whether answers are learned on top of what the others of the blend say, so that they learn
-    what those do not know (ours). Needs ``blend`` and ``chooses``."""
     num_blend_queries: PositiveInt = 600
     """Validation queries that choose those weights: all, or a seeded sample of this many."""
     num_valid_queries: PositiveInt = 200
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
-
-    @model_validator(mode="after")
-    def check_residual(self) -> Self:
-        """Refuse answers that are learned beside others which nobody then adds."""
-        can = self.blend and self.chooses and self.task == "likes" and self.traces.events == "last"
-        if self.residual and not can:
-            raise ValueError(
-                "residual learns answers to likes as choices, on top of a blend whose first stage "
-                "does not know the events asked about: set blend and chooses to true, task to "
-                f"likes and traces.events to last; got {self.blend}, {self.chooses}, {self.task} "
-                f"and {self.traces.events}"
-            )
-        return self
 
     @model_validator(mode="after")
     def check_pairs(self) -> Self:

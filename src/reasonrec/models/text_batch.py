@@ -7,13 +7,11 @@ learned so, too: as a choice, among the tokens with which some offered answer go
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Choices = Sequence[tuple[int, Sequence[int], Sequence[float]]]
-"""Of one text: places of tokens that are chosen, what each is chosen from, itself first, and how
-likely each is without the text, as logarithms of shares."""
+Choices = Sequence[tuple[int, Sequence[int]]]
+"""Of one text: places of tokens that are chosen, and what each is chosen from, itself first."""
 
 
 @dataclass
@@ -30,8 +28,6 @@ class TextBatch:
     """(R, C): places of tokens that are chosen among few; 0 fills rows that have fewer."""
     choice_ids: Tensor
     """(R, C, A): what could stand there, what does stand there first; -1 fills."""
-    choice_prior: Tensor
-    """(R, C, A), float32: added to the log-probability of each, for what is known besides."""
 
     @classmethod
     def of_words(cls, token_ids: Tensor, position_ids: Tensor, weight: Tensor) -> "TextBatch":
@@ -43,12 +39,7 @@ class TextBatch:
         return TextBatch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def choices_of(
-    answers: Sequence[Sequence[int]],
-    label: Sequence[int],
-    end_token: int,
-    prior: Sequence[float] | None = None,
-) -> Choices:
+def choices_of(answers: Sequence[Sequence[int]], label: Sequence[int], end_token: int) -> Choices:
     """Return where an answer's tokens, the end among them, have to be chosen, and from what.
 
     A token that every answer has which begins as this one does is no choice.
@@ -56,41 +47,33 @@ def choices_of(
     Args:
         answers: Tokens of everything that can be answered.
         label: Those of the answer that is right, one of ``answers``.
-        prior: Logarithm of what each answer is worth without the text; a token is worth what the
-            answers are together that go on with it. None: all are alike.
     """
     ended, asked = [[*answer, end_token] for answer in answers], [*label, end_token]
-    weights = np.zeros(len(answers)) if prior is None else np.asarray(prior, np.float64)
     points = []
     for place, right in enumerate(asked):
-        worth: dict[int, float] = {right: -np.inf}
-        for one, weight in zip(ended, weights, strict=True):
-            if one[:place] == asked[:place]:
-                worth[one[place]] = np.logaddexp(worth.get(one[place], -np.inf), weight)
-        if len(worth) > 1:
-            known = [0.0] * len(worth) if prior is None else list(worth.values())
-            points.append((place, list(worth), known))
+        begins = [one for one in ended if one[:place] == asked[:place]]
+        others = dict.fromkeys(one[place] for one in begins if one[place] != right)
+        if others:
+            points.append((place, [right, *others]))
     return points
 
 
 def moved(choices: Choices, by: int) -> Choices:
     """Return the choices of a text that stands ``by`` tokens further on."""
-    return [(place + by, ids, prior) for place, ids, prior in choices]
+    return [(place + by, ids) for place, ids in choices]
 
 
-def choice_tensors(rows: Sequence[Choices]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the choices of each row as (R, C), (R, C, A) and (R, C, A), as `TextBatch` does."""
+def choice_tensors(rows: Sequence[Choices]) -> tuple[Tensor, Tensor]:
+    """Return the choices of each row as (R, C) and (R, C, A), as `TextBatch` holds them."""
     num_choices = max(len(row) for row in rows)
-    num_ids = max((len(ids) for row in rows for _, ids, _ in row), default=1)
+    num_ids = max((len(ids) for row in rows for _, ids in row), default=1)
     at = torch.zeros((len(rows), num_choices), dtype=torch.long)
     choice_ids = torch.full((len(rows), num_choices, num_ids), -1)
-    choice_prior = torch.zeros((len(rows), num_choices, num_ids))
     for r, row in enumerate(rows):
-        for c, (place, ids, prior) in enumerate(row):
+        for c, (place, ids) in enumerate(row):
             at[r, c] = place
             choice_ids[r, c, : len(ids)] = torch.tensor(ids)
-            choice_prior[r, c, : len(ids)] = torch.tensor(prior)
-    return at, choice_ids, choice_prior
+    return at, choice_ids
 
 
 def choice_logp(batch: TextBatch, wanted: Tensor, logp: Tensor) -> Tensor:
@@ -103,8 +86,7 @@ def choice_logp(batch: TextBatch, wanted: Tensor, logp: Tensor) -> Tensor:
     is_choice = batch.choice_at > 0
     place = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)[row, batch.choice_at][is_choice]
     ids = batch.choice_ids[is_choice]
-    among = logp[place].gather(-1, ids.clamp(min=0)) + batch.choice_prior[is_choice]
-    among = among.masked_fill(ids < 0, -torch.inf)
+    among = logp[place].gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
     zeros = torch.zeros(is_choice.shape, device=logp.device)
     return zeros.masked_scatter(is_choice, among.log_softmax(-1)[:, :1])
 

@@ -45,15 +45,12 @@ def texts_of(
     think: bool,
     recites: bool = False,
     offers: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
-    prior: np.ndarray | None = None,
 ) -> list[ReasonedText]:
     """Return the texts of kept traces.
 
     Args:
         offers: Says of a row of ``traces`` everything that could be answered, as the student writes
             it, so that its answer is learned as a choice among them. None: as any other words.
-        prior: What is known of each of those answers without the text, as `choices_of` reads it.
-            (Q, A) for the Q rows of ``traces`` that are kept.
         think: False leaves the thoughts out: the answer follows the question.
         recites: Whether what stands on a chain is put behind its cue, and not learned.
 
@@ -66,7 +63,7 @@ def texts_of(
             "version that did not; make them anew, or set recites to never"
         )
     texts = []
-    for n, row in enumerate(traces.filter("kept").iter_rows(named=True)):
+    for row in traces.filter("kept").iter_rows(named=True):
         prompt = model.prompt_tokens(row["prompt"])
         told = [Recital(**one) for one in row["recitals"]] if recites and think else []
         reply, at, is_recited = model.reply_tokens(
@@ -77,8 +74,7 @@ def texts_of(
         if offers is not None:
             encode = model.writer.encode
             answers = [encode(answer) for answer in offers(row)]
-            known = None if prior is None else prior[n, : len(answers)].tolist()
-            found = choices_of(answers, encode(row["answer"]), model.end_token, known)
+            found = choices_of(answers, encode(row["answer"]), model.end_token)
             choices = moved(found, begin)
         texts.append(
             ReasonedText(
@@ -144,7 +140,7 @@ class PackedTexts(TorchDataset):
         ids = np.full((len(packed), width), self.pad_id, np.int64)
         position = np.zeros((len(packed), width), np.int64)
         weight = np.zeros((len(packed), width), np.float32)
-        choices: list[list[Any]] = [[] for _ in packed]
+        choices: list[list[tuple[int, Sequence[int]]]] = [[] for _ in packed]
         for r, row in enumerate(packed):
             begin = end = 0
             for text in row:
@@ -161,14 +157,13 @@ class PackedTexts(TorchDataset):
             # padding continues the last text, which does not see it: rows of one text need no mask
             last = len(row[-1].token_ids)
             position[r, end:] = np.arange(last, last + width - end)
-        choice_at, choice_ids, choice_prior = choice_tensors(choices)
+        choice_at, choice_ids = choice_tensors(choices)
         return {
             "token_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(position),
             "weight": torch.from_numpy(weight),
             "choice_at": choice_at,
             "choice_ids": choice_ids,
-            "choice_prior": choice_prior,
             "choice_weight": (choice_at > 0) * self.answer_weight,
         }
 
@@ -184,7 +179,7 @@ def reasoned_loss(
     """
     batch = TextBatch(
         *(inputs[name] for name in ("token_ids", "position_ids", "weight")),
-        *(inputs[name] for name in ("choice_at", "choice_ids", "choice_prior")),
+        *(inputs[name] for name in ("choice_at", "choice_ids")),
     )
     logp, _, choice_logp = model(batch)
     weight = inputs["choice_weight"]

@@ -24,7 +24,7 @@ from reasonrec.config import read_toml
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
-from reasonrec.methods import r2ec, r2rec
+from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
 from reasonrec.methods.r2rec import (
@@ -55,7 +55,6 @@ from reasonrec.models.reasoned_ranking import (
 from reasonrec.models.recommenders import ThinkingRecommender
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.reasoned_config import EvidenceConfig, ReasonedTracesConfig
-from reasonrec.traces.store import read_traces
 from reasonrec.training.config import OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.text_rewards import first_place
@@ -290,36 +289,6 @@ def test_the_effect_of_the_order_is_measured(trained):
     assert len(effect.hit_at_1) == 3
     assert all(0 <= value <= 1 for value in effect.hit_at_1)
     assert 0 <= effect.frac_first_changed <= 1
-
-
-def test_residual_answers_are_learned_on_top_of_what_the_others_say(tmp_path, monkeypatch):
-    last = config().traces.model_copy(update={"events": "last", "num_questions": 10})
-    asked = config(blend=True).model_copy(update={"traces": last, "residual": True})
-    heard = []
-    learn = r2rec.texts_of
-    monkeypatch.setattr(
-        r2rec, "texts_of", lambda *a, **k: heard.append(k["prior"]) or learn(*a, **k)
-    )
-    folders = train(shop(), asked, out=tmp_path, seed=3, base=BASE)
-    ranker = load_r2rec(folders[0], shop(), blend={})
-    traces = read_traces(tmp_path / "traces", kept=True)
-    others = calibrated_blend(dataclasses.replace(ranker, blend=None), shop(), asked, EXPERTS[1:])
-    for n, row in enumerate(traces.iter_rows(named=True)):  # by the ranker, one question at a time
-        candidates = np.array([[shop().catalogue.index_of[item] for item in row["candidates"]]])
-        histories = shop().train.histories_before(np.array([row["key"]]))
-        alone = dataclasses.replace(ranker, blend=others).score_candidates(histories, candidates)
-        np.testing.assert_allclose(heard[0][n], alone.scores[0], rtol=1e-4, atol=1e-5)
-    manifest = json.loads((folders[-1] / "manifest.json").read_text())
-    assert set(manifest["blend"]) == set(EXPERTS) and manifest["config"]["residual"]
-
-
-@pytest.mark.parametrize("wrong", [{"blend": False}, {"chooses": False}, {"task": "rated"}])
-def test_residual_answers_need_a_blend_of_choices_among_likes(wrong):
-    last = ReasonedTracesConfig(events="last")
-    with pytest.raises(ValidationError, match="residual learns answers to likes as choices"):
-        R2recConfig(**{"blend": True, "residual": True, "traces": last, **wrong})
-    with pytest.raises(ValidationError, match="does not know the events asked about"):
-        R2recConfig(blend=True, residual=True, traces=ReasonedTracesConfig(events="any"))
 
 
 def test_a_model_ranks_another_catalogue_with_the_titles_that_it_knows(trained):

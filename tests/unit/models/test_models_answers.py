@@ -98,20 +98,18 @@ def test_the_prompt_and_what_is_recited_are_masked_and_the_answer_weighs_more():
 
 def test_what_an_answer_is_chosen_from_is_what_could_still_become_another_one():
     answers = [[1, 2, 3], [1, 2, 4, 5], [6], [1, 2]]
-    alike = [0.0, 0.0, 0.0]
-    assert choices_of(answers, [1, 2, 4, 5], 9) == [(0, [1, 6], alike[:2]), (2, [4, 3, 9], alike)]
-    assert choices_of(answers, [1, 2], 9) == [(0, [1, 6], alike[:2]), (2, [9, 3, 4], alike)]
-    assert choices_of(answers, [6], 9) == [(0, [6, 1], alike[:2])]
+    assert choices_of(answers, [1, 2, 4, 5], 9) == [(0, [1, 6]), (2, [4, 3, 9])]
+    assert choices_of(answers, [1, 2], 9) == [(0, [1, 6]), (2, [9, 3, 4])]
+    assert choices_of(answers, [6], 9) == [(0, [6, 1])]
     assert choices_of([[7, 8]], [7, 8], 9) == []  # the only answer is no choice
     # whatever the tokens, an answer's choices are what tells it from the others: shares add up to 1
-    shares = [0.4, 0.3, 0.2, 0.1]
-    for prior in (None, np.log(shares).tolist()):
-        chances = []
-        for answer in answers:
-            found = [np.exp(known) for _, _, known in choices_of(answers, answer, 9, prior)]
-            chances.append(np.prod([known[0] / known.sum() for known in found]))
-        assert sum(chances) == pytest.approx(1.0)
-    assert chances == pytest.approx(shares)  # a text that says nothing leaves what was known
+    chances = 0.0
+    for answer in answers:
+        chance = 1.0
+        for _, ids in choices_of(answers, answer, 9):
+            chance /= len(ids)
+        chances += chance
+    assert chances == pytest.approx(1.0)
 
 
 def test_a_choice_is_learned_among_what_is_offered_and_moves_nothing_else():
@@ -122,11 +120,7 @@ def test_a_choice_is_learned_among_what_is_offered_and_moves_nothing_else():
     text = [*prompt, *model.writer.encode(ANSWER), offered[0], model.end_token]
     at = len(text) - 2
     learned = ReasonedText(
-        np.array(text),
-        len(prompt),
-        at,
-        np.zeros(len(text), bool),
-        choices=[(at, offered, [0.0, 0.5, 0.0])],
+        np.array(text), len(prompt), at, np.zeros(len(text), bool), choices=[(at, offered)]
     )
     rows = PackedTexts(
         [learned, learned], num_epochs=1, tokens_per_row=2 * len(text), batch_size=1,
@@ -138,7 +132,7 @@ def test_a_choice_is_learned_among_what_is_offered_and_moves_nothing_else():
     assert rows["weight"].unique().tolist() == [0.0, 1.0]  # as words, they count like others
     words = model(text_batch([(text, len(prompt))], 0))[0].sum().item()
     logp = next_logp(model, text)[at - 1]
-    choice = (logp[offered] + torch.tensor([0.0, 0.5, 0.0])).log_softmax(-1)[0].item()
+    choice = logp[offered].log_softmax(-1)[0].item()
     loss, parts = reasoned_loss(model, rows)
     assert parts["sft/answer_logp"] == pytest.approx(choice, rel=1e-4)
     num_words = len(text) - len(prompt)

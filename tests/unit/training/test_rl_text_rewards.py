@@ -140,19 +140,6 @@ def test_the_answer_term_can_be_a_choice_among_the_offered_answers():
     assert float(loss.detach()) == pytest.approx(-np.mean(expected), rel=1e-4)
 
 
-def test_what_is_known_besides_is_rewarded_and_learned_together_with_the_text():
-    model, questions = answering()
-    sure = np.array([[0.0, 0.0, 0.0, 60.0, 0.0]] * 2)  # of the rating 4, which is right once
-    grpo = Grpo(
-        SMALL, questions, [(1.0, lambda one: one.probabilities[3])], seed=0, chooses=True,
-        prior=sure,
-    )  # fmt: skip
-    loss, logged = step(grpo, model)
-    assert logged["rl/reward_mean"] == pytest.approx(1.0)
-    # the first question costs nothing, the second what the text says of 2 against 4, plus 60
-    assert float(loss.detach()) == pytest.approx(30.0, abs=2.0)
-
-
 def test_the_distance_from_the_start_is_nothing_at_first_and_grows_with_the_weights():
     model, questions = answering()
     config = SMALL.model_copy(update={"answer_weight": 0.0, "kl_weight": 2.0})

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_softmax
 from torch import Tensor
 
 from reasonrec import ranks
@@ -84,12 +83,9 @@ class Grpo:
         engine: RolloutEngine | None = None,
         recites: bool = False,
         chooses: bool = False,
-        prior: np.ndarray | None = None,
     ) -> None:
         """Args:
         chooses: Whether true answers are learned as choices among those that a question offers.
-        prior: (Q, A), logarithm of what each answer to each question is worth without the text;
-            rewarded and learned is what the text adds to it. None: all are alike.
         recites: Whether thoughts recite what stands on a chain behind its cue (`traces.recital`).
         start: The model that RL starts from; needed where ``config.kl_weight`` is above 0.
         engine: Who writes the rollouts; our own sampler unless told otherwise.
@@ -99,7 +95,7 @@ class Grpo:
         """
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
         self.start, self.engine = start, engine or Sampler()
-        self.recites, self.chooses, self.prior = recites, chooses, prior
+        self.recites, self.chooses = recites, chooses
         self._events: Tensor | None = None
         self._rollouts: WrittenRollouts | None = None
 
@@ -135,11 +131,9 @@ class Grpo:
         self, model: AnsweringModel, rows: list[int], generator_seed: int
     ) -> WrittenRollouts:
         size = 2 if self.config.pairwise_weight else 1
-        places = [size * r + side for r in rows for side in range(size)]
-        asked = [self.questions[place] for place in places]
-        prior = None if self.prior is None else self.prior[places]
+        asked = [self.questions[size * r + side] for r in rows for side in range(size)]
         texts, replies, marks, written = _write(
-            model, self.engine, asked, self.config, generator_seed, self.recites, prior
+            model, self.engine, asked, self.config, generator_seed, self.recites
         )
         rewards = np.array(
             [sum(w * reward(text) for w, reward in self.rewards) for text in texts]
@@ -162,7 +156,7 @@ class Grpo:
         labelled = None
         if self.config.answer_weight:
             ends = [(text[:mark], mark) for (text, _, _), mark in zip(replies, marks, strict=True)]
-            labelled = _labelled(model, asked, ends, self.config.group_size, self.chooses, prior)
+            labelled = _labelled(model, asked, ends, self.config.group_size, self.chooses)
         batch = batch.to(model.device)
         start_logp = None
         if self.config.kl_weight:
@@ -185,7 +179,6 @@ def _labelled(
     thoughts: Sequence[tuple[list[int], int]],
     group_size: int,
     chooses: bool,
-    prior: np.ndarray | None,
 ) -> TextBatch:
     """Return own thoughts with the true answer behind them, where it is known.
 
@@ -202,8 +195,7 @@ def _labelled(
         label = answers[question.answers.index(question.label)]
         text = [*tokens, *label, model.end_token]
         texts.append((text, len(text) if chooses else mark))
-        known = None if prior is None else prior[r // group_size, : len(answers)].tolist()
-        found = choices_of(answers, label, model.end_token, known) if chooses else ()
+        found = choices_of(answers, label, model.end_token) if chooses else ()
         choices.append(moved(found, mark))
     return text_batch(texts, model.writer.pad_id, choices).to(model.device)
 
@@ -215,7 +207,6 @@ def _write(
     config: GrpoConfig,
     generator_seed: int,
     recites: bool,
-    prior: np.ndarray | None = None,
 ) -> tuple[list[Rollout], list[tuple[list[int], int, int]], list[int], Written]:
     """Return rollouts, their tokens with the lengths of prompt and reply, answer places, and what
     the engine wrote."""
@@ -240,9 +231,6 @@ def _write(
     )  # fmt: skip
     rollouts = []
     for r, question in enumerate(questions):
-        likely = log_probs[r].astype(np.float64)
-        if prior is not None:
-            likely = log_softmax(likely + prior[r // config.group_size, : len(likely)])
         tokens, at, _ = texts[r]
         reply = [t for t in tokens[at:] if t != model.end_token]
         said = read_student_text(question, str(model.tokenizer.decode(reply)))
@@ -252,7 +240,7 @@ def _write(
                 thought=str(model.tokenizer.decode(tokens[at : marks[r]])),
                 answer=said[1] if said else None,
                 is_truncated=bool(written.is_truncated[r]),
-                probabilities=np.exp(likely),
+                probabilities=np.exp(log_probs[r].astype(np.float64)),
             )
         )
     return rollouts, texts, marks, written
