@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from tests.toy_traces import asked_of, builder_of
+from tests.toy_traces import asked_of, builder_of, hand_question
 from tests.toys import toy_dataset
 
 from reasonrec.traces.recital import Recital, recitals_of, recited
@@ -33,6 +33,19 @@ def test_facts_of_two_chains_follow_their_cues_and_judgements_are_left_to_the_st
         f" Chain 1: The user took [{item}]. {chain.neighbour} took it too. "
         f"{chain.neighbour} went on to [{other}]. The user took [{other}] too,"
     )
+
+
+def test_chains_that_are_no_support_are_not_said_to_lead_nowhere():
+    question = hand_question(task="likes")
+    comet = question.candidates[1].title
+    *_, last = recitals_of(question)
+    assert last.words == f" Of the chains 2 [{comet}], 1 [{question.candidates[2].title}]."
+    *_, last = recitals_of(dataclasses.replace(question, support=(0, 0, 0)))
+    assert last.words == " No chain is a short one."  # though it closes on the second candidate
+    others = tuple(one for one in question.candidates if one.title != comet)
+    elsewhere = dataclasses.replace(question, support=(0, 0), candidates=others)
+    *_, last = recitals_of(elsewhere)
+    assert last.words == " No chain leads anywhere."
 
 
 def test_one_chain_is_recited_at_the_beginning_and_none_not_at_all():

@@ -244,7 +244,10 @@ def leaders(view: View) -> str:
         order = sorted(range(len(names)), key=lambda c, found=view.support: (-found[c], c))
         leading = [c for c in order[:_NUM_LEADING] if view.support[c]]
         told = [f"{view.support[c]} {names[c]}" for c in leading]
-        parts.append(f"of the chains {', '.join(told)}" if told else "no chain leads anywhere")
+        # chains of more than five steps lead to an item, and are no support
+        closes = any(chain.second in view.candidates for chain in view.chains)
+        nothing = "no chain is a short one" if closes else "no chain leads anywhere"
+        parts.append(f"of the chains {', '.join(told)}" if told else nothing)
     if view.likeness is not None and any(view.likeness):
         best = max(range(len(names)), key=lambda c, found=view.likeness: (found[c], -c))
         near = view.nearest[best]
