@@ -111,7 +111,7 @@ ABLATIONS = {
     },
     "rl-faster": {
         "stages": AFTER_SFT,
-        "rl": {"num_prompts": 800, "optimiser": {"learning_rate": 5e-4, "num_validations": 5}},
+        "rl": merged(LONGER, {"optimiser": {"learning_rate": 5e-4}}),
     },
     "rated": {"task": "rated"},
 }

@@ -197,8 +197,8 @@ def with_words_of(
     tokenizer = model.tokenizer
     if vocab_size and model.writer.title_token_ids is not None:
         tokenizer = train_tokenizer(model.titles, texts, vocab_size=vocab_size)
-        spread = torch.full((model.backbone.config.hidden_size,), _initial_std(model))
-        _retokenise(model, tokenizer, torch.zeros_like(spread), spread, seed)
+        std = torch.tensor(float(model.backbone.config.initializer_range))
+        _retokenise(model, tokenizer, torch.zeros(()), std, seed)
     return _answering(
         model, kind, tokenizer, model.titles, model.item_ids, model.item_texts,
         dropout=dropout, seed=seed,
@@ -231,10 +231,6 @@ def with_titles_of(
     return other
 
 
-def _initial_std(model: ReasoningRecommender) -> float:
-    return float(model.backbone.config.initializer_range)
-
-
 def _retokenise(
     model: ReasoningRecommender,
     tokenizer: PreTrainedTokenizerBase,
@@ -243,7 +239,7 @@ def _retokenise(
     seed: int,
 ) -> None:
     """Give the backbone another tokenizer, in place: tokens that it knows keep their vectors, new
-    ones are drawn with a mean (D,) and a standard deviation (D,)."""
+    ones are drawn with a mean and a standard deviation, (D,) or of all entries alike."""
     backbone, old = model.backbone, model.tokenizer.get_vocab()
     rows = backbone.get_input_embeddings().weight.detach().clone()
     backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
