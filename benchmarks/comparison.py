@@ -9,7 +9,6 @@ every method is compared on that sample. Nothing is typed in by hand.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +16,7 @@ from floor import PREPARE
 from running import ROOT
 
 from reasonrec.evaluation.comparison import Comparison, compare
-from reasonrec.evaluation.joined import Joined, find_runs, join_runs, values_of
+from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries, values_of
 from reasonrec.evaluation.table import short
 from reasonrec.manifest import read_manifest
 
@@ -65,7 +64,7 @@ def finished(folders: Sequence[Path]) -> list[Path]:
 
 def section(name: str, folders: Sequence[Path]) -> str:
     """Return the table of one set, and the tests of our best model against every baseline."""
-    joined = on_the_same_queries(join_runs(find_runs(folders)))
+    joined = on_common_queries(join_runs(find_runs(folders)))
     values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
     seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
     num_seeds = dict(seeds.iter_rows())
@@ -94,16 +93,6 @@ def section(name: str, folders: Sequence[Path]) -> str:
     compared = compare(joined, BEST, TESTED).comparisons
     text += ["", *tests(compared, table)]
     return "\n".join(text) + "\n"
-
-
-def on_the_same_queries(joined: Joined) -> Joined:
-    """Return what was asked of every method, where some answered all queries and some a sample."""
-    table = joined.per_query
-    num = table["method"].n_unique()
-    everybody = table.group_by("protocol", "query").agg(pl.col("method").n_unique().alias("n"))
-    common = everybody.filter(pl.col("n") == num).select("protocol", "query")
-    kept = table.join(common, on=["protocol", "query"], how="semi", maintain_order="left")
-    return replace(joined, per_query=kept)
 
 
 def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list[str]:

@@ -4,13 +4,15 @@
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --joined --thinkers runs
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
     python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --transfer
-    python benchmarks/r2rec.py runs/r2rec --only-write
+    python benchmarks/r2rec.py runs/r2rec --only-write --beside runs/floor runs/peers
 
 The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
 stopped, and writes the page after every row; the second adds R2Rec whose first stage is R²ec; the
 third does the ablations, with one seed; the fourth measures on each set what was trained on the
 others of its rating scale. First stages are trained here, or taken from finished runs
 of `reasonrec demo` in ``--thinkers``, folders `<set>-<seed>` as benchmarks/results.py names them.
+What benchmarks/floor.py and benchmarks/peers.py measured on the same queries stands beside them,
+where ``--beside`` names their folders.
 Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample of
 2,000. Settings of baselines and weights of the blend are chosen on validation. Nothing is typed in
 by hand.
@@ -18,111 +20,43 @@ by hand.
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from running import ROOT, merged, reasonrec, say, source
+from r2rec_page import write_page
+from r2rec_rows import (
+    ABLATIONS,
+    AFTER_SFT,
+    ALL,
+    BASELINES,
+    BLENDED,
+    BUDGET,
+    EVIDENCE,
+    JOINED,
+    MAIN,
+    NUM_QUERIES,
+    ONE_SCALE,
+    PREPARE,
+    PROTOCOL,
+    SFT,
+    TRANSFERRED,
+)  # fmt: skip
+from running import merged, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs, join_runs, values_of
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
-from reasonrec.evaluation.significance import paired_test
-from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.evaluation.tuning import read_params
-from reasonrec.machine import describe_machine
-from reasonrec.manifest import read_manifest
 from reasonrec.methods import loading, r2ec, r2rec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker
 from reasonrec.records import Histories
-
-PREPARE = {
-    "ml-100k": [],
-    "office-2018": ["--split", "given"],
-    "ml-latest-small": [],
-    "ml-1m": [],
-}
-"""The sets of the page, and what `reasonrec prepare` is told; of ml-1m it keeps likes unasked."""
-BASELINES = ("popularity", "recent-popularity", "item-knn-bm25", "follow-counter", "ease", "ials")
-BUDGET = 20
-"""Settings that are tried for each baseline, by NDCG@10 on validation."""
-NUM_QUERIES = 2000
-PROTOCOL = "candidates-20"
-COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTOCOL, "ndcg@20"))
-HEADINGS = ("method", "seeds", "HR@1", "HR@3", "HR@5", "NDCG", "tokens / user", "ms / user")
-ALL = {"ranking": {"num_orders_measured": 0}}
-"""What every configuration below has: the effect of the order is left out, for time."""
-SFT = {"stages": ["r2rec-sft"]}
-ON_HISTORY = {"reading": "history-closed"}
-MAIN = {
-    "r2rec": {"blend": True},
-    "direct": {"think": False, "stages": ["r2rec-sft"]},
-    "history-closed": {"stages": ["r2rec-sft"], "traces": {"evidence": ON_HISTORY}},
-    "no-chains": {"stages": ["r2rec-sft"], "traces": {"evidence": {"num_chains": 0}}},
-}
-"""Configurations that every seed of every set trains."""
-AFTER_SFT = ["r2rec-sft", "r2rec-rl"]
-LONGER = {"num_prompts": 800, "optimiser": {"num_validations": 5}}
-ABLATIONS = {
-    "no-recital": {"recites": "never"},
-    "no-recital-on-history": {"recites": "never", "traces": {"evidence": ON_HISTORY}},
-    "random-chains": {"traces": {"evidence": {"chain_ends": "random"}}},
-    "no-support": {"traces": {"evidence": {"show_support": False}}},
-    "one-chain": {"traces": {"evidence": {"num_chains": 1}}},
-    "five-chains": {"traces": {"evidence": {"num_chains": 5}}, "max_tokens": 200},
-    "copying": {"copies": True},
-    "longer": {"sft": {"num_epochs": 8, "optimiser": {"num_validations": 8}}},
-    "any-event": {
-        "traces": {"events": "any", "num_questions": 6400},
-        "sft": {"optimiser": {"num_validations": 8}},
-    },
-    "no-likeness": {"traces": {"evidence": {"show_likeness": False}}},
-    "free-only": {"traces": {"progressive": {"runs": "free"}}},
-    "guided-only": {"traces": {"progressive": {"runs": "guided"}}},
-    "full-style": {"traces": {"teacher": {"style": "full"}}, "max_tokens": 300},
-    "no-masking": {
-        "traces": {"teacher": {"style": "full"}, "progressive": {"masking": "answer"}},
-        "max_tokens": 300,
-    },
-    "masked-ratings": {
-        "traces": {"teacher": {"style": "full"}, "progressive": {"masking": "ratings"}},
-        "max_tokens": 300,
-    },
-    "words-of-answers": {"chooses": False},
-    "four-orders": {"ranking": {"num_orders": 4}},
-    "rl-only": {"stages": ["r2rec-rl"]},
-    "rl-longer": {"stages": AFTER_SFT, "rl": LONGER},
-    "rl-held": {"stages": AFTER_SFT, "rl": {**LONGER, "grpo": {"kl_weight": 0.1}}},
-    "rl-rewards-alone": {"stages": AFTER_SFT, "rl": {**LONGER, "grpo": {"answer_weight": 0.0}}},
-    "rl-spread": {
-        "stages": AFTER_SFT,
-        "rl": {**LONGER, "grpo": {"answer_weight": 0.0, "advantage": "grpo"}},
-    },
-    "rl-groups-of-16": {
-        "stages": AFTER_SFT,
-        "rl": {"num_prompts": 400, "grpo": {"group_size": 16}},
-    },
-    "rl-faster": {
-        "stages": AFTER_SFT,
-        "rl": merged(LONGER, {"optimiser": {"learning_rate": 5e-4}}),
-    },
-    "rated": {"task": "rated"},
-}
-"""One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
-ONE_SCALE = ("ml-100k", "ml-1m", "office-2018")
-"""Sets that are rated from 1 to 5 in whole stars."""
-TRANSFERRED = {"r2rec-sft": "r2rec", "direct-sft": "direct"}
-"""Rows that are measured on other sets than they were trained on, and their folders."""
-BLENDED = "r2rec-rl/blend"
-JOINED = "joined-sft/blend"
-EVIDENCE = "blend/no-answers"
 
 
 def main() -> None:
@@ -134,22 +68,24 @@ def main() -> None:
     parser.add_argument("--thinkers", type=Path, help="folder of runs of R²ec, <set>-<seed>")
     parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
     parser.add_argument("--transfer", action="store_true")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders of baselines")
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
+    write = partial(write_page, asked.runs, asked.beside)
     if not asked.only_write:
         for name in asked.sets:
             for seed in asked.seeds:
                 if asked.transfer:
                     run_transfer(asked.runs, name, seed)
                 elif asked.joined:
-                    run_joined(asked.runs / name, name, seed, asked.thinkers)
+                    run_joined(asked.runs / name, name, seed, asked.thinkers, write)
                 elif asked.ablations is None:
-                    run_seed(asked.runs / name, name, seed, asked.thinkers)
+                    run_seed(asked.runs / name, name, seed, asked.thinkers, write)
                 for ablation in [] if asked.ablations is None else asked.ablations or ABLATIONS:
                     run_ablation(asked.runs / name, name, ablation, seed, asked.thinkers)
-                    write_page(asked.runs)
-                write_page(asked.runs)
-    write_page(asked.runs)
+                    write()
+                write()
+    write()
 
 
 def run_floor(folder: Path, name: str) -> Dataset:
@@ -165,7 +101,9 @@ def run_floor(folder: Path, name: str) -> Dataset:
     return dataset
 
 
-def run_seed(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
+def run_seed(
+    folder: Path, name: str, seed: int, thinkers: Path | None, write: Callable[[], None]
+) -> None:
     """Train and measure one seed of one set, baselines first."""
     dataset = run_floor(folder, name)
     out = folder / f"seed-{seed}"
@@ -176,22 +114,24 @@ def run_seed(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
         train(dataset, {**changes, **SFT}, out / variant, start, seed)
         rows = rows_of_sft(variant, dataset, out / variant, seed)
         measured(rows, dataset, out / "measured" / f"{variant}-sft", seed)
-        write_page(folder.parent)
+        write()
         if variant != "r2rec":
             continue
         train(dataset, changes, out / variant, start, seed)
         for word, rows in rows_of_rl(dataset, out / variant, changes, seed).items():
             measured(rows, dataset, out / "measured" / word, seed)
-            write_page(folder.parent)
+            write()
 
 
-def run_joined(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
+def run_joined(
+    folder: Path, name: str, seed: int, thinkers: Path | None, write: Callable[[], None]
+) -> None:
     """Train and measure R2Rec whose first stage is R²ec, of one seed of one set."""
     dataset = run_floor(folder, name)
     out = folder / f"seed-{seed}"
     start = first_stage("think-recpo", dataset, out, name, seed, thinkers)
     measured([opened(start, dataset, seed)], dataset, out / "measured" / "think-recpo", seed)
-    write_page(folder.parent)
+    write()
     changes = {"blend": True, **SFT}
     train(dataset, changes, out / "joined", start, seed)
     sft = out / "joined" / "r2rec-sft"
@@ -202,7 +142,7 @@ def run_joined(folder: Path, name: str, seed: int, thinkers: Path | None) -> Non
         without_answers(sft, dataset, configured(changes), seed, name="joined/no-answers"),
     ]
     measured(rows, dataset, out / "measured" / "joined", seed)
-    write_page(folder.parent)
+    write()
 
 
 def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Path | None) -> None:
@@ -387,186 +327,6 @@ def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, see
     config = EvaluateConfig(protocols=(PROTOCOL,), num_queries=sampled, num_timed_users=10)
     say(f"measure {', '.join(one.label for one in contestants)}")
     measure(contestants, dataset, out, config, seed=seed)
-
-
-HEAD = """# R2Rec
-
-Every number comes from `python benchmarks/r2rec.py`. Twenty candidates, the one taken and 19 that
-the user touches nowhere, the same for all methods; all test queries, or a fixed sample of 2,000.
-Baselines were tuned with a budget of {budget} settings each by NDCG@10 on validation. A tie for the
-first place is no hit. ± is the standard deviation over seeds; tests are paired over queries.
-Networks of other libraries are in [peers.md](peers.md), where they were run: none of them is above
-the follow counter among 20 candidates of ml-100k or office-2018; on ml-latest-small and ml-1m they
-were not measured, and could be.
-
-| row | what it is |
-| --- | --- |
-| `chain-count` | how many chains close on a candidate, nothing else |
-| `no-think` | the backbone before R2Rec, without a thought: what R2Rec starts from |
-| `untuned` | the same weights, asked the questions of R2Rec in words |
-| `direct-sft` | SFT on answers without thoughts; chains stand in the prompt |
-| `history-closed-sft` | as `r2rec-sft`, with chains that close on the history, no support |
-| `no-chains-sft` | SFT on thoughts from history and likeness of words alone |
-| `r2rec-sft`, `r2rec-rl` | thoughts along chains: SFT, then GRPO; ranked by the answer alone |
-| `.../blend` | the answer weighed with no-think, chains, popularity and words |
-| `{evidence}` | the same blend without the model's answer: what thinking has to add to |
-| `think-recpo` | R²ec after RecPO: scores every item after a thought, and is asked about these |
-| `joined-sft...` | R2Rec that starts from `think-recpo`: both methods joined |
-| `.../no-chains` | chains and their support taken out of the prompt, and of the blend |
-"""
-
-
-OVER_ALL = (
-    (BLENDED, "best baseline"), (BLENDED, EVIDENCE), ("r2rec-rl", "r2rec-sft"),
-    ("r2rec-sft", "direct-sft"), ("r2rec-rl", "untuned"), ("r2rec-rl/no-chains", "r2rec-rl"),
-    ("r2rec-sft", "no-chains-sft"), ("r2rec-sft", "history-closed-sft"),
-)  # fmt: skip
-"""Pairs that are compared over all sets together."""
-
-
-def write_page(runs: Path) -> None:
-    """Write docs/results/r2rec.md from what is finished."""
-    sections: list[str] = []
-    found: list[tuple[str, dict[str, np.ndarray]]] = []
-    for name in PREPARE:
-        folder = runs / name
-        if (folder / "floor" / "manifest.json").exists():
-            section, hits = set_section(name, folder)
-            sections.append(section)
-            best = max(BASELINES, key=lambda method, hits=hits: hits[method].mean())
-            found.append((name, {**hits, "best baseline": hits[best]}))
-    head = HEAD.format(budget=BUDGET, evidence=EVIDENCE)
-    head += "\n".join(
-        [
-            "",
-            "Over all sets together: the mean over sets of the difference in HR@1 relative to the "
-            "reference, means over seeds on each query, signs of users flipped. no-think is not "
-            "counted among the baselines.",
-            "",
-            "| HR@1 of | against | each set | on average | 95 % interval | p |",
-            "| --- | --- | --- | --: | --: | --: |",
-            *(over_all(found, *pair) for pair in OVER_ALL),
-            "",
-        ]
-    )
-    page = ROOT / "docs" / "results" / "r2rec.md"
-    page.write_text("\n".join([head, *sections]), encoding="utf-8")
-
-
-def over_all(
-    found: Sequence[tuple[str, Mapping[str, np.ndarray]]], method: str, reference: str
-) -> str:
-    """Return the row of one pair, compared on the queries of all sets that have both.
-
-    A query's difference is weighed so that their mean is the mean over sets of the relative one.
-    """
-    both = [
-        (name, hits[method], hits[reference])
-        for name, hits in found
-        if {method, reference} <= set(hits)
-    ]
-    num_queries = sum(len(one) for _, one, _ in both)
-    if not both:
-        return f"| `{method}` | `{reference}` | - | - | - | - |"
-    weighed = [
-        (one - other) / other.mean() * num_queries / (len(both) * len(one))
-        for _, one, other in both
-    ]
-    values = np.concatenate(weighed)
-    test = paired_test(values, np.zeros(len(values)), rng=np.random.default_rng(0))
-    each = ", ".join(f"{name} {one.mean() / other.mean() - 1:+.1%}" for name, one, other in both)
-    return (
-        f"| `{method}` | `{reference}` | {each} | {test.difference:+.1%} | {test.low:+.1%} to "
-        f"{test.high:+.1%} | {test.p_permutation:.4f} |"
-    )
-
-
-def set_section(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Return the section of one set, and HR@1 of its methods on each query."""
-    done = sorted(folder.glob("seed-*/measured/*/manifest.json"))
-    runs = [folder / "floor", *(path.parent for path in done)]
-    joined = join_runs(find_runs(runs))
-    lines = summarise(joined.rows, COLUMNS)
-    hits = {line.method: line.cells[0].value for line in lines if line.cells[0]}
-    best = max(BASELINES, key=lambda method: hits[method])
-    commits = sorted({str(read_manifest(run)["commit"])[:10] for run in runs})
-    test = joined.rows[0]
-    text = [
-        f"## {name}",
-        "",
-        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
-        f"queries; commit {', '.join(commits)}; {describe_machine(ROOT).cpu}, one thread beside "
-        "other work, so milliseconds say an order of magnitude.",
-        "",
-        *table(lines),
-    ]
-    if any(method.startswith(("r2rec", "joined")) for method in hits):
-        pairs = [
-            (BLENDED, best), (BLENDED, "no-think"), (BLENDED, EVIDENCE), ("r2rec-rl", best),
-            ("r2rec-sft/blend", best), ("r2rec-sft/blend", "no-think"), ("r2rec-sft", best),
-            ("r2rec-rl", "untuned"), ("r2rec-rl", "r2rec-sft"), ("r2rec-sft", "direct-sft"),
-            ("r2rec-sft", "history-closed-sft"), ("history-closed-sft", "direct-sft"),
-            ("r2rec-sft", "no-chains-sft"), ("r2rec-rl/no-chains", "r2rec-rl"),
-            (f"{BLENDED}/no-chains", BLENDED),
-            (JOINED, best), (JOINED, "think-recpo"), (JOINED, "joined/no-answers"),
-            ("joined-sft", best),
-        ]  # fmt: skip
-        compared = compare(joined, best, COLUMNS[:1])
-        found = [one for a, b in pairs for one in compared.against.get(b, ()) if one.method == a]
-        text += ["", *tests(found, hits)]
-    ablations = sorted(folder.glob("seed-*/ablations/*/manifest.json"))
-    if ablations:
-        beside = ("history-closed-sft", "no-chains-sft", "direct-sft")
-        heading = f"{name}: ablations of r2rec-sft"
-        text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, "r2rec-sft", *beside])
-    transfers = sorted(folder.glob("seed-*/transfer/*/manifest.json"))
-    if transfers:
-        rows = [f"{row} of {one}" for one in ONE_SCALE for row in TRANSFERRED]
-        shown = [*rows, "untuned", "chain-count", *TRANSFERRED]
-        text += more_rows(f"{name}: trained on other sets", runs, transfers, "chain-count", shown)
-    each = values_of(joined.per_query, *COLUMNS[0])
-    assert each is not None
-    return "\n".join(text) + "\n", dict(zip(each.methods, each.table.T, strict=True))
-
-
-def more_rows(
-    heading: str, runs: Sequence[Path], more: Sequence[Path], reference: str, shown: Sequence[str]
-) -> list[str]:
-    """Return a part of a set's section: rows beside a reference, those in ``more`` tested."""
-    joined = join_runs(find_runs([*runs, *(path.parent for path in more)]))
-    lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
-    added = join_runs(find_runs([path.parent for path in more]))
-    tested = {row.method for row in added.rows}
-    compared = compare(joined, reference, COLUMNS[:1])
-    found = [one for one in compared.comparisons if one.method in tested]
-    return ["", f"### {heading}", "", *table(lines), "", *tests(found, {})]
-
-
-def table(lines: Sequence[MethodLine]) -> list[str]:
-    text = ["| " + " | ".join(HEADINGS) + " |", "| ---" + " | --:" * (len(HEADINGS) - 1) + " |"]
-    for line in lines:
-        cells = []
-        for cell in line.cells:
-            spread = "" if cell is None or cell.seed_sd is None else f" ± {short(cell.seed_sd)}"
-            cells.append("-" if cell is None else short(cell.value) + spread)
-        tokens = "-" if not line.tokens else f"{line.tokens:.0f}"
-        words = [line.method, str(line.num_seeds), *cells, tokens, f"{line.latency_ms or 0:.1f}"]
-        text.append("| " + " | ".join(words) + " |")
-    return text
-
-
-def tests(found: Sequence[Comparison], hits: Mapping[str, float]) -> list[str]:
-    text = [
-        "| HR@1 of | against | difference | 95 % interval | relative | p |",
-        "| --- | --- | --: | --: | --: | --: |",
-    ]
-    for one in found:
-        relative = f"{one.difference / hits[one.reference]:+.1%}" if hits else "-"
-        text.append(
-            f"| {one.method} | {one.reference} | {one.difference:+.4f} | {one.ci_low:+.4f} to "
-            f"{one.ci_high:+.4f} | {relative} | {one.p_permutation:.4f} |"
-        )
-    return text
 
 
 if __name__ == "__main__":

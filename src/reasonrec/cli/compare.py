@@ -5,7 +5,13 @@ from pathlib import Path
 from reasonrec.errors import ConfigError
 
 
-def compare(*runs: Path, out: Path, reference: str | None = None, json: bool = False) -> None:
+def compare(
+    *runs: Path,
+    out: Path,
+    reference: str | None = None,
+    common_queries: bool = False,
+    json: bool = False,
+) -> None:
     """Put evaluated methods side by side and test each against a reference, query by query.
 
     Writes report.html (one page, to open or to send), metrics.json (all rows), comparison.json and
@@ -22,6 +28,8 @@ def compare(*runs: Path, out: Path, reference: str | None = None, json: bool = F
         out: Folder to write. A finished one is left as it is.
         reference: Method that the others are compared with. The strongest that is neither a
             model of ours nor the oracle, if none is named.
+        common_queries: Compare on the queries that all runs answered, where some answered a
+            sample of them; their metrics are measured anew there.
         json: Print the comparisons as JSON instead of tables.
     """
     if not runs:
@@ -31,7 +39,7 @@ def compare(*runs: Path, out: Path, reference: str | None = None, json: bool = F
     from reasonrec.evaluation.comparison import compare_runs, comparison_table
     from reasonrec.evaluation.table import results_table
 
-    rows, comparisons = compare_runs(runs, out, reference=reference)
+    rows, comparisons = compare_runs(runs, out, reference=reference, common_queries=common_queries)
     if json:
         print((out / "comparison.json").read_text(encoding="utf-8"), end="")
         return

@@ -15,6 +15,7 @@ from reasonrec.evaluation.joined import (
     Values,
     find_runs,
     join_runs,
+    on_common_queries,
     per_user_table,
     values_of,
 )
@@ -101,6 +102,7 @@ def compare_runs(
     reference: str | None = None,
     columns: Sequence[tuple[str, str]] = COLUMNS,
     num_resamples: int = 10_000,
+    common_queries: bool = False,
 ) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
     """Return all rows of the runs, and every method tested against ``reference``.
 
@@ -113,6 +115,8 @@ def compare_runs(
         reference: The method that the others are compared with; if None, the strongest that is
             neither a model of ours nor the oracle.
         columns: (protocol, metric) pairs to test; those not measured are left out.
+        common_queries: Measure anew on the queries that all runs answered, where some answered a
+            sample; else runs of other queries are refused.
 
     Raises:
         DataError: The runs are of other data, splits or queries, or the reference is not in them.
@@ -128,11 +132,14 @@ def compare_runs(
         for path in run.files()
     }
     joined = join_runs(found)
+    if common_queries:
+        joined = on_common_queries(joined)
     reference = reference or _strongest(joined)
     config = {
         "reference": reference,
         "columns": [list(column) for column in columns],
         "num_resamples": num_resamples,
+        **({"common_queries": True} if common_queries else {}),
     }
     if is_finished(out, stage="compare", inputs=inputs, config=config, seed=None):
         stored = json.loads((out / "comparison.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
-from reasonrec.evaluation.protocol import FILES, MetricRow, read_evaluation
+from reasonrec.evaluation.protocol import FILES, MetricRow, metric_intervals, read_evaluation
 from reasonrec.evaluation.significance import resampling_users
 from reasonrec.evaluation.trajectory import TRAJECTORY
 from reasonrec.manifest import read_manifest
@@ -141,6 +141,42 @@ def join_runs(runs: Sequence[Run]) -> Joined:
     )
 
 
+def on_common_queries(joined: Joined) -> Joined:
+    """Return the runs on the queries that all of them answered, measured there anew.
+
+    Some runs answer a sample of what others answer in full. Costs stay as they were measured.
+
+    Raises:
+        DataError: There is no query that all methods of a protocol answered.
+    """
+    table = joined.per_query
+    asker = pl.struct("method", "seed").n_unique().alias("num_askers")
+    everybody = table.group_by("protocol").agg(asker)
+    of_each = table.group_by("protocol", "query").agg(asker)
+    common = of_each.join(everybody, on=["protocol", "num_askers"], how="semi")
+    if lacking := sorted({*everybody["protocol"]} - {*common["protocol"]}):
+        raise DataError(
+            f"methods must share queries to be compared; under {', '.join(lacking)} there is none "
+            "that all of them answered. Evaluate them with the same --part and --num-queries"
+        )
+    kept = table.join(common, on=["protocol", "query"], how="semi", maintain_order="left")
+    intervals = {
+        key: metric_intervals(asked["rank"].to_numpy(), asked["user_index"].to_numpy())
+        for key, asked in kept.group_by("protocol", "method", "seed")
+    }
+    num_queries = dict(common.group_by("protocol").agg(pl.len()).iter_rows())
+    rows = []
+    for row in joined.rows:
+        if row.n != num_queries.get(row.protocol, row.n):  # costs stand under none of them
+            found = intervals[row.protocol, row.method, row.seed][row.metric]
+            row = replace(
+                row, value=found.mean, ci_low=found.low, ci_high=found.high,
+                n=num_queries[row.protocol],
+            )  # fmt: skip
+        rows.append(row)
+    return replace(joined, rows=tuple(rows), per_query=kept)
+
+
 def values_of(per_query: pl.DataFrame, protocol: str, metric: str) -> Values | None:
     """Return each method's per-query values, averaged over seeds; None if nothing was measured.
 
@@ -161,7 +197,8 @@ def values_of(per_query: pl.DataFrame, protocol: str, metric: str) -> Values | N
                 raise DataError(
                     f"methods must be compared on the same queries; {method} and "
                     f"{next(iter(columns), method)} were measured on different ones under "
-                    f"{protocol}. Evaluate both with the same data, --part and --num-queries"
+                    f"{protocol}. Evaluate both with the same data, --part and --num-queries, or "
+                    "compare with --common-queries"
                 )
         mean = group.group_by("query").agg(pl.col("value").mean()).sort("query")
         columns[str(method)] = mean["value"].to_numpy()

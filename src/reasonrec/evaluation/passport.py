@@ -130,6 +130,7 @@ def pass_comparison(
     """Return the passport of a comparison: that of each run, and what was made of them."""
     words = ["reasonrec", "compare", *(run.name for run in runs)]
     words += ["--reference", config["reference"], "--out", "compared"]
+    words += ["--common-queries"] if config.get("common_queries") else []
     return Passport(
         written_at=_now(),
         environment=describe_environment(),

@@ -151,11 +151,8 @@ def evaluate(
 
     measured: list[tuple[str, str, Interval, int]] = []
     for word, rank in ranks:
-        values = np.stack([metric_values(metric, rank) for metric in METRICS], axis=1)
-        intervals = bootstrap_intervals(
-            values, rng=stream(0, "bootstrap"), users=resampling_users(asked.user_index)
-        )
-        measured += [(word, m, interval, len(rows)) for m, interval in zip(METRICS, intervals)]
+        intervals = metric_intervals(rank, asked.user_index)
+        measured += [(word, m, interval, len(rows)) for m, interval in intervals.items()]
     costs = [
         ("tokens", answers.num_tokens.mean(), len(rows)),
         ("users-per-second", len(rows) / max(answers.seconds.sum(), 1e-9), len(rows)),
@@ -225,6 +222,18 @@ def evaluate(
         pl.lit(recommender.name).alias("method"), pl.lit(seed, pl.Int64).alias("seed"), pl.all()
     )
     return Evaluation(metric_rows, per_query, thoughts, lists)
+
+
+def metric_intervals(rank: np.ndarray, user_index: np.ndarray) -> dict[str, Interval]:
+    """Return the mean of every metric over queries, with its interval over users.
+
+    Args:
+        rank: Of the targets of Q queries, (Q,), float64.
+        user_index: Whose query each is, (Q,), integer; -1 is unknown.
+    """
+    values = np.stack([metric_values(metric, rank) for metric in METRICS], axis=1)
+    users = resampling_users(user_index)
+    return dict(zip(METRICS, bootstrap_intervals(values, rng=stream(0, "bootstrap"), users=users)))
 
 
 @dataclass(frozen=True)

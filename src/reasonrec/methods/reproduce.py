@@ -109,6 +109,7 @@ def reproduce(
             reference=config["reference"],
             columns=[(protocol, metric) for protocol, metric in config["columns"]],
             num_resamples=config["num_resamples"],
+            common_queries=config.get("common_queries", False),
         )
         drifts += difference_drifts(
             passport.comparison.rows,

@@ -107,6 +107,46 @@ def test_seeds_are_averaged_per_query_before_the_test(tmp_path):
     assert (hit.num_seeds, hit.num_seeds_reference) == (2, 1)
 
 
+def test_a_run_of_a_sample_is_compared_on_its_queries_alone(tmp_path):
+    dataset = walkers()
+    popular = evaluate(fit_floor("popularity", dataset), dataset)
+    walker = evaluate(NextInLine(30), dataset, protocols=("full",), num_queries=15)
+    runs = [run_of(tmp_path / "floor", popular), run_of(tmp_path / "ours", walker)]
+    with pytest.raises(DataError, match="--common-queries"):
+        compare_runs(runs, tmp_path / "refused")
+    out = tmp_path / "out"
+    rows, found = compare_runs(runs, out, reference="popularity", common_queries=True)
+    asked = walker.per_query["query"].to_list()
+    slow = popular.per_query.filter(pl.col("protocol") == "full", pl.col("query").is_in(asked))
+    expected = np.mean(slow["rank"].to_numpy() <= 10)
+    measured = {(row.method, row.metric): row for row in rows if row.protocol == "full"}
+    assert measured["popularity", "hit@10"].value == pytest.approx(expected)
+    assert measured["popularity", "hit@10"].n == measured["next-in-line", "hit@10"].n == 15
+    # a method that was measured there alone keeps its numbers, to the last digit
+    assert [row for row in rows if row.method == "next-in-line"] == list(walker.rows)
+    # one protocol that a run was not asked does not narrow the other
+    few = [row.n for row in rows if row.protocol == "candidates-20"]
+    assert set(few) == {len(dataset.test)}
+    by_name = {(one.protocol, one.metric): one for one in found}
+    assert by_name["full", "hit@10"].n == 15
+    gain = measured["next-in-line", "hit@10"].value - expected
+    assert by_name["full", "hit@10"].difference == pytest.approx(gain)
+    command = json.loads((out / "passport.json").read_text())["comparison"]["command"]
+    assert command.endswith("--common-queries")
+
+
+def test_runs_without_a_common_query_cannot_be_compared(tmp_path):
+    dataset = walkers()
+    halves = np.array_split(np.arange(len(dataset.test)), 2)
+    methods = (fit_floor("popularity", dataset), NextInLine(30))
+    runs = [
+        run_of(tmp_path / method.name, evaluate(method, dataset, queries=rows))
+        for method, rows in zip(methods, halves)
+    ]
+    with pytest.raises(DataError, match="there is none that all of them answered"):
+        compare_runs(runs, tmp_path / "out", common_queries=True)
+
+
 def test_the_same_method_from_two_runs_keeps_its_runs_name(tmp_path):
     dataset = walkers()
     one = evaluate(fit_floor("follow-counter", dataset), dataset)
