@@ -3,13 +3,15 @@
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --seeds 0 1 2
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --joined --thinkers runs
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
+    python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --rated
     python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --transfer
     python benchmarks/r2rec.py runs/r2rec --only-write --beside runs/floor runs/peers
 
 The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
 stopped, and writes the page after every row; the second adds R2Rec whose first stage is R²ec; the
-third does the ablations, with one seed; the fourth measures on each set what was trained on the
-others of its rating scale. First stages are trained here, or taken from finished runs
+third does the ablations, with one seed; the fourth ranks by ratings, one question a candidate, a
+part of the queries; the fifth measures on each set what was trained on the others of its rating
+scale. First stages are trained here, or taken from finished runs
 of `reasonrec demo` in ``--thinkers``, folders `<set>-<seed>` as benchmarks/results.py names them.
 What benchmarks/floor.py and benchmarks/peers.py measured on the same queries stands beside them,
 where ``--beside`` names their folders.
@@ -39,12 +41,14 @@ from r2rec_rows import (
     JOINED,
     MAIN,
     NUM_QUERIES,
+    NUM_RATED,
     ONE_SCALE,
     PREPARE,
     PROTOCOL,
+    RATED,
     SFT,
     TRANSFERRED,
-)  # fmt: skip
+)
 from running import merged, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--joined", action="store_true")
     parser.add_argument("--thinkers", type=Path, help="folder of runs of R²ec, <set>-<seed>")
     parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
+    parser.add_argument("--rated", action="store_true")
     parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders of baselines")
     parser.add_argument("--only-write", action="store_true")
@@ -77,6 +82,8 @@ def main() -> None:
             for seed in asked.seeds:
                 if asked.transfer:
                     run_transfer(asked.runs, name, seed)
+                elif asked.rated:
+                    run_rated(asked.runs / name, name, seed, asked.thinkers)
                 elif asked.joined:
                     run_joined(asked.runs / name, name, seed, asked.thinkers, write)
                 elif asked.ablations is None:
@@ -162,6 +169,18 @@ def run_ablation(folder: Path, name: str, ablation: str, seed: int, thinkers: Pa
         stage = out / ablation / str(changes["stages"][-1])  # pyright: ignore[reportArgumentType, reportIndexIssue]
     contestant = opened(stage, dataset, seed, name=ablation, blend=False)
     measured([contestant], dataset, out / "ablations" / ablation, seed)
+
+
+def run_rated(folder: Path, name: str, seed: int, thinkers: Path | None) -> None:
+    """Train and measure what ranks by ratings, of a set whose seed has been run."""
+    dataset = Dataset.load(folder / "data")
+    out = folder / f"seed-{seed}"
+    start = first_stage("no-think", dataset, out, name, seed, thinkers)
+    for variant, changes in RATED.items():
+        train(dataset, changes, out / variant, start, seed)
+        for stage in configured(changes).stages:
+            row = opened(out / variant / stage, dataset, seed, name=f"{variant}{stage[5:]}")
+            measured([row], dataset, out / "rated" / row.label, seed, num_queries=NUM_RATED)
 
 
 def run_transfer(runs: Path, name: str, seed: int) -> None:
@@ -321,9 +340,16 @@ def opened(
     return Contestant(label, seed, f"{source(folder)} {name} {blend}", opening)
 
 
-def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:
+def measured(
+    contestants: Sequence[Contestant],
+    dataset: Dataset,
+    out: Path,
+    seed: int,
+    *,
+    num_queries: int = NUM_QUERIES,
+) -> None:
     """Measure on all test queries, or on a fixed sample of them."""
-    sampled = NUM_QUERIES if len(dataset.test) > NUM_QUERIES else None
+    sampled = num_queries if len(dataset.test) > num_queries else None
     config = EvaluateConfig(protocols=(PROTOCOL,), num_queries=sampled, num_timed_users=10)
     say(f"measure {', '.join(one.label for one in contestants)}")
     measure(contestants, dataset, out, config, seed=seed)

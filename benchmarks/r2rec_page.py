@@ -173,6 +173,10 @@ def set_section(
         beside = ("history-closed-sft", "no-chains-sft", "direct-sft")
         heading = f"{name}: ablations of r2rec-sft"
         text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, "r2rec-sft", *beside])
+    if rated := sorted(folder.glob("seed-*/rated/*/manifest.json")):
+        words = [f"rated{word}" for word in ("-sft", "-rl", "-direct-sft")]
+        shown = [*words, "r2rec-sft", "direct-sft", "untuned", best]
+        text += more_rows(f"{name}: ranked by ratings", runs, rated, "r2rec-sft", shown)
     transfers = sorted(folder.glob("seed-*/transfer/*/manifest.json"))
     if transfers:
         rows = [f"{row} of {one}" for one in ONE_SCALE for row in TRANSFERRED]
@@ -208,13 +212,17 @@ def with_others(joined: Joined, folders: Sequence[Path]) -> tuple[Joined, list[s
 def more_rows(
     heading: str, runs: Sequence[Path], more: Sequence[Path], reference: str, shown: Sequence[str]
 ) -> list[str]:
-    """Return a part of a set's section: rows beside a reference, those in ``more`` tested."""
-    joined = join_runs(find_runs([*runs, *(path.parent for path in more)]))
+    """Return a part of a set's section: rows beside a reference, those in ``more`` tested.
+
+    All of them on the queries that ``more`` answered.
+    """
+    joined = on_common_queries(join_runs(find_runs([*runs, *(path.parent for path in more)])))
     lines = [line for line in summarise(joined.rows, COLUMNS) if line.method in shown]
     added = join_runs(find_runs([path.parent for path in more]))
     tested = {row.method for row in added.rows}
     compared = compare(joined, reference, COLUMNS[:1])
     found = [one for one in compared.comparisons if one.method in tested]
+    heading = f"{heading}, {joined.rows[0].n:,} queries"
     return ["", f"### {heading}", "", *table(lines), "", *tests(found, {})]
 
 

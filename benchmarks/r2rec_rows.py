@@ -70,9 +70,15 @@ ABLATIONS = {
         "stages": AFTER_SFT,
         "rl": merged(LONGER, {"optimiser": {"learning_rate": 5e-4}}),
     },
-    "rated": {"task": "rated"},
 }
 """One change each from r2rec-sft, whose first stage alone is trained unless they say otherwise."""
+RATED = {
+    "rated": {"task": "rated"},
+    "rated-direct": {"task": "rated", "think": False, "stages": ["r2rec-sft"]},
+}
+"""Pointwise: twenty questions a query, the expected rating of each candidate."""
+NUM_RATED = 300
+"""Queries that are ranked by ratings, of the same sample, for time."""
 ONE_SCALE = ("ml-100k", "ml-1m", "office-2018")
 """Sets that are rated from 1 to 5 in whole stars."""
 TRANSFERRED = {"r2rec-sft": "r2rec", "direct-sft": "direct"}
