@@ -281,6 +281,8 @@ def _sampled(
                 max_history=config.max_history,
                 overlap_weight=config.overlap_weight,
                 degree_weight=config.degree_weight,
+                open_from=config.open_from,
+                num_walks=config.num_walks,
             ),
         )
 

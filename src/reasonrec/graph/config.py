@@ -27,6 +27,11 @@ class ChainConfig(Config):
     """Whether neighbours who share more items are drawn more often. Chains over one neighbour."""
     degree_weight: bool = True
     """Whether popular items are drawn less often, and neighbours who share only such items."""
+    open_from: NonNegativeInt = 3
+    """Last items of a history from which, one after the other, an open chain is sought where none
+    closes. 0 goes straight to the history alone."""
+    num_walks: PositiveInt = 64
+    """Walks tried for each chain wanted, of chains over several neighbours."""
     negatives: Negatives = "uniform"
     """Where the stored negative of each query comes from: the catalogue evenly, the events of
     training, or items with about as many events as the positive."""

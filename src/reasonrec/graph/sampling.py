@@ -27,8 +27,6 @@ from reasonrec.records import Histories
 from reasonrec.rng import stream_seed
 
 CLOSED, OPEN, HISTORY_ONLY = 0, 1, 2
-_NUM_OPEN_ATTEMPTS = 3
-_TRIES_PER_CHAIN = 64
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,8 @@ def sample_chains(
     max_history: int = 50,
     overlap_weight: bool = True,
     degree_weight: bool = True,
+    open_from: int = 3,
+    num_walks: int = 64,
     num_threads: int | None = None,
 ) -> ChainTable:
     """Return up to ``num_chains`` chains for each query, all through different neighbours.
@@ -151,10 +151,11 @@ def sample_chains(
         num_neighbours: Neighbours on a chain. With more than one, chains are walked from their end:
             to a taker of the last item, to an item of theirs that the user does not have, and so
             on, each step even, until i0 is drawn by weight among the items that u1 shares. A chain
-            then is as likely as its walk; 64 walks are tried for each chain wanted.
+            then is as likely as its walk; ``num_walks`` are tried for each chain wanted.
         max_history: Last events of a history that can be i0, or i1 of a history-closed chain.
         overlap_weight: False gives all neighbours who close a chain the same chance.
         degree_weight: False weighs all items alike: a neighbour by the number of shared items.
+        open_from: Last items of a history that an open chain may lead out of, where none closes.
         num_threads: None for as many as numba uses. Changes no chain.
 
     Raises:
@@ -184,8 +185,7 @@ def sample_chains(
         if num_neighbours > 1:
             kernels.sample_long(
                 *head, candidates, *asked, candidate is None, degree_weight, random_seed,
-                _TRIES_PER_CHAIN,
-                items, users, weight, position, last_position,
+                num_walks, items, users, weight, position, last_position,
             )  # fmt: skip
         elif candidate is not None:
             kernels.sample_candidate_closed(
@@ -199,7 +199,9 @@ def sample_chains(
     run_in_parts(work, len(rows), num_threads=num_threads)
     # if nobody shares two items of a history, there is no overlap to count
     has_overlap = candidate is not None or num_neighbours > 1 or max_history < NUM_RECENT
-    is_open = _fall_back(graph, histories, items, users, position, has_overlap, seed=seed)
+    is_open = _fall_back(
+        graph, histories, items, users, position, has_overlap, open_from=open_from, seed=seed
+    )
     # a query without any chain keeps its first, empty place, so that it is seen and counted
     kept = users[:, :, 0] >= 0
     kept[:, 0] = True
@@ -370,11 +372,12 @@ def _fall_back(
     position: np.ndarray,
     has_overlap: bool,
     *,
+    open_from: int,
     seed: int,
 ) -> np.ndarray:
     """Fill rows without a closed chain with an open one; return which rows now have one. (R,)"""
     is_open = np.zeros(len(histories), bool)
-    for back in range(1, _NUM_OPEN_ATTEMPTS + 1):
+    for back in range(1, open_from + 1):
         rows = np.flatnonzero((users[:, 0, 0] < 0) & (histories.lengths >= back))
         part = histories.take(rows)
         via = part.item_index[part.offsets[1:] - back]

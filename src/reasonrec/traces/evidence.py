@@ -373,7 +373,11 @@ class QuestionBuilder:
         )
         return {
             "steps": weigh_steps(
-                self.graph, histories, candidates, max_history=self.config.max_history
+                self.graph,
+                histories,
+                candidates,
+                max_history=self.config.max_history,
+                **self.config.steps.model_dump(),
             ),
             "count": counts,
             "events": count_older(self.graph, histories.asked_at, candidates).astype(float),
@@ -395,6 +399,7 @@ class QuestionBuilder:
             "max_history": self.config.max_history,
             "overlap_weight": self.config.overlap_weight,
             "degree_weight": self.config.degree_weight,
+            "open_from": self.config.open_from,
         }
         support = None
         if settings["reading"] == "history-closed":

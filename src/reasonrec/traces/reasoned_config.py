@@ -29,6 +29,19 @@ Style = Literal["full", "brief"]
 TeacherKind = Literal["verbaliser", "endpoint", "local", "self"]
 
 
+class StepsConfig(Config):
+    """How a chain of few steps counts as support: as in the follow counter. All of it ours."""
+
+    window: PositiveInt = 5
+    """Most steps from the first item to the candidate, in the order of the neighbour's events."""
+    reverse_share: NonNegativeFloat = 0.5
+    """What a step back counts, beside 1 for a step on."""
+    recency_power: NonNegativeFloat = 1.0
+    """The first item weighs s ** -recency_power as the s-th last of the history."""
+    total_power: NonNegativeFloat = 0.5
+    """... and over its number of events to this power. 0: popular ones weigh alike."""
+
+
 class EvidenceConfig(Config):
     """What a question shows: history, chains, candidates. All of it ours."""
 
@@ -46,6 +59,8 @@ class EvidenceConfig(Config):
     """Whether neighbours with more shared items are drawn more often."""
     degree_weight: bool = True
     """Whether popular items are drawn less often."""
+    open_from: NonNegativeInt = 3
+    """Last items of the history that an open chain may lead out of, where none closes."""
     num_candidates: int = Field(default=20, ge=2)
     """Items to choose among where likes are asked, the one taken included."""
     neighbour_facts: bool = True
@@ -56,6 +71,8 @@ class EvidenceConfig(Config):
     """What that is. steps: the candidate's share of all chains to candidates, in percent, each
     weighed by how few steps lie between both items at the neighbour and by how new the first one is
     to the user. count: the number of chains."""
+    steps: StepsConfig = StepsConfig()
+    """What few steps are, for support."""
     show_likeness: bool = True
     """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
     max_text_words: NonNegativeInt = 30
@@ -114,6 +131,19 @@ class KeepConfig(Config):
     """Share of traces without usable replies above which the run stops, from the 50th on."""
 
 
+class JudgementConfig(Config):
+    """How the verbaliser, which is no model, comes to an answer of its own. All of it ours."""
+
+    prior_weight: PositiveFloat = 1.0
+    """Weight of the user's usual rating beside 1 for a neighbour who agreed fully."""
+    trust: NonNegativeFloat = 0.6
+    """Share of a neighbour's deviation that the user is taken to follow."""
+    likeness_worth: NonNegativeFloat = 5.0
+    """Likes: what a grade of likeness counts beside one percent of the chains."""
+    kinds_worth: NonNegativeFloat = 0.5
+    """Likes: what the best liked categories count beside one percent of the chains."""
+
+
 class TeacherConfig(Config):
     """Who writes the thoughts. That traces are annotated is stated; by whom is not known: ours."""
 
@@ -125,6 +155,8 @@ class TeacherConfig(Config):
     100 tokens. full: with reasons for each step, three times as long. brief names no choice, so
     with likes a free and a guided thought are the same words: their answers alone differ, and a
     guided one says nothing of why."""
+    judgement: JudgementConfig = JudgementConfig()
+    """Of the verbaliser."""
     model: str | None = None
     """Name at the endpoint, or folder or hub name of a local model. All but verbaliser need it."""
     base_url: str | None = None

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reasonrec.traces.evidence import ChainFacts, Question, with_titles
+from reasonrec.traces.reasoned_config import TeacherConfig
 from reasonrec.traces.stages import CHAIN_STAGES, look_at_all
 from reasonrec.traces.teachers.verbaliser import brief_step, leaders
 
+_VOICE = TeacherConfig(style="brief")
 _JUDGED = ", so "
 """What follows it in the sentence about two ratings of one item is the student's to say."""
 
@@ -45,7 +47,7 @@ def recitals_of(question: Question) -> tuple[Recital, ...]:
 def _facts(question: Question, number: int) -> str:
     view = look_at_all(question, "together")
     chain, facts = view.chains[number - 1], question.chains[number - 1]
-    told = [brief_step(view, chain, stage)[0] for stage in CHAIN_STAGES]
+    told = [brief_step(view, chain, stage, _VOICE)[0] for stage in CHAIN_STAGES]
     return " ".join([*told[:-1], *_closing(facts, question, told[-1])])
 
 

@@ -353,6 +353,8 @@ def test_without_a_closed_chain_an_open_one_and_else_an_empty_row_is_counted():
     assert table.second_item.tolist() == [2, -1]
     assert not table.is_closed.any()
     assert count_closable(graph, histories, np.array([4, 2])).tolist() == [0, 0]
+    none = sample_chains(graph, histories, np.array([4, 2]), seed=0, num_chains=3, open_from=0)
+    assert none.fallback.tolist() == [HISTORY_ONLY, HISTORY_ONLY]
 
 
 def test_only_the_last_items_of_a_history_start_a_chain():

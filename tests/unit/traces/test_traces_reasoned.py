@@ -3,15 +3,17 @@
 import asyncio
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from tests.toy_endpoint import tiny_language_model
 from tests.toy_models import plain_tokenizer
-from tests.toy_traces import TITLES, rated_shop
+from tests.toy_traces import TITLES, asked_of, builder_of, hand_question, rated_shop
 
 from reasonrec import cli
 from reasonrec.errors import CheckpointError, TraceError
+from reasonrec.graph.sampling import weigh_steps
 from reasonrec.models.config import TinyConfig
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.tokenizer import train_tokenizer
@@ -20,7 +22,7 @@ from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text
 from reasonrec.traces.reading import trace_lines, write_html
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
-from reasonrec.traces.reasoned_config import ReasonedTracesConfig
+from reasonrec.traces.reasoned_config import JudgementConfig, ReasonedTracesConfig, TeacherConfig
 from reasonrec.traces.stages import look_at_all
 from reasonrec.traces.teachers.choice import build_teacher
 from reasonrec.traces.teachers.contract import Message, Request
@@ -264,11 +266,9 @@ def test_a_thought_can_be_read_back_from_its_row(written):
 
 
 def test_the_verbaliser_by_hand():
-    from tests.toy_traces import hand_question
-
     view = look_at_all(hand_question(), "whole")
     request = Request((), view, 1, 0.0, 0)
-    text = asyncio.run(VerbaliserTeacher().ask(request)).text
+    text = asyncio.run(VerbaliserTeacher(TeacherConfig(style="full")).ask(request)).text
     # usual 3.5, moved by one neighbour: (1 - 1/4) x 0.6 x (2 - 3) / (1 + 0.75) = -0.26, so 3.24
     assert text == (
         "<taste>The user gave [Harbour] 5, above their usual 3.5: they like its Sea.</taste>"
@@ -280,6 +280,28 @@ def test_the_verbaliser_by_hand():
         "<together>@1 speaks against it; the user mostly gives 3.5. For [Comet] that comes to 3."
         "</together><answer>3</answer>"
     )
+
+
+def test_how_far_the_verbaliser_follows_a_neighbour_is_told():
+    view = look_at_all(hand_question(), "together")
+    judgement = JudgementConfig(prior_weight=1e-6, trust=1.5)
+    teacher = VerbaliserTeacher(TeacherConfig(judgement=judgement))
+    text = asyncio.run(teacher.ask(Request((), view, 1, 0.0, 0))).text
+    # usual 3.5, moved by one neighbour alone, by 1.5 x (2 - 3)
+    assert text.endswith("<answer>2</answer>")
+
+
+@pytest.mark.parametrize("kind", ["steps", "count"])
+def test_support_counts_the_steps_that_it_is_told(kind):
+    asked, candidates = asked_of(SHOP, [6, 13]), np.array([[1, 2, 3], [4, 5, 6]])
+    steps = {"window": 1, "reverse_share": 0.0, "recency_power": 0.0, "total_power": 1.0}
+    told = builder_of(SHOP, steps=steps).weights(asked, candidates)[kind]
+    usual = builder_of(SHOP).weights(asked, candidates)[kind]
+    assert (told == usual).all() == (kind == "count")
+    if kind == "steps":
+        graph = builder_of(SHOP).graph
+        by_hand = weigh_steps(graph, asked, candidates, max_history=20, **steps)
+        np.testing.assert_array_equal(told, by_hand)
 
 
 def test_show_takes_a_folder_and_writing_takes_data_and_out(capsys):

@@ -25,7 +25,7 @@ def build_teacher(
     """
     teacher, limits = config.teacher, config.limits
     if teacher.kind == "verbaliser":
-        return VerbaliserTeacher(teacher.style)
+        return VerbaliserTeacher(teacher)
     assert teacher.model is not None
     ledger = Ledger(limits.cache or Path(out) / LEDGER)
     if teacher.kind == "endpoint":

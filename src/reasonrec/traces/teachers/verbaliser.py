@@ -11,17 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from reasonrec.traces.evidence import ItemCard, Taken
-from reasonrec.traces.reasoned_config import Style
+from reasonrec.traces.reasoned_config import TeacherConfig
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Rating, Stage, View
 from reasonrec.traces.teachers.contract import Reply, Request
 
-PRIOR_WEIGHT = 1.0
-"""Weight of the usual rating beside 1 for a neighbour who agreed fully."""
-LIKENESS_WORTH = 5.0
-"""What a grade of likeness counts beside one percent of the chains."""
 _NUM_LEADING = 3
-TRUST = 0.6
-"""Share of a neighbour's deviation that a user is taken to follow."""
+"""Candidates that the end of a thought names by their share of the chains."""
 
 
 class VerbaliserTeacher:
@@ -29,22 +24,22 @@ class VerbaliserTeacher:
 
     name = "verbaliser"
 
-    def __init__(self, style: Style = "full") -> None:
-        self.style: Style = style
+    def __init__(self, voice: TeacherConfig | None = None) -> None:
+        self.voice = voice or TeacherConfig()
 
     async def ask(self, request: Request) -> Reply:
         """Return the thought of one stage in its tags."""
         view = request.view
         if view.stage == "whole":
-            text = _whole(view, self.style)
+            text = _whole(view, self.voice)
         elif view.stage == "together":
-            text = _tagged("together", *_together(view, self.style))
+            text = _tagged("together", *_together(view, self.voice))
         elif view.stage == "rewrite":
             text = _tagged("rewrite", view.thoughts[0])
         elif not view.chains:
             text = _tagged("taste", _general_taste(view.history, view.usual))
         else:
-            text = _tagged(view.stage, *_step(view, view.chains[0], view.stage, self.style))
+            text = _tagged(view.stage, *_step(view, view.chains[0], view.stage, self.voice))
         return Reply(text, reply_tokens=0)
 
     def stop(self) -> None:
@@ -54,28 +49,32 @@ class VerbaliserTeacher:
         """Nothing to give back."""
 
 
-def _whole(view: View, style: Style) -> str:
+def _whole(view: View, voice: TeacherConfig) -> str:
     parts = []
     for chain in view.chains:
         for stage in CHAIN_STAGES:
-            words, _ = _step(view, chain, stage, style)
+            words, _ = _step(view, chain, stage, voice)
             parts.append(_tagged(stage, words))
-    return "".join([*parts, _tagged("together", *_together(view, style))])
+    return "".join([*parts, _tagged("together", *_together(view, voice))])
 
 
-def _step(view: View, chain: ChainView, stage: Stage, style: Style) -> tuple[str, str | None]:
-    if style == "brief":
-        return brief_step(view, chain, stage)
+def _step(
+    view: View, chain: ChainView, stage: Stage, voice: TeacherConfig
+) -> tuple[str, str | None]:
+    if voice.style == "brief":
+        return brief_step(view, chain, stage, voice)
     if stage == "taste":
         return _taste(view, chain), None
     if stage == "agreement":
         return _agreement(view, chain), None
     if stage == "suggestion":
         return _suggestion(chain), None
-    return _closure(view, chain)
+    return _closure(view, chain, voice)
 
 
-def brief_step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | None]:
+def brief_step(
+    view: View, chain: ChainView, stage: Stage, voice: TeacherConfig
+) -> tuple[str, str | None]:
     """Return what stands on one hop of a chain, and no more."""
     who, first, second = _who(chain), _name(chain.first), _name(chain.second)
     if stage == "taste":
@@ -90,7 +89,7 @@ def brief_step(view: View, chain: ChainView, stage: Stage) -> tuple[str, str | N
         return f"So to {second}.", None
     if chain.closes_on == "nothing":
         return "It leads no further.", None
-    return _closure(view, chain)
+    return _closure(view, chain, voice)
 
 
 def _did(who: str, verb: str, item: str, rating: Rating) -> str:
@@ -155,7 +154,7 @@ def _suggestion(chain: ChainView) -> str:
     )
 
 
-def _closure(view: View, chain: ChainView) -> tuple[str, str | None]:
+def _closure(view: View, chain: ChainView, voice: TeacherConfig) -> tuple[str, str | None]:
     item, who = _name(chain.second), _who(chain)
     if chain.closes_on == "history":
         if isinstance(chain.own_second, float) and isinstance(chain.neighbour_second, float):
@@ -167,19 +166,19 @@ def _closure(view: View, chain: ChainView) -> tuple[str, str | None]:
         return f"This leads to {item} and no further: it shows where people alike go next.", None
     if view.task == "likes":
         return f"So {who} leads from {_name(chain.first)} to {item}.", None
-    answer = _rate(view, [chain])
+    answer = _rate(view, [chain], voice)
     if view.told is not None:
         answer = view.told
     return f"Beside the usual {_usual(view)} this comes to {answer}.", answer
 
 
-def _together(view: View, style: Style) -> tuple[str, str]:
-    return _rate_together(view) if view.task == "rated" else _choose_together(view, style)
+def _together(view: View, voice: TeacherConfig) -> tuple[str, str]:
+    return _rate_together(view, voice) if view.task == "rated" else _choose_together(view, voice)
 
 
-def _rate_together(view: View) -> tuple[str, str]:
+def _rate_together(view: View, voice: TeacherConfig) -> tuple[str, str]:
     assert isinstance(view.candidates, tuple)
-    answer = view.told if view.told is not None else _rate(view, view.chains)
+    answer = view.told if view.told is not None else _rate(view, view.chains, voice)
     item = view.candidates[0]
     reaching = [chain for chain in view.chains if chain.closes_on == "candidate"]
     sides = {
@@ -202,16 +201,16 @@ def _rate_together(view: View) -> tuple[str, str]:
     return f"{_sentence('; '.join(parts))} For [{item.shown}] that comes to {answer}.", answer
 
 
-def _choose_together(view: View, style: Style) -> tuple[str, str]:
+def _choose_together(view: View, voice: TeacherConfig) -> tuple[str, str]:
     assert isinstance(view.candidates, tuple)
-    scores = _candidate_scores(view, view.candidates)
+    scores = _candidate_scores(view, view.candidates, voice)
     order = sorted(range(len(scores)), key=lambda c: (-scores[c], c))
     chosen = order[min(view.attempt, len(order) - 1)]
     if view.told is not None:
         chosen = view.answers.index(view.told)
     item = view.candidates[chosen]
     number = str(chosen + 1)
-    if style == "brief":
+    if voice.style == "brief":
         return leaders(view), number
     parts = []
     if view.support is not None and view.support[chosen]:
@@ -256,11 +255,12 @@ def leaders(view: View) -> str:
     return _sentence("; ".join(parts or ["nothing in the evidence points anywhere"]))
 
 
-def _rate(view: View, chains: Sequence[ChainView]) -> str:
+def _rate(view: View, chains: Sequence[ChainView], voice: TeacherConfig) -> str:
     """Return the rating nearest to the usual one moved by the neighbours; retries take the next."""
     middle = (view.scale[0] + view.scale[-1]) / 2
     usual = view.usual if view.usual is not None else middle
-    moved, weight = 0.0, PRIOR_WEIGHT
+    judgement = voice.judgement
+    moved, weight = 0.0, judgement.prior_weight
     for chain in chains:
         theirs, first, own = chain.neighbour_second, chain.neighbour_first, chain.own_first
         if chain.closes_on != "candidate" or not isinstance(theirs, float):
@@ -269,7 +269,7 @@ def _rate(view: View, chains: Sequence[ChainView]) -> str:
         agrees = 0.5
         if isinstance(first, float) and isinstance(own, float):
             agrees = 1 - abs(first - own) / max(_span(view), 1e-9)
-        moved += agrees * TRUST * (theirs - of_them)
+        moved += agrees * judgement.trust * (theirs - of_them)
         weight += agrees
     return _nearest(view, usual + moved / weight)
 
@@ -280,8 +280,11 @@ def _nearest(view: View, value: float | None) -> str:
     return f"{order[min(view.attempt, len(order) - 1)]:g}"
 
 
-def _candidate_scores(view: View, candidates: Sequence[ItemCard]) -> list[float]:
+def _candidate_scores(
+    view: View, candidates: Sequence[ItemCard], voice: TeacherConfig
+) -> list[float]:
     """Return what speaks for each candidate: chains that close on it first, then its categories."""
+    judgement = voice.judgement
     liked = _liked_kinds(view.history, view.usual)
     most = max((abs(count) for count in liked.values()), default=1.0)
     scores = []
@@ -289,7 +292,8 @@ def _candidate_scores(view: View, candidates: Sequence[ItemCard]) -> list[float]
         kinds = sum(liked[kind] for kind in item.categories) / max(1, len(item.categories)) / most
         support = view.support[c] if view.support is not None else 0
         alike = view.likeness[c] if view.likeness is not None else 0
-        scores.append(support + LIKENESS_WORTH * alike + 0.5 * kinds)
+        alike, kinds = alike * judgement.likeness_worth, kinds * judgement.kinds_worth
+        scores.append(support + alike + kinds)
     return scores
 
 
