@@ -18,7 +18,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from reasonrec.evaluation.comparison import compare_runs, comparison_markdown
+from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
 from reasonrec.evaluation.table import MethodLine, results_markdown, summarise
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonrec.evaluation.comparison import compare_runs
+from reasonrec.evaluation.compare_runs import compare_runs
 from toy_browser import BROWSER, dump_dom
 from toy_runs import MIDDLE_RANK, write_toy_run
 

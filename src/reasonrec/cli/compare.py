@@ -36,7 +36,7 @@ def compare(
         raise ConfigError("at least one run must be named: reasonrec compare RUN...")
     from rich.console import Console
 
-    from reasonrec.evaluation.comparison import compare_runs, comparison_table
+    from reasonrec.evaluation.compare_runs import compare_runs, comparison_table
     from reasonrec.evaluation.table import results_table
 
     rows, comparisons = compare_runs(runs, out, reference=reference, common_queries=common_queries)

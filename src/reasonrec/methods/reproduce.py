@@ -14,7 +14,7 @@ from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.commands import PLANTED, split_source
-from reasonrec.evaluation.comparison import compare_runs
+from reasonrec.evaluation.compare_runs import compare_runs
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.drift import (
     DRIFTED,

@@ -11,7 +11,8 @@ from reasonrec.cli import main
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.evaluation.audits.records import read_audits
-from reasonrec.evaluation.comparison import compare, compare_runs
+from reasonrec.evaluation.compare_runs import compare_runs
+from reasonrec.evaluation.comparison import compare
 from reasonrec.evaluation.joined import find_runs, join_runs
 from reasonrec.evaluation.passport import pass_comparison
 from reasonrec.evaluation.protocol import read_evaluation, write_evaluation
