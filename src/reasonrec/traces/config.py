@@ -29,6 +29,9 @@ class ThoughtConfig(Config):
     total_power: float = Field(default=0.5, ge=0, le=1)
     """Evidence is divided by how often the item that is asked about was taken, to this power, so
     that what follows from a popular item does not shout down the rest."""
+    asked_power: NonNegativeFloat = 0.0
+    """What an answer says of the s-th last item of the history counts s ** -asked_power. 0 weighs
+    all answers alike; the follow counter, tuned, takes up to 2 where tastes move on."""
     max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
     num_like: NonNegativeInt = 2

@@ -8,7 +8,7 @@ evidence more than it deserves at test time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,7 +81,8 @@ class Verbaliser:
         """Return what neighbours took after ``via_item`` (B,) and what reads like it.
 
         One look-up for every history, without what the history holds. -1 finds nothing. Only an
-        item of the history counts once more itself.
+        item of the history counts once more itself. Weights are times ``s ** -asked_power``, where
+        the item is the s-th last of its history.
         """
         table = look_up(
             self.graph,
@@ -100,9 +101,10 @@ class Verbaliser:
         if self._likeness is not None:
             most = max(self.config.num_like, self.config.num_weighed)
             alike = self._likeness.nearest(via_item, histories, num_items=most)
-        owner = np.repeat(np.arange(len(histories)), histories.lengths)
-        was_taken = np.zeros(len(histories), bool)
-        was_taken[owner[histories.item_index == via_item[owner]]] = True
+        last = self._last_place(histories, via_item)
+        share = np.maximum(last, 1.0) ** -self.config.asked_power
+        table = replace(table, weight=table.weight * share[:, None].astype(np.float32))
+        alike = alike[0], alike[1] * share[:, None]
         answers = []
         quoted, as_like = self.config.num_links, self.config.num_like
         columns = table.item_index, table.weight, *alike
@@ -110,7 +112,9 @@ class Verbaliser:
         for b, (via, item, weight, like, cosine) in enumerate(rows):
             also = [Found(*one, _AFTER) for one in zip(item[quoted:], weight[quoted:])]
             also += [Found(*one, _LIKE) for one in zip(like[as_like:], cosine[as_like:])]
-            also += [Found(via, 1.0, _AGAIN)] if self.config.num_weighed and was_taken[b] else []
+            also += (
+                [Found(via, float(share[b]), _AGAIN)] if self.config.num_weighed and last[b] else []
+            )
             answers.append(
                 Lookup(
                     via,
@@ -122,6 +126,15 @@ class Verbaliser:
                 )
             )
         return answers
+
+    @staticmethod
+    def _last_place(histories: Histories, item: np.ndarray) -> np.ndarray:
+        """Return how many events from its end each history took the item, 0 for never. (B,)."""
+        owner = np.repeat(np.arange(len(histories)), histories.lengths)
+        taken = np.flatnonzero(histories.item_index == item[owner])
+        place = np.zeros(len(histories), np.int64)
+        place[owner[taken]] = histories.offsets[owner[taken] + 1] - taken  # the last one stays
+        return place
 
     def people_alike(self, histories: Histories) -> AlikeTable | None:
         """Return the people that a thought about each history may ask about; None for nobody."""

@@ -102,6 +102,26 @@ def test_an_answer_quotes_the_strongest_and_weighs_the_rest():
     assert thoughts.tokens[0][thoughts.named_at[0][-1]] == verbaliser.writer.encode(";")[0]
 
 
+def test_an_answer_about_an_older_item_counts_less():
+    settings = {"num_like": 1, "num_weighed": 3, "reverse_share": 0}
+    _, plain = shop(WALKS, **settings)
+    _, fading = shop(WALKS, asked_power=2.0, **settings)
+    # item 1 is the second last of the first history, by its newer place, and not of the second
+    rows = [[1, 0, 1, 2], [0, 2]]
+    histories = dataclasses.replace(
+        Histories.from_lists(rows), asked_at=np.array([10_000, 10_000], np.int64)
+    )
+    before, after = (one.look_up(histories, np.array([1, 1])) for one in (plain, fading))
+    for share, one, other in zip((1 / 4, 1.0), before, after, strict=True):
+        found = [*one.quoted, *one.also], [*other.quoted, *other.also]
+        assert len(found[0]) >= 3
+        for was, now in zip(*found, strict=True):
+            assert (now.item_index, now.kind) == (was.item_index, was.kind)
+            assert now.weight == pytest.approx(share * was.weight)
+    assert after[0].also[-1] == Found(1, 1 / 4, 3)  # once more itself
+    assert after[1].also[-1].kind != 3
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
