@@ -5,8 +5,7 @@
     for s in 0 1 2; do
         make demo DATA=office-2018 ARGS="--prepare.split given" SEED=$s OUT=runs/office-2018-$s
     done
-    make demo DATA=ml-1m SEED=0 OUT=runs/ml-1m-0 \
-        ARGS="--preset configs/r2ec/long-log.toml --prepare.min-rating 4"
+    for s in 0 1 2; do make demo DATA=ml-1m SEED=$s OUT=runs/ml-1m-$s; done
     make demo DATA=games-2018 SEED=0 OUT=runs/games-2018-0 \
         ARGS="--preset configs/r2ec/long-log.toml --prepare.split given --num-queries 10000"
     python benchmarks/results.py runs/
@@ -28,8 +27,7 @@ COMMANDS = {
     "planted": "make demo SEED=s",
     "ml-100k": "make demo DATA=ml-100k SEED=s",
     "office-2018": 'make demo DATA=office-2018 ARGS="--prepare.split given" SEED=s',
-    "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/long-log.toml '
-    '--prepare.min-rating 4" SEED=s',
+    "ml-1m": "make demo DATA=ml-1m SEED=s",
     "games-2018": 'make demo DATA=games-2018 ARGS="--preset configs/r2ec/long-log.toml '
     '--prepare.split given --num-queries 10000" SEED=s',
 }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import polars as pl
@@ -154,6 +155,22 @@ def test_stages_run_one_by_one_from_their_commands(whole, tmp_path):
     table = pl.read_parquet(tmp_path / "t" / "traces.parquet")
     assert table.height == 50
     assert table["kept"].all()
+
+
+def test_look_ups_count_as_the_tuned_follow_counter_does(whole, tmp_path):
+    data, tuned = whole / "data", tmp_path / "tuned"
+    run("tune", "follow-counter", "item-knn", "--data", data, "--out", tuned, "--budget", 3)
+    common = ["--data", data, "--config", ROOT / "configs" / "smoke.toml"]
+    common += ["--start", whole / "no-think"]
+    run("train", "sft", *common, "--lookups", tuned, "--out", tmp_path / "sft")
+    thought = json.loads((tmp_path / "sft" / "manifest.json").read_text())["config"]["thought"]
+    counter = tomllib.loads((tuned / "best.toml").read_text())["follow-counter"]
+    assert thought["steps_after"] == counter["num_steps"]
+    assert thought["asked_power"] == counter["recency_power"]
+    other = tmp_path / "other.toml"
+    other.write_text("[item-knn]\nnum_neighbours = 5\n")
+    said = run("train", "sft", *common, "--lookups", other, "--out", tmp_path / "x", code=2)
+    assert "must hold the settings of follow-counter; got item-knn" in said
 
 
 def test_the_same_from_python(whole):

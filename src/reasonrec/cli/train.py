@@ -11,6 +11,8 @@ from reasonrec.methods.baselines.config import Baseline, BaselinesConfig
 from reasonrec.methods.r2ec_config import R2ecConfig, Stage
 from reasonrec.methods.r2rec_config import R2recConfig
 
+COUNTER = "follow-counter"
+"""Whose settings ``--lookups`` takes."""
 What = Stage | Literal["r2ec", "r2rec"] | Baseline
 
 
@@ -21,6 +23,7 @@ def train(
     data: Path,
     out: Path,
     start: Path | None = None,
+    lookups: Path | None = None,
     seed: Seed = 0,
     settings: Annotated[R2ecConfig | None, Parameter(name="*")] = None,
     reasoned: Annotated[R2recConfig | None, Parameter(name="r2rec")] = None,
@@ -48,6 +51,7 @@ def train(
         reasonrec train r2rec --data runs/ml --out runs/reasons --start runs/no-think
         reasonrec train no-think --data runs/shop --out runs/no-think --head.dropout 0.3
         reasonrec train sft --start runs/no-think --data runs/shop --out runs/sft
+        reasonrec train sft --start runs/no-think --lookups runs/tune --data runs/ml --out runs/sft
         reasonrec train recpo --start runs/sft --data runs/shop --out runs/recpo --seed 1
         reasonrec train r2ec --backbone models/qwen --prompt.chat --stages recpo --data d --out o
         reasonrec train tiger --data runs/shop --out runs/tiger --tiger.codebook-size 64
@@ -58,6 +62,8 @@ def train(
         out: Folder to write. A finished one is left as it is.
         start: Folder of the stage before: no-think for evidence and sft, sft for recpo, one
             that thinks for gate, any of r2ec for r2rec.
+        lookups: Folder of `reasonrec tune follow-counter`, or such a best.toml: what thoughts look
+            up counts as in that counter, in place of the four --thought options that say how.
         seed: Draws weights, order and samples.
     """
     from rich.console import Console
@@ -65,6 +71,7 @@ def train(
     from reasonrec import ranks
     from reasonrec.cli.trace_progress import trace_progress
     from reasonrec.data.dataset import Dataset
+    from reasonrec.evaluation.tuning import read_params
     from reasonrec.manifest import read_manifest
     from reasonrec.methods import r2ec, r2rec
     from reasonrec.methods.baselines.train import train as train_baseline
@@ -73,6 +80,15 @@ def train(
     if what in ("r2ec", *get_args(Baseline)) and start is not None:
         raise ConfigError(f"{what} starts from the backbone and takes no --start; got {start}")
     dataset = Dataset.load(data)
+    if lookups is not None:
+        tuned = read_params(lookups, dataset)
+        if COUNTER not in tuned:
+            raise ConfigError(
+                f"{lookups} must hold the settings of {COUNTER}; got {', '.join(tuned) or 'none'}. "
+                f"`reasonrec tune {COUNTER} --data {data} --out FOLDER` finds them"
+            )
+        thought = config.thought.counting_like(tuned[COUNTER])
+        config = config.model_copy(update={"thought": thought})
     ranks.join()
     console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
     if what == "r2ec":

@@ -9,7 +9,7 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,6 +142,8 @@ def train_stage(
                 f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
         inputs["start"] = before["fingerprint"]
+        if stage == "recpo":
+            config = _thinking_as_taught(config, before, start)
     reads_evidence = config.head.pointer or config.evidence.in_prompt
     if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
         raise ConfigError(
@@ -209,6 +211,29 @@ def train_stage(
 
     ranks.first_alone(finish)
     return out
+
+
+def _thinking_as_taught(config: R2ecConfig, before: Mapping[str, Any], start: Path) -> R2ecConfig:
+    """Return the configuration with the thoughts that the model before RL learned to write.
+
+    Raises:
+        ConfigError: Others are asked for.
+    """
+    if "thought" not in before["config"]:  # it never thought
+        return config
+    taught = ThoughtConfig.model_validate(before["config"]["thought"]).model_dump()
+    asked, usual = config.thought.model_dump(), ThoughtConfig().model_dump()
+    other = [
+        f"{key} = {asked[key]!r} instead of {value!r}"
+        for key, value in taught.items()
+        if asked[key] not in (value, usual[key])
+    ]
+    if other:
+        raise ConfigError(
+            f"thoughts in RL must be those that {start} learned; asked for was thought."
+            f"{', thought.'.join(other)}. Leave such keys out, or train sft with them"
+        )
+    return config.model_copy(update={"thought": ThoughtConfig.model_validate(taught)})
 
 
 def _train_gate(

@@ -1,5 +1,6 @@
 """What thoughts can be made of."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -67,6 +68,20 @@ class ThoughtConfig(Config):
     holds as candidates where it writes `` Maybe``. 0 leaves them out."""
     num_candidates_asked: NonNegativeInt = 0
     """Candidates that the verbaliser looks up, the highest first, before the user's own items."""
+
+    def counting_like(self, counter: Mapping[str, float]) -> Self:
+        """Return such thoughts whose look-ups count as a follow counter of these settings does.
+
+        Args:
+            counter: Of `FollowCounterConfig`; ``reasonrec tune follow-counter`` finds them.
+        """
+        told = {
+            "steps_after": counter["num_steps"],
+            "reverse_share": counter["reverse_share"],
+            "total_power": counter["total_power"],
+            "asked_power": counter["recency_power"],
+        }
+        return type(self).model_validate(self.model_dump() | told)
 
     @model_validator(mode="after")
     def check_asks_about_candidates_it_names(self) -> Self:

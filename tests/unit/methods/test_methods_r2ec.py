@@ -91,6 +91,22 @@ def test_a_model_of_other_data_is_refused(fitted):
         load_recommender(fitted.out / "think-recpo", other)
 
 
+def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):
+    counter = {"num_steps": 2, "reverse_share": 0.1, "total_power": 0.7, "recency_power": 2.0}
+    thought = ThoughtConfig().counting_like(counter)
+    assert (thought.steps_after, thought.reverse_share) == (2, 0.1)
+    assert (thought.total_power, thought.asked_power) == (0.7, 2.0)
+    assert thought.num_lookups == ThoughtConfig().num_lookups
+    taught = CONFIG.model_copy(update={"thought": thought})
+    start = fitted.out / "no-think"
+    sft = train_stage("sft", shop(), taught, out=tmp_path / "sft", seed=3, start=start)
+    out = train_stage("recpo", shop(), CONFIG, out=tmp_path / "recpo", seed=3, start=sft)
+    assert read_manifest(out)["config"]["thought"] == thought.model_dump()
+    other = CONFIG.model_copy(update={"thought": ThoughtConfig(steps_after=9)})
+    with pytest.raises(ConfigError, match=r"thought\.steps_after = 9 instead of 2"):
+        train_stage("recpo", shop(), other, out=tmp_path / "other", seed=3, start=sft)
+
+
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
     config = CONFIG.model_copy(
