@@ -180,7 +180,7 @@ def run_rated(folder: Path, name: str, seed: int, thinkers: Path | None) -> None
         train(dataset, changes, out / variant, start, seed)
         for stage in configured(changes).stages:
             row = opened(out / variant / stage, dataset, seed, name=f"{variant}{stage[5:]}")
-            measured([row], dataset, out / "rated" / row.label, seed, num_queries=NUM_RATED)
+            measured([row], dataset, out / "by-rating" / row.label, seed, num_queries=NUM_RATED)
 
 
 def run_transfer(runs: Path, name: str, seed: int) -> None:

@@ -173,7 +173,7 @@ def set_section(
         beside = ("history-closed-sft", "no-chains-sft", "direct-sft")
         heading = f"{name}: ablations of r2rec-sft"
         text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, "r2rec-sft", *beside])
-    if rated := sorted(folder.glob("seed-*/rated/*/manifest.json")):
+    if rated := sorted(folder.glob("seed-*/by-rating/*/manifest.json")):
         words = [f"rated{word}" for word in ("-sft", "-rl", "-direct-sft")]
         shown = [*words, "r2rec-sft", "direct-sft", "untuned", best]
         text += more_rows(f"{name}: ranked by ratings", runs, rated, "r2rec-sft", shown)
