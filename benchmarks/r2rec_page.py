@@ -170,9 +170,9 @@ def set_section(
         text += ["", *tests(found, hits)]
     ablations = sorted(folder.glob("seed-*/ablations/*/manifest.json"))
     if ablations:
-        beside = ("history-closed-sft", "no-chains-sft", "direct-sft")
         heading = f"{name}: ablations of r2rec-sft"
-        text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, "r2rec-sft", *beside])
+        controls = ("r2rec-sft", "history-closed-sft", "no-chains-sft", "direct-sft")
+        text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, *controls])
     if rated := sorted(folder.glob("seed-*/by-rating/*/manifest.json")):
         words = [f"rated{word}" for word in ("-sft", "-rl", "-direct-sft")]
         shown = [*words, "r2rec-sft", "direct-sft", "untuned", best]
@@ -197,16 +197,16 @@ def with_others(joined: Joined, folders: Sequence[Path]) -> tuple[Joined, list[s
         return joined, [*BASELINES]
     others = join_runs(find_runs(folders))
     own = {row.method for row in joined.rows}
+    added = [
+        row for row in others.rows if row.method not in own and row.protocol in (PROTOCOL, COST)
+    ]
+    ranks = others.per_query.filter(~pl.col("method").is_in(own), pl.col("protocol") == PROTOCOL)
     both = replace(
         joined,
-        rows=(*joined.rows, *(row for row in others.rows if row.method not in own)),
-        per_query=pl.concat(
-            [joined.per_query, others.per_query.filter(~pl.col("method").is_in(own))]
-        ).filter(pl.col("protocol") == PROTOCOL),
+        rows=(*joined.rows, *added),
+        per_query=pl.concat([joined.per_query, ranks]),
     )
-    both = replace(both, rows=tuple(row for row in both.rows if row.protocol in (PROTOCOL, COST)))
-    more = dict.fromkeys(row.method for row in others.rows if row.method not in own)
-    return on_common_queries(both), [*BASELINES, *more]
+    return on_common_queries(both), [*BASELINES, *dict.fromkeys(row.method for row in added)]
 
 
 def more_rows(

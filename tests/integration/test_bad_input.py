@@ -333,6 +333,7 @@ def test_a_setting_that_cannot_work_is_bad_usage_said_in_few_words(
         (["train", "no-think", "--data", "DATA", "--seed", "-1"], "Must be >= 0"),
         (["train", "no-think", "--data", "DATA", "--tiny.widht", "3"], "Did you mean --tiny.width"),
         (["train", "r2ec", "--data", "DATA", "--start", "DATA"], "takes no --start"),
+        (["train", "no-think", "--data", "DATA", "--lookups", "DATA"], "is for what looks up"),
         (["evaluate", "popularity", "--data", "DATA", "--protocols", "candidates-1"], "C of 2"),
         (["evaluate", "popularity", "--data", "DATA", "--part", "train"], "'valid' or 'test'"),
     ],

@@ -13,6 +13,8 @@ from reasonrec.methods.r2rec_config import R2recConfig
 
 COUNTER = "follow-counter"
 """Whose settings ``--lookups`` takes."""
+THINKING = ("r2ec", "evidence", "sft", "recpo")
+"""For what it is taken."""
 What = Stage | Literal["r2ec", "r2rec"] | Baseline
 
 
@@ -79,6 +81,8 @@ def train(
     config = settings or R2ecConfig()
     if what in ("r2ec", *get_args(Baseline)) and start is not None:
         raise ConfigError(f"{what} starts from the backbone and takes no --start; got {start}")
+    if lookups is not None and what not in THINKING:
+        raise ConfigError(f"--lookups is for what looks up: {', '.join(THINKING)}; got {what}")
     dataset = Dataset.load(data)
     if lookups is not None:
         tuned = read_params(lookups, dataset)
