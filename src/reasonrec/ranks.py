@@ -8,6 +8,7 @@ training takes the mean of the ranks' gradients, so a mean over the whole batch 
 its own sum over the *mean* of the ranks' counts: `mean_counts`.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -63,6 +64,13 @@ def join() -> None:
     # one rank validates, or asks a teacher for hours, while the others wait; a rank that dies is
     # noticed by whoever started them all
     dist.init_process_group(backend, timeout=timedelta(days=7))
+    if backend == "gloo":  # whose threads may abort a process that ends with them under way
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _asks_for_fsdp() -> bool:
