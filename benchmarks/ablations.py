@@ -121,7 +121,7 @@ ABLATIONS = {
     ),
     "candidates": Ablation(
         "thoughts name what the model believes before them", "sft",
-        {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 128}}},
+        {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 144}}},
     ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),

@@ -222,7 +222,7 @@ def _thinking_as_taught(config: R2ecConfig, before: Mapping[str, Any], start: Pa
     if "thought" not in before["config"]:  # it never thought
         return config
     taught = ThoughtConfig.model_validate(before["config"]["thought"]).model_dump()
-    asked, usual = config.thought.model_dump(), ThoughtConfig().model_dump()
+    asked, usual = config.thought.model_dump(), R2ecConfig().thought.model_dump()
     other = [
         f"{key} = {asked[key]!r} instead of {value!r}"
         for key, value in taught.items()

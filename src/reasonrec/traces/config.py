@@ -1,13 +1,20 @@
 """What thoughts can be made of."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from reasonrec.config import Config
 
-Together = Literal["ease", "ials", "item-knn-bm25"]
+Together = Literal["auto", "ease", "ials", "item-knn-bm25"]
 
 
 class ThoughtConfig(Config):
@@ -59,10 +66,13 @@ class ThoughtConfig(Config):
     taken_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of what a person took, relative to what they took next. In (0, 1]."""
     together: Together | None = None
-    """The item-to-item model, a baseline at its defaults, that says what goes with the whole
-    history taken together, quoted with ``num_links`` titles. It learns from training alone, without
-    the events that are held out, but from events after the query too, as it does as a baseline.
-    None leaves it out."""
+    """The item-to-item model, a baseline, that says what goes with the whole history taken
+    together, quoted with ``num_links`` titles. It learns from training alone, without the events
+    that are held out, but from events after the query too, as it does as a baseline. ``auto`` is
+    EASE up to 10,000 items, item-knn-bm25 above. None, or "none", leaves it out."""
+    together_power: NonNegativeFloat = 0.0
+    """What the s-th last item of the history counts there: s ** -together_power. All else about
+    that model is its default."""
     num_candidates: NonNegativeInt = 0
     """Items that the state before the thought scores highest, history left out, which a thought
     holds as candidates where it writes `` Maybe``. 0 leaves them out."""
@@ -82,6 +92,12 @@ class ThoughtConfig(Config):
             "asked_power": counter["recency_power"],
         }
         return type(self).model_validate(self.model_dump() | told)
+
+    @field_validator("together", mode="before")
+    @classmethod
+    def read_none(cls, given: Any) -> Any:
+        """Return None for the word, since TOML has no such value."""
+        return None if given == "none" else given
 
     @model_validator(mode="after")
     def check_asks_about_candidates_it_names(self) -> Self:

@@ -9,6 +9,10 @@ from reasonrec.baselines.floor import fit_floor
 from reasonrec.data.dataset import Dataset
 from reasonrec.traces.config import ThoughtConfig
 
+MAX_EASE_ITEMS = 10_000
+"""Above it, ``auto`` leaves EASE, whose time is that of the cube of the catalogue and whose memory
+that of its square: it is fitted anew wherever a model that thinks is loaded."""
+
 
 def fit_together(
     dataset: Dataset, thought: ThoughtConfig, *, unknown: np.ndarray | None = None
@@ -23,4 +27,7 @@ def fit_together(
         return None
     if unknown is not None and len(unknown):
         dataset = replace(dataset, train=dataset.train.without(unknown))
-    return fit_floor(thought.together, dataset, seed=0)
+    name = thought.together
+    if name == "auto":
+        name = "ease" if dataset.num_items <= MAX_EASE_ITEMS else "item-knn-bm25"
+    return fit_floor(name, dataset, seed=0, recency_power=thought.together_power)

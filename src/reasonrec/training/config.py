@@ -122,7 +122,7 @@ class RecpoConfig(Config):
     """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
     top_k: NonNegativeInt = 0
     """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200."""
-    max_tokens: PositiveInt = 112
+    max_tokens: PositiveInt = 128
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""

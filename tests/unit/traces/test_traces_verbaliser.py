@@ -347,3 +347,14 @@ def test_what_goes_with_all_is_not_learned_from_events_that_thoughts_are_ranked_
     )
     assert knows > does_not
     assert fit_together(dataset, ThoughtConfig()) is None
+
+
+def test_what_goes_with_all_is_asked_of_a_model_that_the_catalogue_allows(monkeypatch):
+    dataset, _ = shop(WALKS)
+    settings = ThoughtConfig(together="auto", together_power=0.5)
+    small = fit_together(dataset, settings)
+    monkeypatch.setattr("reasonrec.traces.together.MAX_EASE_ITEMS", dataset.num_items - 1)
+    large = fit_together(dataset, settings)
+    assert (small.name, large.name) == ("ease", "item-knn-bm25")
+    assert small.recency_power == large.recency_power == 0.5
+    assert ThoughtConfig(together="none").together is None
