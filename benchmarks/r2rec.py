@@ -5,14 +5,16 @@
     REASONREC_DATA=... python benchmarks/r2rec.py runs/r2rec ml-100k --ablations
     python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --rated
     python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --transfer
+    python benchmarks/r2rec.py runs/r2rec ml-100k office-2018 --seeds 0 1 2 --reweigh
     python benchmarks/r2rec.py runs/r2rec --only-write --beside runs/floor runs/peers
 
 The first line prepares, tunes, trains and measures, set by set and seed by seed, goes on where it
 stopped, and writes the page after every row; the second adds R2Rec whose first stage is R²ec; the
 third does the ablations, with one seed; the fourth ranks by ratings, one question a candidate, a
 part of the queries; the fifth measures on each set what was trained on the others of its rating
-scale. First stages are trained here, or taken from finished runs
-of `reasonrec demo` in ``--thinkers``, folders `<set>-<seed>` as benchmarks/results.py names them.
+scale; the sixth trains nothing and weighs the blends of an older version anew. First stages are
+trained here, or taken from finished runs of `reasonrec demo` in ``--thinkers``, folders
+`<set>-<seed>` as benchmarks/results.py names them.
 What benchmarks/floor.py and benchmarks/peers.py measured on the same queries stands beside them,
 where ``--beside`` names their folders.
 Every method ranks the same 20 candidates of the same queries: all of them, or a fixed sample of
@@ -59,7 +61,7 @@ from reasonrec.evaluation.tuning import read_params
 from reasonrec.methods import loading, r2ec, r2rec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
-from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker
+from reasonrec.models.reasoned_ranking import ReasonedRanker
 from reasonrec.records import Histories
 
 
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--ablations", nargs="*", choices=[*ABLATIONS, []], default=None)
     parser.add_argument("--rated", action="store_true")
     parser.add_argument("--transfer", action="store_true")
+    parser.add_argument("--reweigh", action="store_true")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders of baselines")
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
@@ -84,6 +87,8 @@ def main() -> None:
                     run_transfer(asked.runs, name, seed)
                 elif asked.rated:
                     run_rated(asked.runs / name, name, seed, asked.thinkers)
+                elif asked.reweigh:
+                    run_reweighed(asked.runs / name, seed)
                 elif asked.joined:
                     run_joined(asked.runs / name, name, seed, asked.thinkers, write)
                 elif asked.ablations is None:
@@ -128,6 +133,15 @@ def run_seed(
         for word, rows in rows_of_rl(dataset, out / variant, changes, seed).items():
             measured(rows, dataset, out / "measured" / word, seed)
             write()
+
+
+def run_reweighed(folder: Path, seed: int) -> None:
+    """Measure the blends of a seed that was trained, weighed by what this version knows."""
+    dataset, out = Dataset.load(folder / "data"), folder / f"seed-{seed}"
+    rows = rows_of_sft("r2rec", dataset, out / "r2rec", seed)
+    measured(rows, dataset, out / "measured" / "r2rec-sft", seed)
+    for word, rows in rows_of_rl(dataset, out / "r2rec", MAIN["r2rec"], seed).items():
+        measured(rows, dataset, out / "measured" / word, seed)
 
 
 def run_joined(
@@ -287,11 +301,11 @@ def rows_of_rl(
         def opening(_: Path) -> Recommender:
             ranker = r2rec.load_recommender(last, dataset, evidence=bare)
             name = f"{BLENDED if blend else 'r2rec-rl'}/no-chains"
-            kept = ranker.blend if blend else None
+            kept = weights_of(last, dataset) if blend else None
             return remembering(replace(ranker, name=name, blend=kept), bare_thoughts)
 
         word = "blend-" if blend else ""
-        return Contestant(f"rl-{word}no-chains", seed, f"{source(last)} {bare} {blend}", opening)
+        return Contestant(f"rl-{word}no-chains", seed, said_of(last, bare, blend), opening)
 
     return {
         "r2rec-rl": [
@@ -311,10 +325,27 @@ def without_answers(
 
     def opening(_: Path) -> Recommender:
         ranker = replace(r2rec.load_recommender(folder, dataset), blend=None)
-        weights = r2rec.calibrated_blend(ranker, dataset, config, EXPERTS[1:])
+        silent = [expert for expert in ranker.expert_names if expert != "answers"]
+        weights = r2rec.calibrated_blend(ranker, dataset, config, silent)
         return replace(ranker, blend=weights, name=name)
 
-    return Contestant(name.replace("/", "-"), seed, f"{source(folder)} evidence alone", opening)
+    label = name.replace("/", "-")
+    return Contestant(label, seed, said_of(folder, "evidence alone", True), opening)
+
+
+def weights_of(folder: Path, dataset: Dataset) -> Mapping[str, float] | None:
+    """Return the weights of a blend, found anew where an older version knew fewer experts."""
+    ranker = r2rec.load_recommender(folder, dataset)
+    if ranker.blend is None or set(ranker.blend) == set(ranker.expert_names):
+        return ranker.blend
+    return r2rec.calibrated_blend(replace(ranker, blend=None), dataset, configured(MAIN["r2rec"]))
+
+
+def said_of(folder: Path, what: object, blend: bool) -> str:
+    """Return what a measured row rests on: it is measured anew where that changes."""
+    is_blended = blend and what is not None  # rows that keep the name of their folder have none
+    blended = f" with {', '.join(R2recConfig().blend_with)}" if is_blended else ""
+    return f"{source(folder)} {what} {blend}{blended}"
 
 
 def opened(
@@ -332,12 +363,12 @@ def opened(
         recommender = loading.load_recommender(folder, dataset)
         if not isinstance(recommender, ReasonedRanker):
             return recommender
-        kept = recommender.blend if blend else None
+        kept = weights_of(folder, dataset) if blend else None
         named = replace(recommender, blend=kept, name=name or recommender.name)
         return named if thoughts is None else remembering(named, thoughts)
 
     label = (name or folder.name).replace("/", "-")
-    return Contestant(label, seed, f"{source(folder)} {name} {blend}", opening)
+    return Contestant(label, seed, said_of(folder, name, blend), opening)
 
 
 def measured(

@@ -14,8 +14,9 @@ BUDGET = 20
 """Settings that are tried for each baseline, by NDCG@10 on validation."""
 NUM_QUERIES = 2000
 PROTOCOL = "candidates-20"
-ALL = {"ranking": {"num_orders_measured": 0}}
-"""What every configuration below has: the effect of the order is left out, for time."""
+ALL = {"ranking": {"num_orders_measured": 0}, "blend": False}
+"""What configurations have unless they say otherwise: no blend, and for time nothing measured of what
+the order does."""
 SFT = {"stages": ["r2rec-sft"]}
 ON_HISTORY = {"reading": "history-closed"}
 MAIN = {

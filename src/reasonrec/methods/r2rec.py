@@ -54,7 +54,7 @@ from reasonrec.models.answers import (
 )
 from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
-from reasonrec.models.reasoned_ranking import EXPERTS, ReasonedRanker, order_effect
+from reasonrec.models.reasoned_ranking import ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import Question, QuestionBuilder, rating_scale
@@ -63,6 +63,7 @@ from reasonrec.traces.reasoned import Progress, training_questions, write_reason
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
+from reasonrec.traces.together import fit_named
 from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import keep_batch
 from reasonrec.training.loop import Validate, fit
@@ -291,8 +292,8 @@ def transferred(folder: Path, dataset: Dataset) -> ReasonedRanker:
         model, catalogue_titles(dataset.catalogue), dataset.catalogue.item_ids,
         seed=manifest["seed"],
     )  # fmt: skip
-    chains = ChainCount.fit(dataset)
-    return _ranker(model, dataset, config, manifest["method"], manifest["seed"], chains)
+    chains, alone = ChainCount.fit(dataset), config.model_copy(update={"blend": False})
+    return _ranker(model, dataset, alone, manifest["method"], manifest["seed"], chains)
 
 
 def _opened(folder: Path, manifest: Mapping[str, Any]) -> tuple[AnsweringModel, R2recConfig]:
@@ -509,8 +510,16 @@ def _ranker(
         max_tokens=config.max_tokens,
         num_candidates=config.ranking.num_candidates,
         num_orders=config.ranking.num_orders,
+        others=_others(dataset, config),
         seed=seed,
     )
+
+
+def _others(dataset: Dataset, config: R2recConfig) -> list[Recommender]:
+    """Return the baselines that a blend weighs too."""
+    power = config.blend_recency_power
+    names = config.blend_with if config.blend else ()
+    return [fit_named(name, dataset, recency_power=power) for name in names]
 
 
 def _validation(
@@ -552,7 +561,7 @@ def calibrated_blend(
     ranker: ReasonedRanker,
     dataset: Dataset,
     config: R2recConfig,
-    experts: Sequence[str] = EXPERTS,
+    experts: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return the weights of the experts under which validation's targets are likeliest.
 
@@ -561,8 +570,9 @@ def calibrated_blend(
 
     Args:
         ranker: One that ranks by the answers alone.
-        experts: Those that may speak; without ``answers``, no thought is read.
+        experts: Those that may speak, all by default; without ``answers``, no thought is read.
     """
+    experts = ranker.expert_names if experts is None else experts
     queries, candidates = _validation(dataset, config, config.num_blend_queries)
     histories = queries.histories()
     answers = np.zeros(candidates.shape)
@@ -635,6 +645,8 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     if stage != "untuned":
         kept += [
             "blend",
+            "blend_with",
+            "blend_recency_power",
             "num_blend_queries",
             "num_valid_queries",
             {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage],

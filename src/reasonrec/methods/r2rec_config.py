@@ -7,9 +7,17 @@ candidates are ranked is known at second hand. Every value below is ours.
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reasonrec.config import Config
+from reasonrec.traces.config import Together
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
 from reasonrec.training.config import EngineConfig, OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
@@ -126,10 +134,16 @@ class R2recConfig(Config):
     sft: ReasonedSftStage = ReasonedSftStage()
     rl: GrpoStage = GrpoStage()
     ranking: ReasonedRankingConfig = ReasonedRankingConfig()
-    blend: bool = False
+    blend: bool = True
     """Whether the ranking weighs the answers together with the first stage, the support of chains,
-    the number of events and the likeness of words, by the weights under which validation's targets
-    are likeliest. R2Rec ranks by the answer alone."""
+    the number of events, the likeness of words, and ``blend_with``, by the weights under which
+    validation's targets are likeliest (ours). R2Rec ranks by the answer alone: False."""
+    blend_with: tuple[Together, ...] = ("auto", "ials")
+    """Baselines that a blend weighs too: what goes with the whole history. They learn from training
+    alone. As for ``thought.together`` of R²ec, ``auto`` is EASE up to 10,000 items, item-knn-bm25
+    above."""
+    blend_recency_power: NonNegativeFloat = 0.5
+    """For them the s-th last item of the history counts s ** -blend_recency_power."""
     num_blend_queries: PositiveInt = 600
     """Validation queries that choose those weights: all, or a seeded sample of this many."""
     num_valid_queries: PositiveInt = 200

@@ -38,8 +38,8 @@ _MARKER = re.compile(r"<[^<>\s]+>")  # which no text of the catalogue holds
 
 
 EXPERTS = ("answers", "first", "steps", "count", "events", "words")
-"""What a blend weighs: answers after the thought, the first stage, chains of few steps and of any
-that close on a candidate, how often it was taken, how alike its words are to the history's."""
+"""What every blend weighs: answers after the thought, the first stage, chains of few steps and of
+any that close on a candidate, how often it was taken, how alike its words are to the history's."""
 _LEAST_SHARE = 0.01
 
 
@@ -81,7 +81,9 @@ class ReasonedRanker:
     num_orders: int = 1
     """Orders of the candidates whose probabilities are averaged (listwise)."""
     blend: Mapping[str, float] | None = None
-    """Weights of `EXPERTS` (ours). None ranks by the answers alone."""
+    """Weights of the `experts` (ours). None ranks by the answers alone."""
+    others: Sequence[Recommender] = ()
+    """Baselines that a blend weighs too, each an expert of its own name."""
     seed: int = 0
     batch_size: int = 64
 
@@ -124,6 +126,15 @@ class ReasonedRanker:
         texts, evidence = self._reasons(thought.answered, shown.tolist())
         return Scored(scores, texts, num_tokens, evidence)
 
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """What a blend can weigh."""
+        return EXPERTS + self._other_names
+
+    @property
+    def _other_names(self) -> tuple[str, ...]:
+        return tuple(other.name for other in self.others)
+
     def experts(
         self,
         histories: Histories,
@@ -131,11 +142,11 @@ class ReasonedRanker:
         answers: np.ndarray,
         first_scores: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Return what each of `EXPERTS` says of the candidates, 0 at padding. (B, C) each.
+        """Return what each expert says of the candidates, 0 at padding. (B, C) each.
 
         ``answers`` and ``first`` are log-probabilities over the row's candidates; ``steps``,
-        ``count`` and ``events`` logarithms of shares, a hundredth added so that nothing is
-        impossible; ``words`` is a cosine. An expert that the evidence leaves out says nothing.
+        ``count``, ``events`` and ``others`` logarithms of shares, a hundredth added so that nothing
+        is impossible; ``words`` is a cosine. An expert that the evidence leaves out says nothing.
 
         Args:
             answers: Scores after the thought. (B, C).
@@ -148,13 +159,18 @@ class ReasonedRanker:
             "first": log_softmax(np.where(is_real, first, -np.inf), axis=1),
         }
         evidence, weights = self.builder.config, self.builder.weights(histories, candidates)
-        for name in ("steps", "count", "events"):
+        for other in self.others:
+            scores = np.take_along_axis(
+                other.score(histories).scores, np.where(is_real, candidates, 0), axis=1
+            )
+            weights[other.name] = np.where(is_real, np.maximum(scores, 0.0), 0.0)
+        for name in ("steps", "count", "events", *self._other_names):
             share = weights[name] / np.maximum(weights[name].sum(axis=1, keepdims=True), 1e-9)
             said[name] = np.log(share + _LEAST_SHARE)
         said["words"] = weights["words"]
         if not evidence.num_chains or evidence.chain_ends == "random":
             said["steps"] = said["count"] = np.zeros(candidates.shape)
-        return {name: np.where(is_real, said[name], 0.0) for name in EXPERTS}
+        return {name: np.where(is_real, said[name], 0.0) for name in self.expert_names}
 
     def _pointwise(self, histories: Histories, candidates: np.ndarray) -> "_Thought":
         rows, columns, questions = self.questions_of_each(histories, candidates)

@@ -34,7 +34,6 @@ from reasonrec.traces.trace_filters import (
 )
 
 STAGE = "reasoned-traces"
-_CHECK_FROM = 50
 """The share of failures is watched after every so many traces."""
 
 
@@ -224,7 +223,7 @@ def keep(
     drafts: Sequence[Draft], titles: Sequence[str], config: KeepConfig, *, task: Task, seed: int
 ) -> list[str | None]:
     """Return for every draft why its trace is not kept, None where it is."""
-    finder = TitleFinder(titles)
+    finder = TitleFinder(titles, least_words=config.title_words)
     reasons = [reason_against(draft, config, finder) for draft in drafts]
     if config.drop_duplicates:
         kept = [n for n, reason in enumerate(reasons) if reason is None]
@@ -271,7 +270,7 @@ def _candidates(
 
 def _check_failures(done: Sequence[Draft], config: KeepConfig) -> None:
     """Stop a run whose teacher cannot be used, before it costs more."""
-    if not done or len(done) % _CHECK_FROM:
+    if not done or len(done) % config.check_every:
         return
     failed = Counter(draft.problem for draft in done if draft.problem is not None)
     if failed.total() > config.max_failed_frac * len(done):

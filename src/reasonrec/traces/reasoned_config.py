@@ -127,8 +127,13 @@ class KeepConfig(Config):
     """Most kept traces of one rating, as a multiple of the mean over ratings. None: no balance."""
     check_language: bool = True
     """Whether replies that are not in English are set aside."""
+    title_words: PositiveInt = 3
+    """Titles of so many words or more are looked for outside brackets too; shorter ones are
+    ordinary speech."""
     max_failed_frac: float = Field(default=0.5, gt=0, le=1)
-    """Share of traces without usable replies above which the run stops, from the 50th on."""
+    """Share of traces without usable replies above which the run stops."""
+    check_every: PositiveInt = 50
+    """Traces after which that share is looked at, first and again."""
 
 
 class JudgementConfig(Config):
@@ -142,6 +147,8 @@ class JudgementConfig(Config):
     """Likes: what a grade of likeness counts beside one percent of the chains."""
     kinds_worth: NonNegativeFloat = 0.5
     """Likes: what the best liked categories count beside one percent of the chains."""
+    num_leading: PositiveInt = 3
+    """Likes: candidates that the end of a brief thought names by their share of the chains."""
 
 
 class TeacherConfig(Config):

@@ -39,7 +39,7 @@ def recitals_of(question: Question) -> tuple[Recital, ...]:
     found += [Recital(f" Chain {n}:", words) for n, words in enumerate(told[1:], 2)]
     if question.task == "likes":
         view = look_at_all(question, "together")
-        found.append(Recital(" All in all:", " " + leaders(view)))
+        found.append(Recital(" All in all:", " " + leaders(view, _VOICE)))
     # the verbaliser speaks as teachers do, with numbers for titles that could give orders
     return tuple(Recital(one.cue, with_titles(one.words, question.items)) for one in found)
 

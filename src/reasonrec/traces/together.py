@@ -1,4 +1,4 @@
-"""What goes with a whole history: a simple baseline that thoughts may ask, fitted to training."""
+"""What goes with a whole history: a simple baseline that thoughts, or a blend, may ask."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import numpy as np
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import fit_floor
 from reasonrec.data.dataset import Dataset
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.config import ThoughtConfig, Together
 
 MAX_EASE_ITEMS = 10_000
 """Above it, ``auto`` leaves EASE, whose time is that of the cube of the catalogue and whose memory
@@ -27,7 +27,15 @@ def fit_together(
         return None
     if unknown is not None and len(unknown):
         dataset = replace(dataset, train=dataset.train.without(unknown))
-    name = thought.together
+    return fit_named(thought.together, dataset, recency_power=thought.together_power)
+
+
+def fit_named(name: Together, dataset: Dataset, *, recency_power: float) -> Recommender:
+    """Return the baseline of that name, at its defaults, for which older events count less.
+
+    Args:
+        recency_power: The s-th last event of a history counts ``s ** -recency_power``.
+    """
     if name == "auto":
         name = "ease" if dataset.num_items <= MAX_EASE_ITEMS else "item-knn-bm25"
-    return fit_floor(name, dataset, seed=0, recency_power=thought.together_power)
+    return fit_floor(name, dataset, seed=0, recency_power=recency_power)

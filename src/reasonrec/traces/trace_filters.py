@@ -28,18 +28,19 @@ _CLAIM = re.compile(
     r"(?P<who>@\w+|\b[Tt]he user) (?:gave|rated) \[(?P<title>[^\[\]]*)\](?: with| a)? "
     r"(?P<rating>\d+(?:\.\d+)?)"
 )
-_NAME_WORDS = 3
-"""Titles of so many words are looked for outside brackets too; shorter ones are ordinary speech."""
 
 
 class TitleFinder:
     """Finds titles of the catalogue that a thought names without brackets."""
 
-    def __init__(self, titles: Sequence[str]) -> None:
+    def __init__(self, titles: Sequence[str], *, least_words: int) -> None:
+        """Args:
+        least_words: Titles of fewer words are not looked for.
+        """
         self._titles = {}
         for title in titles:
             words = _plain_words(title)
-            if len(words) >= _NAME_WORDS:
+            if len(words) >= least_words:
                 self._titles.setdefault(tuple(words), title)
         self._lengths = sorted({len(words) for words in self._titles if len(words) <= 12})
 

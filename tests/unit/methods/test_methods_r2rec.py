@@ -69,7 +69,7 @@ BASE = R2ecConfig(
 )
 
 
-def config(task="likes", **more) -> R2recConfig:
+def config(task="likes", blend=False, **more) -> R2recConfig:
     return R2recConfig(
         task=task,
         traces=ReasonedTracesConfig(
@@ -87,6 +87,7 @@ def config(task="likes", **more) -> R2recConfig:
         ),
         ranking=ReasonedRankingConfig(num_candidates=4, num_orders_measured=2),
         num_valid_queries=4,
+        blend=blend,
         **more,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def test_the_same_command_on_finished_folders_trains_nothing(trained):
 def test_a_blend_is_the_weighed_sum_of_what_its_experts_say(trained):
     recommender = load_recommender(trained["r2rec-sft"], shop())
     assert isinstance(recommender, ReasonedRanker) and recommender.blend is not None
-    assert set(recommender.blend) == set(EXPERTS)
+    assert set(recommender.blend) == {*EXPERTS, "ease", "ials"}
     assert all(w >= 0 for name, w in recommender.blend.items() if name != "events")
     histories = shop().test.take(np.arange(3)).histories()
     candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
@@ -144,7 +145,14 @@ def test_a_blend_is_the_weighed_sum_of_what_its_experts_say(trained):
     for name in ("answers", "first"):  # log-probabilities over the real candidates
         total = np.where(is_real, np.exp(said[name]), 0.0).sum(axis=1)
         np.testing.assert_allclose(total, 1.0, rtol=1e-5)
-    expected = sum(recommender.blend[name] * said[name] for name in EXPERTS)
+    for other in recommender.others:  # logarithms of shares among the real candidates
+        own = np.maximum(other.score(histories).scores, 0.0)
+        shares = np.where(is_real, np.take_along_axis(own, np.maximum(candidates, 0), 1), 0.0)
+        shares /= shares.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(
+            said[other.name], np.where(is_real, np.log(shares + 0.01), 0.0), rtol=1e-5
+        )
+    expected = sum(recommender.blend[name] * said[name] for name in recommender.expert_names)
     scores = recommender.score_candidates(histories, candidates).scores
     np.testing.assert_allclose(scores[is_real], np.asarray(expected)[is_real], rtol=1e-4)
     assert np.isneginf(scores[0, 3])
@@ -168,7 +176,8 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
         return float(-log_softmax(total, axis=1)[:, 0].mean()) + ridge
 
     found = calibrated_blend(ranker, shop(), config())
-    for name in EXPERTS:
+    assert set(found) == set(ranker.expert_names)
+    for name in ranker.expert_names:
         assert loss(found) <= loss({name: 1.0}) + 1e-6
     silent = calibrated_blend(ranker, shop(), config(), EXPERTS[1:])
     assert "answers" not in silent

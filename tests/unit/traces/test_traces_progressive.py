@@ -314,7 +314,7 @@ def test_ordinary_speech_shows_nothing():
 
 
 def kept(question, answers, **keep):
-    finder = TitleFinder([*"ABC", "The Grey Cradle", "Comet", "Harbour"])
+    finder = TitleFinder([*"ABC", "The Grey Cradle", "Comet", "Harbour"], least_words=3)
     return reason_against(run(question, answers, max_retries=0), KeepConfig(**keep), finder)
 
 
@@ -335,7 +335,10 @@ def test_likes_know_no_nearly():
 
 
 def test_names_outside_the_evidence_are_found():
-    question, finder = hand_question(), TitleFinder(["Comet", "The Grey Cradle", "Sea"])
+    question, finder = (
+        hand_question(),
+        TitleFinder(["Comet", "The Grey Cradle", "Sea"], least_words=3),
+    )
     assert ungrounded_names(question, "@1 liked [Comet] and [Harbour].", finder) == []
     assert ungrounded_names(question, "@2 liked [Atlantis].", finder) == ["Atlantis", "@2"]
     assert ungrounded_names(question, "It is like the grey cradle.", finder) == ["The Grey Cradle"]

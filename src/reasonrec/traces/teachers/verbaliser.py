@@ -15,9 +15,6 @@ from reasonrec.traces.reasoned_config import TeacherConfig
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Rating, Stage, View
 from reasonrec.traces.teachers.contract import Reply, Request
 
-_NUM_LEADING = 3
-"""Candidates that the end of a thought names by their share of the chains."""
-
 
 class VerbaliserTeacher:
     """Writes each stage from its view."""
@@ -211,7 +208,7 @@ def _choose_together(view: View, voice: TeacherConfig) -> tuple[str, str]:
     item = view.candidates[chosen]
     number = str(chosen + 1)
     if voice.style == "brief":
-        return leaders(view), number
+        return leaders(view, voice), number
     parts = []
     if view.support is not None and view.support[chosen]:
         ways = "% of the chains lead to" if view.support_kind == "steps" else " chains close on"
@@ -231,7 +228,7 @@ def _choose_together(view: View, voice: TeacherConfig) -> tuple[str, str]:
     return f"{_sentence('; '.join(parts))} So [{item.shown}] is the likeliest.", number
 
 
-def leaders(view: View) -> str:
+def leaders(view: View, voice: TeacherConfig) -> str:
     """Return which candidates lead, by chains and by words. Names no choice: that is the answer.
 
     A thought that named it would leave nothing open at the answer, where candidates are ranked.
@@ -241,7 +238,7 @@ def leaders(view: View) -> str:
     parts = []
     if view.support is not None:
         order = sorted(range(len(names)), key=lambda c, found=view.support: (-found[c], c))
-        leading = [c for c in order[:_NUM_LEADING] if view.support[c]]
+        leading = [c for c in order[: voice.judgement.num_leading] if view.support[c]]
         told = [f"{view.support[c]} {names[c]}" for c in leading]
         # chains of more than five steps lead to an item, and are no support
         closes = any(chain.second in view.candidates for chain in view.chains)
