@@ -23,6 +23,7 @@ by hand.
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -55,6 +56,7 @@ from running import merged, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
+from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.tuning import read_params
@@ -138,10 +140,14 @@ def run_seed(
 def run_reweighed(folder: Path, seed: int) -> None:
     """Measure the blends of a seed that was trained, weighed by what this version knows."""
     dataset, out = Dataset.load(folder / "data"), folder / f"seed-{seed}"
-    rows = rows_of_sft("r2rec", dataset, out / "r2rec", seed)
-    measured(rows, dataset, out / "measured" / "r2rec-sft", seed)
-    for word, rows in rows_of_rl(dataset, out / "r2rec", MAIN["r2rec"], seed).items():
-        measured(rows, dataset, out / "measured" / word, seed)
+    groups = {"r2rec-sft": rows_of_sft("r2rec", dataset, out / "r2rec", seed)}
+    groups |= rows_of_rl(dataset, out / "r2rec", MAIN["r2rec"], seed)
+    for word, rows in groups.items():
+        try:
+            measured(rows, dataset, out / "measured" / word, seed)
+        except CheckpointError:  # measured with the blend of another version
+            shutil.rmtree(out / "measured" / word)
+            measured(rows, dataset, out / "measured" / word, seed)
 
 
 def run_joined(

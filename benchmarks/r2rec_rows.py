@@ -15,8 +15,8 @@ BUDGET = 20
 NUM_QUERIES = 2000
 PROTOCOL = "candidates-20"
 ALL = {"ranking": {"num_orders_measured": 0}, "blend": False}
-"""What configurations have unless they say otherwise: no blend, and for time nothing measured of what
-the order does."""
+"""What configurations have unless they say otherwise: no blend, and nothing measured of what the
+order does, for time."""
 SFT = {"stages": ["r2rec-sft"]}
 ON_HISTORY = {"reading": "history-closed"}
 MAIN = {
