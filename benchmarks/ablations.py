@@ -18,6 +18,7 @@ from pathlib import Path
 from running import ROOT, merged, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
+from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.config import EvaluateConfig
@@ -56,7 +57,7 @@ class Ablation:
     thinks: bool = True
 
 
-PLAIN = {"num_lookups": 0, "num_people": 0, "num_like": 0}
+PLAIN = {"num_lookups": 0, "num_people": 0, "num_like": 0, "together": None}
 PAPERS_LOSS = {
     "advantage": "grpo", "temperature": 1.5, "top_k": 200, "item_softmax": "batch",
     "flat_groups": "skip", "next_item_weight": 0.0, "token_mean": "rollouts",
@@ -116,8 +117,12 @@ ABLATIONS = {
         "the evidence as the end of the prompt, and nothing written",
         "sft", {"evidence": {"in_prompt": True}}, "evidence",
     ),
-    "together": Ablation(
-        "thoughts also ask what goes with all", "sft", {"thought": {"together": "ease"}}
+    "no-together": Ablation(
+        "thoughts do not ask what goes with all", "sft", {"thought": {"together": None}}
+    ),
+    "alike-by-age": Ablation(
+        "answers about older titles count as much as those about new ones",
+        "sft", {"thought": {"asked_power": 0.0, "together_power": 0.0}},
     ),
     "candidates": Ablation(
         "thoughts name what the model believes before them", "sft",
@@ -148,14 +153,7 @@ ABLATIONS = {
     "papers-preset": Ablation(
         "the paper's head, thoughts and loss, after no-think and SFT: rows of text, cosine, "
         "the last state, no look-ups",
-        "no-think",
-        {
-            "head": {
-                "item_rows": "text", "similarity": "cosine", "temperature": 0.05, "gated": False,
-                "pointer": False, "least_asked": 0,
-            },
-            "thought": PLAIN, "calibrate": False, "recpo": {"recpo": PAPERS_LOSS},
-        },
+        "no-think", read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml"),
     ),
 }  # fmt: skip
 """Rows of the page beside no-think, think-sft and think-recpo themselves."""
@@ -227,13 +225,13 @@ def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, see
 
 HEAD = f"""# Ablations of R²ec
 
-Every number comes from `python benchmarks/ablations.py`: the tiny backbone, seed 0, our defaults
-(`{DEFAULT}`) and one change each, trained anew from the first stage that the change touches. All
-test queries. *Could have seen* is the smallest difference from the default that the paired test
-would have found in 80 of 100 tries (2.8 standard errors of the difference between queries); one
-seed says nothing of the difference between trainings, so that a significant row may still be luck
-of one training. p is of the permutation test, not corrected for the number of rows. *Train s* is
-wall-clock of the stages that the row trained anew, beside other work.
+Every number comes from `python benchmarks/ablations.py`: the tiny backbone, seed 0, our defaults at
+the commit that is named (`{DEFAULT}`) and one change each, trained anew from the first stage that
+the change touches. All test queries. *Could have seen* is the smallest difference from the default
+that the paired test would have found in 80 of 100 tries (2.8 standard errors of the difference
+between queries); one seed says nothing of the difference between trainings, so that a significant
+row may still be luck of one training. p is of the permutation test, not corrected for the number of
+rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work.
 """
 
 

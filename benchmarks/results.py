@@ -42,12 +42,15 @@ START, END = "<!-- results:start -->", "<!-- results:end -->"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="folder that holds <set>-<seed> runs")
-    runs = parser.parse_args().runs
+    parser.add_argument("--beside", type=Path, help="folder of benchmarks/papers_preset.py")
+    asked = parser.parse_args()
+    runs = asked.runs
     sections = []
     for name, command in COMMANDS.items():
         folders = sorted(p for p in runs.glob(f"{name}-*") if (p / "manifest.json").exists())
+        beside = [] if asked.beside is None else sorted(asked.beside.glob(f"{name}/*-[0-9]"))
         if folders:
-            sections.append(write_set(name, command, folders))
+            sections.append(write_set(name, command, folders, beside))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, rest = readme.split(START)
     after = rest.split(END)[1]
@@ -55,11 +58,13 @@ def main() -> None:
     (ROOT / "README.md").write_text(text, encoding="utf-8")
 
 
-def write_set(name: str, command: str, folders: list[Path]) -> str:
+def write_set(name: str, command: str, folders: list[Path], beside: list[Path]) -> str:
     """Write docs/results/<name>.md and return the README's section."""
     with tempfile.TemporaryDirectory() as scratch:
         compared = {
-            reference: compare_runs(folders, Path(scratch) / reference, reference=reference)
+            reference: compare_runs(
+                [*folders, *beside], Path(scratch) / reference, reference=reference
+            )
             for reference in REFERENCES
         }
     rows = compared[REFERENCES[0]][0]
