@@ -136,7 +136,7 @@ ABLATIONS = {
         {"thought": {"likeness_gap_decay": 0.9}},
     ),
     "quoted-alone": Ablation(
-        "only what is quoted counts", "sft", {"thought": {"num_weighed": 0}}
+        "only what is quoted counts", "sft", {"thought": {"num_weighed": 0, "num_together": 0}}
     ),
     "taste-alone": Ablation(
         "no look-ups: a summary of taste", "sft", {"thought": PLAIN}

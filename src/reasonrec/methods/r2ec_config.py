@@ -150,7 +150,9 @@ class R2ecConfig(Config):
     weights: WeightsConfig = WeightsConfig()
     prompt: PromptConfig = PromptConfig()
     head: HeadConfig = HeadConfig()
-    thought: ThoughtConfig = ThoughtConfig(together="auto", together_power=0.5, asked_power=0.5)
+    thought: ThoughtConfig = ThoughtConfig(
+        together="auto", together_power=0.5, num_together=200, asked_power=0.5
+    )
     """Thoughts also ask what goes with all of a history, and its older titles count less."""
     no_think: NoThinkStage = NoThinkStage()
     evidence: EvidenceStage = EvidenceStage()

@@ -73,6 +73,9 @@ class ThoughtConfig(Config):
     together_power: NonNegativeFloat = 0.0
     """What the s-th last item of the history counts there: s ** -together_power. All else about
     that model is its default."""
+    num_together: NonNegativeInt = 20
+    """Items that this answer holds at most; those beyond ``num_links`` count for the ranking alone,
+    as with ``num_weighed``."""
     num_candidates: NonNegativeInt = 0
     """Items that the state before the thought scores highest, history left out, which a thought
     holds as candidates where it writes `` Maybe``. 0 leaves them out."""

@@ -163,7 +163,7 @@ class Verbaliser:
         scores = self._goes_with.score(histories).scores
         owner = np.repeat(np.arange(len(histories)), histories.lengths)
         scores[owner, histories.item_index] = 0.0
-        most = min(max(quoted, self.config.num_weighed), scores.shape[1])
+        most = min(max(quoted, self.config.num_together), scores.shape[1])
         best = np.argpartition(-scores, most - 1, axis=1)[:, :most]
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         items = np.take_along_axis(best, order, 1)
