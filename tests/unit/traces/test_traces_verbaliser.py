@@ -308,14 +308,14 @@ def test_the_stage_samples_without_repeats_and_survives_a_log_without_questions(
 def test_what_goes_with_all_is_the_top_of_the_model_that_is_named():
     dataset, plain = shop([[0, 1, 2, 3, 4], [2, 3, 5, 6, 7], [1, 3, 5, 7, 0], [6, 4, 2, 0, 1]] * 2)
     model = fit_floor("ease", dataset, seed=0)
-    settings = plain.config.model_copy(update={"together": "ease", "num_weighed": 4})
+    settings = plain.config.model_copy(update={"together": "ease", "num_together": 3})
     asked = Verbaliser(plain.writer, plain.graph, dataset.catalogue, settings, model)
     histories = Histories.from_lists([[0, 1], [2, 3, 5]])
     answers = asked.together(histories)
     scores = model.score(histories).scores
     for b, found in enumerate(answers):
         left = sorted(set(range(8)) - set(histories.row(b).tolist()))
-        best = sorted((i for i in left if scores[b, i] > 0), key=lambda i: -scores[b, i])[:4]
+        best = sorted((i for i in left if scores[b, i] > 0), key=lambda i: -scores[b, i])[:3]
         assert [link.item_index for link in found.links] == best[:2]
         assert [one.item_index for one in found.also] == best[2:]
         kinds = {one.kind for one in (*found.quoted, *found.also)}
