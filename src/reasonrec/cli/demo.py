@@ -32,8 +32,8 @@ def demo(
         reasonrec demo ml-100k --out runs/ml-100k
         reasonrec demo my-shop/ --out runs/my-shop --prepare.k-core 5
         reasonrec demo office-2018 --prepare.split given --out runs/office
-        reasonrec demo games-2018 --prepare.split given --num-queries 10000 \
-            --preset configs/r2ec/long-log.toml
+        reasonrec demo games-2018 --prepare.split given --num-queries 10000 --out runs/games
+        reasonrec demo ml-1m --preset configs/r2ec/ml-1m.toml --out runs/ml-1m
 
     Args:
         source: planted, a data set's name (see REASONREC_DATA), or a folder or file of your own.
