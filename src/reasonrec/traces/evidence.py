@@ -4,10 +4,10 @@ Two kinds of question share one record: *rated* asks what the user rates one can
 which of C candidates the user took. A question holds nothing that was not known when it was asked:
 ratings on edges are older than the question, and the closing edge (the label) stands apart.
 
-Item text is data. `ItemCard.shown` is what a teacher reads of a title, in every turn: the title
-itself, or a plain number where the title reads like an instruction. What reads so is told by
-patterns of English orders (`reads_as_instruction`), which orders in other words or other languages
-pass; the only full guard is `EvidenceConfig.alias_titles`, with which no title is sent at all.
+Item text is data. `ItemCard.shown` is what a teacher reads of a title, in every turn: a plain
+number (`EvidenceConfig.alias_titles`), or the title itself, but for titles that read like an
+instruction. What reads so is told by patterns of English orders (`reads_as_instruction`), which
+orders in other words or other languages pass.
 """
 
 import re
@@ -311,7 +311,7 @@ class QuestionBuilder:
                 self._titles[item_index],
                 tuple(word for word in named if not reads_as_instruction(word)),
                 "" if self.config.alias_titles or reads_as_instruction(text) else text,
-                is_aliased=self.config.alias_titles,
+                is_aliased=bool(self.config.alias_titles),
             )
         return self._cards[item_index]
 

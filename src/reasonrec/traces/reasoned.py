@@ -119,7 +119,7 @@ def training_questions(
     keeps its key.
     """
     log = dataset.train
-    builder = QuestionBuilder(dataset.catalogue, titles, log, config.evidence)
+    builder = QuestionBuilder(dataset.catalogue, titles, log, config.shown)
     eligible = np.arange(len(log)) > log.user_offsets[log.user_index]
     if task == "rated" and log.rating is not None:
         eligible &= ~np.isnan(log.rating)

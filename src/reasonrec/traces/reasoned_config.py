@@ -77,11 +77,12 @@ class EvidenceConfig(Config):
     """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
-    alias_titles: bool = False
+    alias_titles: bool | None = None
     """Whether a teacher reads ``[item 17]`` for every title and no description, so that neither can
-    act as an instruction to it; of the catalogue's text, categories remain. Without, only titles
-    that read like common English orders are replaced, and other orders pass. Thoughts name titles
-    either way."""
+    act as an instruction to it; of the catalogue's text, categories remain. None: teachers do that
+    are asked in words, endpoint and local. A model that knows the titles may think better with
+    False, where strangers cannot write to the catalogue: then only titles that read like common
+    English orders are replaced, and other orders pass. Thoughts name titles either way."""
 
 
 class ProgressiveConfig(Config):
@@ -246,6 +247,15 @@ class ReasonedTracesConfig(Config):
                 "choose the kind local or self"
             )
         return self
+
+    @property
+    def shown(self) -> EvidenceConfig:
+        """What is shown to this teacher."""
+        alias = self.evidence.alias_titles
+        if alias is None:
+            is_told = self.teacher.kind in ("endpoint", "local")
+            alias = is_told and not self.progressive.own_words
+        return self.evidence.model_copy(update={"alias_titles": alias})
 
     @property
     def asking(self) -> ProgressiveConfig:

@@ -362,3 +362,16 @@ def test_a_brief_thought_says_the_same_whatever_the_answer_is(tmp_path):
     ]
     assert said[0]["thought"].to_list() == said[1]["thought"].to_list()
     assert said[0]["answer"].to_list() != said[1]["answer"].to_list()
+
+
+def test_teachers_that_are_asked_in_words_are_sent_no_titles_unless_they_may():
+    def aliases(kind, alias=None, **progressive):
+        config = config_of(
+            teacher={"kind": kind, "model": "m"}, evidence={"alias_titles": alias},
+            progressive=progressive,
+        )  # fmt: skip
+        return config.shown.alias_titles
+
+    assert aliases("endpoint") and aliases("local")
+    assert not aliases("endpoint", False) and not aliases("local", own_words=True)
+    assert not aliases("self") and aliases("self", True)
