@@ -86,8 +86,6 @@ STARTS = tuple(r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK_STAGES)
 """Methods whose folders R2Rec can start from."""
 TraceWatch: TypeAlias = tuple[Callable[[Progress], None] | None, Callable[[str], None] | None]
 """What is told how far the traces are, and what is told why their teacher waits."""
-_NUM_VALID_CANDIDATES = 20
-_RIDGE = 1e-3
 
 
 def train(
@@ -511,6 +509,7 @@ def _ranker(
         num_candidates=config.ranking.num_candidates,
         num_orders=config.ranking.num_orders,
         others=_others(dataset, config),
+        least_share=config.blend_least_share,
         seed=seed,
     )
 
@@ -527,7 +526,7 @@ def _validation(
 ) -> tuple[Queries, np.ndarray]:
     """Return the validation queries that choose, and their candidates (Q, C), the target first."""
     num_queries = num_queries or config.num_valid_queries
-    drawn = draw_candidates(dataset, "valid", num_candidates=_NUM_VALID_CANDIDATES, seed=0)
+    drawn = draw_candidates(dataset, "valid", num_candidates=config.num_valid_candidates, seed=0)
     rows = np.arange(len(dataset.valid))
     if len(rows) > num_queries:
         rows = stream(0, "validation").choice(len(rows), num_queries, replace=False)
@@ -581,13 +580,13 @@ def calibrated_blend(
     first = ranker.first_stage.score(histories).scores
     said = ranker.experts(histories, candidates, answers, first)
     columns = np.stack([said[name] for name in experts], axis=-1)
-    padding = np.where(candidates >= 0, 0.0, -np.inf)
+    padding, ridge = np.where(candidates >= 0, 0.0, -np.inf), config.blend_ridge
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logp = log_softmax(columns @ weights + padding, axis=1)
         expected = (np.exp(logp)[..., None] * columns).sum(axis=1)
-        gradient = (expected - columns[:, 0]).mean(axis=0) + 2 * _RIDGE * weights
-        return float(-logp[:, 0].mean() + _RIDGE * (weights**2).sum()), gradient
+        gradient = (expected - columns[:, 0]).mean(axis=0) + 2 * ridge * weights
+        return float(-logp[:, 0].mean() + ridge * (weights**2).sum()), gradient
 
     bounds = [(None, None) if name == "events" else (0.0, None) for name in experts]
     start = np.array([float(name == "answers") for name in experts])
@@ -647,6 +646,9 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
             "blend",
             "blend_with",
             "blend_recency_power",
+            "blend_least_share",
+            "blend_ridge",
+            "num_valid_candidates",
             "num_blend_queries",
             "num_valid_queries",
             {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage],

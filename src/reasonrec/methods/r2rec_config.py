@@ -144,8 +144,15 @@ class R2recConfig(Config):
     above."""
     blend_recency_power: NonNegativeFloat = 0.5
     """For them the s-th last item of the history counts s ** -blend_recency_power."""
+    blend_least_share: PositiveFloat = 0.01
+    """Added to every share of chains, events and baselines before its logarithm is taken, so that
+    nothing is impossible."""
+    blend_ridge: NonNegativeFloat = 1e-3
+    """What the squares of the weights cost, beside the log-loss of one query."""
     num_blend_queries: PositiveInt = 600
     """Validation queries that choose those weights: all, or a seeded sample of this many."""
+    num_valid_candidates: int = Field(default=20, ge=2)
+    """Candidates of a validation query, the one taken included."""
     num_valid_queries: PositiveInt = 200
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
 

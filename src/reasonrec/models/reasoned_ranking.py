@@ -40,7 +40,6 @@ _MARKER = re.compile(r"<[^<>\s]+>")  # which no text of the catalogue holds
 EXPERTS = ("answers", "first", "steps", "count", "events", "words")
 """What every blend weighs: answers after the thought, the first stage, chains of few steps and of
 any that close on a candidate, how often it was taken, how alike its words are to the history's."""
-_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class ReasonedRanker:
     """Weights of the `experts` (ours). None ranks by the answers alone."""
     others: Sequence[Recommender] = ()
     """Baselines that a blend weighs too, each an expert of its own name."""
+    least_share: float = 0.01
+    """Added to shares before their logarithm is taken."""
     seed: int = 0
     batch_size: int = 64
 
@@ -145,8 +146,9 @@ class ReasonedRanker:
         """Return what each expert says of the candidates, 0 at padding. (B, C) each.
 
         ``answers`` and ``first`` are log-probabilities over the row's candidates; ``steps``,
-        ``count``, ``events`` and ``others`` logarithms of shares, a hundredth added so that nothing
-        is impossible; ``words`` is a cosine. An expert that the evidence leaves out says nothing.
+        ``count``, ``events`` and ``others`` logarithms of shares, ``least_share`` added so that
+        nothing is impossible; ``words`` is a cosine. An expert that the evidence leaves out says
+        nothing.
 
         Args:
             answers: Scores after the thought. (B, C).
@@ -166,7 +168,7 @@ class ReasonedRanker:
             weights[other.name] = np.where(is_real, np.maximum(scores, 0.0), 0.0)
         for name in ("steps", "count", "events", *self._other_names):
             share = weights[name] / np.maximum(weights[name].sum(axis=1, keepdims=True), 1e-9)
-            said[name] = np.log(share + _LEAST_SHARE)
+            said[name] = np.log(share + self.least_share)
         said["words"] = weights["words"]
         if not evidence.num_chains or evidence.chain_ends == "random":
             said["steps"] = said["count"] = np.zeros(candidates.shape)
