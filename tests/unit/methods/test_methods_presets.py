@@ -50,6 +50,21 @@ def test_the_papers_preset_is_the_paper():
     assert optimiser.head_learning_rate == optimiser.learning_rate
 
 
+def test_the_papers_preset_for_the_tiny_backbone_thinks_and_learns_as_the_paper_does():
+    paper, tiny = (R2ecConfig.load(PRESETS / name) for name in ("paper.toml", "paper-tiny.toml"))
+    assert tiny.stages == ("no-think", "sft", "recpo") and tiny.backbone == "tiny"
+    same = {
+        "head": ("item_rows", "similarity", "gated", "pointer", "least_asked"),
+        "thought": ("num_lookups", "num_like", "num_people", "together", "asked_power"),
+    }
+    for part, keys in same.items():
+        theirs, ours = getattr(paper, part), getattr(tiny, part)
+        assert [getattr(ours, key) for key in keys] == [getattr(theirs, key) for key in keys]
+    length = {"max_tokens", "mask"}  # of shorter thoughts; both masks rank repeated targets
+    theirs, ours = (one.recpo.recpo.model_dump() for one in (paper, tiny))
+    assert {key for key in theirs if theirs[key] != ours[key]} <= length
+
+
 def test_every_value_of_the_papers_preset_names_its_source():
     lines = (PRESETS / "paper.toml").read_text(encoding="utf-8").splitlines()
     values = [line for line in lines if "=" in line.partition("#")[0]]
