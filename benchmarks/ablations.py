@@ -58,10 +58,8 @@ class Ablation:
 
 
 PLAIN = {"num_lookups": 0, "num_people": 0, "num_like": 0, "together": None}
-PAPERS_LOSS = {
-    "advantage": "grpo", "temperature": 1.5, "top_k": 200, "item_softmax": "batch",
-    "flat_groups": "skip", "next_item_weight": 0.0, "token_mean": "rollouts",
-}  # fmt: skip
+PAPERS_PRESET = read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml")
+PAPERS_LOSS = PAPERS_PRESET["recpo"]["recpo"]
 NEXT_ITEM_ALONE = {"loss": {"think": 0.0, "post": 0.0, "tokens": 0.0}}
 
 
@@ -153,7 +151,7 @@ ABLATIONS = {
     "papers-preset": Ablation(
         "the paper's head, thoughts and loss, after no-think and SFT: rows of text, cosine, "
         "the last state, no look-ups",
-        "no-think", read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml"),
+        "no-think", PAPERS_PRESET,
     ),
 }  # fmt: skip
 """Rows of the page beside no-think, think-sft and think-recpo themselves."""

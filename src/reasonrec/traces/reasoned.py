@@ -34,7 +34,6 @@ from reasonrec.traces.trace_filters import (
 )
 
 STAGE = "reasoned-traces"
-"""The share of failures is watched after every so many traces."""
 
 
 @dataclass(frozen=True)
