@@ -239,19 +239,22 @@ def stopwatch() -> Iterator[list[float]]:
 def _check_same(
     folder: Path, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> None:
-    """Raise a ``CheckpointError`` where a folder was asked something else."""
+    """Raise a ``CheckpointError`` where a folder was asked something else.
+
+    A key that an earlier version did not have is as unset as one that is None.
+    """
     for key, wanted in json.loads(json.dumps(asked)).items():
-        if json.loads(json.dumps(found.get(key))) != wanted:
+        if difference := _difference(json.loads(json.dumps(found.get(key))), wanted):
             raise CheckpointError(
-                f"{folder} holds {what} with another {key}: "
-                f"{_difference(found.get(key), wanted)}. Choose another --out, or remove the "
-                "folder to run it anew"
+                f"{folder} holds {what} with another {key}: {difference}. Choose another --out, "
+                "or remove the folder to run it anew"
             )
 
 
 def _difference(found: Any, wanted: Any) -> str:
+    """Return what differs in words; an empty text where nothing does."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return f"was {found!r}, now {wanted!r}"
+        return "" if found == wanted else f"was {found!r}, now {wanted!r}"
     was, now = _flat(found), _flat(wanted)
     keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
     more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""

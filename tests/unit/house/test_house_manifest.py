@@ -70,6 +70,13 @@ def test_a_configuration_counts_as_equal_after_the_way_through_json(tmp_path):
     assert is_finished(folder, **asked(config={"cutoffs": (1, 5), "name": "é"}))
 
 
+def test_a_key_that_an_earlier_version_did_not_have_counts_as_unset(tmp_path):
+    folder = finish(tmp_path / "run")
+    assert is_finished(folder, **asked(config={"max_hops": 3, "since": None}))
+    with pytest.raises(CheckpointError, match="another config: since was None, now 5"):
+        is_finished(folder, **asked(config={"max_hops": 3, "since": 5}))
+
+
 @pytest.mark.parametrize("content", ["", "{", "\0", "[1, 2]", '"text"', "null"])
 def test_a_damaged_manifest_is_a_stated_failure(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
