@@ -21,6 +21,7 @@ def rated_shop(
     length: int = 7,
     titles: list[str] | None = None,
     texts: list[str] | None = None,
+    kinds: list[list[str]] | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Return users who take the items in orders of their own and rate them 1 to 5."""
@@ -30,7 +31,7 @@ def rated_shop(
     dataset = toy_dataset(rows, titles)
     num_events = len(dataset.train)
     columns = {"item_id": [f"i{n}" for n in range(len(titles))], "title": titles}
-    columns["categories"] = [GENRES[n % len(GENRES)] for n in range(len(titles))]
+    columns["categories"] = kinds or [GENRES[n % len(GENRES)] for n in range(len(titles))]
     if texts is not None:
         columns["description"] = texts
     return dataclasses.replace(

@@ -230,6 +230,7 @@ def train_stage(
             "best_score": fitted.best_score,
             "blend": calibrated_blend(ranker, dataset, config) if config.blend else None,
             "order_effect": _measured_order(ranker, dataset, config),
+            "rating_scale": _scale(dataset, config),
         } | told
         if not has_own_rewards:  # functions of the caller cannot be written down
             extra |= recipe_of(stage, config, seed=seed, start=start)
@@ -280,11 +281,11 @@ def transferred(folder: Path, dataset: Dataset) -> ReasonedRanker:
     folder = Path(folder)
     manifest = _own_manifest(folder)
     model, config = _opened(folder, manifest)
-    scale = manifest.get("rating_scale")
-    if config.task == "rated" and scale != list(rating_scale(dataset.train)):
+    scale, found = manifest.get("rating_scale"), _scale(dataset, config)
+    if scale != found:
         raise DataError(
-            f"{folder} answers with ratings of {scale}, and those of {dataset.name} are "
-            f"{list(rating_scale(dataset.train))}; take a model of the same scale, or of likes"
+            f"{folder} answers with ratings of {scale}, and those of {dataset.name} are {found}; "
+            "take a model of the same scale, or of likes"
         )
     model = with_titles_of(
         model, catalogue_titles(dataset.catalogue), dataset.catalogue.item_ids,
@@ -440,7 +441,7 @@ def _write_untuned(
     )  # fmt: skip
     _finish(
         folder, "untuned", dataset, answering, start, inputs, asked, 0.0, seed,
-        {"blend": None, "best_step": 0, "best_score": None}
+        {"blend": None, "best_step": 0, "best_score": None, "rating_scale": _scale(dataset, config)}
         | recipe_of("untuned", config, seed=seed, start=start, base=base),
     )  # fmt: skip
     return folder
@@ -468,14 +469,12 @@ def _finish(
     files = sorted(
         str(p.relative_to(out)) for part in parts for p in part.rglob("*") if p.is_file()
     )
-    is_rated = asked["task"] == "rated"
     write_manifest(
         out, stage="train", inputs=inputs, config=asked, outputs=files, seconds=seconds, seed=seed,
         extra={
             "method": method,
             "trained_on": "train",
             "data_folder": os.path.relpath(dataset.folder, out),
-            "rating_scale": list(rating_scale(dataset.train)) if is_rated else None,
         } | extra,
     )  # fmt: skip
 
@@ -615,6 +614,13 @@ def _recites(model: AnsweringModel, config: R2recConfig) -> bool:
     return config.recites == "always" or (config.recites == "tiny" and has_title_tokens)
 
 
+def _scale(dataset: Dataset, config: R2recConfig) -> list[float] | None:
+    """Return the ratings that can be answered, None where titles are."""
+    if config.task != "rated":
+        return None
+    return list(rating_scale(dataset.train, most=config.traces.evidence.max_ratings))
+
+
 def _offers(
     dataset: Dataset, config: R2recConfig
 ) -> Callable[[Mapping[str, Any]], Sequence[str]] | None:
@@ -623,7 +629,7 @@ def _offers(
     if not config.chooses:
         return None
     titles = catalogue_titles(dataset.catalogue)
-    scale = rating_scale(dataset.train) if config.task == "rated" else ()
+    scale = _scale(dataset, config) or []
     title_of = dict(zip(dataset.catalogue.item_ids, titles, strict=True))
 
     def offered(trace: Mapping[str, Any]) -> Sequence[str]:

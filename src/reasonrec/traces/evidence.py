@@ -4,10 +4,10 @@ Two kinds of question share one record: *rated* asks what the user rates one can
 which of C candidates the user took. A question holds nothing that was not known when it was asked:
 ratings on edges are older than the question, and the closing edge (the label) stands apart.
 
-Item text is data. `ItemCard.shown` is what a teacher reads of a title, in every turn: a plain
-number (`EvidenceConfig.alias_titles`), or the title itself, but for titles that read like an
-instruction. What reads so is told by patterns of English orders (`reads_as_instruction`), which
-orders in other words or other languages pass.
+Item text is data. What a teacher reads of it, in every turn, is ``[item 17]`` for a title
+(`ItemCard.shown`) and ``kind 3`` for a category (`EvidenceConfig.alias_titles`), or the text itself
+but for what reads like an instruction. What reads so is told by patterns of English orders
+(`reads_as_instruction`), which orders in other words or other languages pass.
 """
 
 import re
@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import polars as pl
 
 from reasonrec.data.dataset import Catalogue, InteractionLog
 from reasonrec.errors import DataError
@@ -36,15 +37,7 @@ from reasonrec.traces.prompts import as_data
 from reasonrec.traces.reasoned_config import EvidenceConfig, Support, Task
 
 ClosesOn = Literal["candidate", "history", "nothing"]
-LIKENESS_GRADES = 9
-"""Likeness is told in as many grades above 0."""
-MAX_SCALE = 21
-"""Most different ratings that count as a scale."""
-COPIED_WORDS = 10
-"""So many words in a row of an item's title or text, outside brackets, are copied, not thought."""
-COPIED_ORDER = 4
-"""The same where that text reads like an instruction."""
-_NAME = re.compile(r"\[[^\[\]]*\]")
+_NAME = re.compile(r"\[[^\[\]]*\]|\bkind \d+\b")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _ORDER = re.compile(
     r"\b(ignore|disregard|forget|override|overlook)\b.{0,60}\b(instruct|previous|prior|above|prompt|rule|told)"
@@ -77,10 +70,13 @@ class ItemCard:
     title: str
     """Unique, as the student reads it."""
     categories: tuple[str, ...] = ()
+    """As teachers read them."""
     text: str = ""
     """The first words of its description, for teachers alone."""
     is_aliased: bool = False
     """Whether teachers read its number whatever its title says."""
+    category_names: tuple[str, ...] = ()
+    """What numbers in ``categories`` stand for; empty where those are the names."""
 
     @cached_property
     def is_hostile(self) -> bool:
@@ -96,16 +92,6 @@ class ItemCard:
     def as_shown(self) -> "ItemCard":
         """The same item under the name that a teacher reads."""
         return replace(self, title=self.shown)
-
-    @cached_property
-    def telling_runs(self) -> frozenset[tuple[str, ...]]:
-        """Runs of words which, outside brackets, show that a reply copies title or text."""
-        runs = set()
-        for source in (self.title, self.text):
-            words = words_of(source)
-            length = COPIED_ORDER if reads_as_instruction(source) else COPIED_WORDS
-            runs |= {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
-        return frozenset(runs)
 
 
 @dataclass(frozen=True)
@@ -165,7 +151,9 @@ class Question:
     """How far chains close on each candidate, where that is shown: percent of all, or a count."""
     support_kind: Support = "count"
     likeness: tuple[int, ...] | None = None
-    """How alike each candidate's words are to the history's, 0 to 9, where that is shown."""
+    """How alike each candidate's words are to the history's, in grades, where that is shown."""
+    likeness_grades: int = 9
+    """The highest of them, of words that are the same."""
     nearest: tuple[ItemCard | None, ...] = ()
     """The history item that each candidate is most like, beside ``likeness``."""
     label: str | None = None
@@ -205,9 +193,11 @@ def as_shown(question: Question) -> Question:
 
 
 def with_titles(text: str, items: Sequence[ItemCard]) -> str:
-    """Return a teacher's text with the titles in place of the numbers that stood for them."""
-    titles = {f"[{item.shown}]": f"[{item.title}]" for item in items}
-    return _NAME.sub(lambda found: titles.get(found.group(), found.group()), text)
+    """Return a teacher's text, titles and categories in place of numbers that stood for them."""
+    names = {f"[{item.shown}]": f"[{item.title}]" for item in items}
+    for item in items:
+        names.update(zip(item.categories, item.category_names))
+    return _NAME.sub(lambda found: names.get(found.group(), found.group()), text)
 
 
 def mean_rating(history: Sequence[Taken]) -> float | None:
@@ -215,8 +205,11 @@ def mean_rating(history: Sequence[Taken]) -> float | None:
     return _mean([taken.rating for taken in history])
 
 
-def rating_scale(log: InteractionLog) -> tuple[float, ...]:
+def rating_scale(log: InteractionLog, *, most: int) -> tuple[float, ...]:
     """Return the ratings that training knows, ascending; empty without ratings.
+
+    Args:
+        most: Different ratings that count as a scale, at most.
 
     Raises:
         DataError: There are too many different ones for a scale.
@@ -224,10 +217,11 @@ def rating_scale(log: InteractionLog) -> tuple[float, ...]:
     if log.rating is None:
         return ()
     found = np.unique(log.rating[~np.isnan(log.rating)])
-    if len(found) > MAX_SCALE:
+    if len(found) > most:
         raise DataError(
-            f"a rating that a thought ends on must be of a scale of at most {MAX_SCALE} values; "
-            f"training has {len(found)} different ratings. Round them, or ask for likes"
+            f"a rating that a thought ends on must be of a scale of at most {most} values; "
+            f"training has {len(found)} different ratings. Round them, ask for likes, or raise "
+            "max_ratings of the evidence"
         )
     return tuple(float(rating) for rating in found)
 
@@ -289,13 +283,14 @@ class QuestionBuilder:
         graph: Of the same log; built where it is not given.
         """
         self.config = config
-        self.scale = rating_scale(log)
+        self.scale = rating_scale(log, most=config.max_ratings)
         self.graph = graph or InteractionGraph.build(log, len(catalogue))
         self.ratings = Ratings(log, len(catalogue))
         self._titles = titles
         columns = catalogue.table.columns
         self._categories = catalogue.table["categories"] if "categories" in columns else None
         self._texts = catalogue.table["description"] if "description" in columns else None
+        self._kind_of = _numbered(self._categories) if config.alias_titles else {}
         self._cards: dict[int, ItemCard] = {}
         self._likeness = Likeness(catalogue)
 
@@ -306,12 +301,15 @@ class QuestionBuilder:
             text = self._texts[item_index] if self._texts is not None else None
             text = as_data(" ".join((text or "").split()[: self.config.max_text_words]))
             named = tuple(as_data(str(word)) for word in list([] if words is None else words)[:3])
+            named = tuple(word for word in named if not reads_as_instruction(word))
+            is_aliased = bool(self.config.alias_titles)
             self._cards[item_index] = ItemCard(
                 item_index,
                 self._titles[item_index],
-                tuple(word for word in named if not reads_as_instruction(word)),
-                "" if self.config.alias_titles or reads_as_instruction(text) else text,
-                is_aliased=bool(self.config.alias_titles),
+                tuple(f"kind {self._kind_of[word]}" for word in named) if is_aliased else named,
+                "" if is_aliased or reads_as_instruction(text) else text,
+                is_aliased=is_aliased,
+                category_names=named if is_aliased else (),
             )
         return self._cards[item_index]
 
@@ -354,6 +352,7 @@ class QuestionBuilder:
                 support=support[r] if support is not None else None,
                 support_kind=self.config.support,
                 likeness=likeness[r] if likeness is not None else None,
+                likeness_grades=self.config.likeness_grades,
                 nearest=nearest[r] if nearest is not None else (),
                 label=labels[r] if labels is not None else None,
             )
@@ -444,7 +443,7 @@ class QuestionBuilder:
         cosine, nearest = self._likeness.to_history(
             histories, candidates, max_history=self.config.max_history
         )
-        grades = np.rint(cosine * LIKENESS_GRADES).astype(int)
+        grades = np.rint(cosine * self.config.likeness_grades).astype(int)
         is_real = candidates >= 0
         return (
             [tuple(grades[r][is_real[r]].tolist()) for r in range(len(candidates))],
@@ -515,6 +514,15 @@ class QuestionBuilder:
         rated = [] if log.rating is None else log.rating[past].tolist()
         shared = len(set(log.item_index[past].tolist()) & set(own))
         return _mean([_number(rating) for rating in rated]), shared
+
+
+def _numbered(categories: pl.Series | None) -> dict[str, int]:
+    """Return a number for each category of a catalogue, in the order of first mention."""
+    if categories is None:
+        return {}
+    words = categories.explode().drop_nulls().unique(maintain_order=True)
+    names = dict.fromkeys(as_data(str(word)) for word in words)
+    return {name: n for n, name in enumerate(names, 1)}
 
 
 def _asked(

@@ -7,8 +7,10 @@ Reasons: ``failed``, ``refused``, ``empty``, ``truncated``, ``malformed``, ``off
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from reasonrec.traces.evidence import COPIED_ORDER, COPIED_WORDS, ItemCard, words_of
+from reasonrec.traces.evidence import ItemCard, reads_as_instruction, words_of
+from reasonrec.traces.reasoned_config import KeepConfig
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, View
 from reasonrec.traces.teachers.contract import Reply
 
@@ -33,7 +35,7 @@ class Said:
 
 
 def parse_reply(
-    reply: Reply, view: View, items: Sequence[ItemCard], *, check_language: bool = True
+    reply: Reply, view: View, items: Sequence[ItemCard], keep: KeepConfig
 ) -> Said | str:
     """Return what a reply says, or the reason why it cannot be used.
 
@@ -41,6 +43,7 @@ def parse_reply(
         view: What was asked.
         items: Everything that the evidence names. Names stay as the teacher wrote them: a reply
             may be sent to it again (`with_titles` turns numbers back into titles, at the end).
+        keep: What words of a teacher must be.
     """
     if reply.problem is not None:
         return reply.problem
@@ -63,17 +66,17 @@ def parse_reply(
             return "off-scale"
     if not all(parts):
         return "empty"
-    problem = text_problem(" ".join(parts), items, check_language=check_language)
+    problem = text_problem(" ".join(parts), items, keep)
     if problem is not None:
         return problem
     return Said(tuple(part.replace(HIDDEN.value, "what is hidden") for part in parts), answer)
 
 
-def text_problem(text: str, items: Sequence[ItemCard], *, check_language: bool) -> str | None:
+def text_problem(text: str, items: Sequence[ItemCard], keep: KeepConfig) -> str | None:
     """Return why words of a teacher cannot be a thought, None if they can."""
-    if check_language and not reads_as_english(text):
+    if keep.check_language and not reads_as_english(text):
         return "other-language"
-    if repeats_item_text(text, items):
+    if repeats_item_text(text, items, keep):
         return "repeats-item-text"
     return None
 
@@ -94,15 +97,21 @@ def reads_as_english(text: str) -> bool:
     )
 
 
-def repeats_item_text(text: str, items: Sequence[ItemCard]) -> bool:
+def repeats_item_text(text: str, items: Sequence[ItemCard], keep: KeepConfig) -> bool:
     """Return whether words outside brackets copy text of an item, or an order hidden in it."""
-    said = words_of(_TITLE.sub(" ", text))
-    runs = {
-        tuple(said[i : i + length])
-        for length in (COPIED_ORDER, COPIED_WORDS)
-        for i in range(len(said) - length + 1)
-    }
-    return not all(runs.isdisjoint(item.telling_runs) for item in items)
+    said = _TITLE.sub(" ", text)
+    for source in (source for item in items for source in (item.title, item.text) if source):
+        length = keep.order_words if reads_as_instruction(source) else keep.copied_words
+        if not _runs(said, length).isdisjoint(_runs(source, length)):
+            return True
+    return False
+
+
+@lru_cache(maxsize=2**16)
+def _runs(text: str, length: int) -> frozenset[tuple[str, ...]]:
+    """Return all runs of ``length`` words of a text."""
+    words = words_of(text)
+    return frozenset(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 def _tags(view: View) -> list[str]:

@@ -27,7 +27,7 @@ from reasonrec.traces.interaction_of_thought import (
 from reasonrec.traces.leaks import cut_leaks, leak_phrases
 from reasonrec.traces.parsing import Said, parse_reply, text_problem
 from reasonrec.traces.prompts import THINK
-from reasonrec.traces.reasoned_config import ProgressiveConfig
+from reasonrec.traces.reasoned_config import KeepConfig, ProgressiveConfig
 from reasonrec.traces.stages import (
     CHAIN_STAGES,
     Stage,
@@ -69,15 +69,16 @@ class _SetAside(Exception):
 
 
 def think_through(
-    draft: Draft, config: ProgressiveConfig, *, seed: int, check_language: bool = True
+    draft: Draft, config: ProgressiveConfig, *, seed: int, keep: KeepConfig
 ) -> Asking:
     """Fill in a draft: yields a request, is sent its reply, until there is a thought or a reason.
 
     Args:
         draft: Of a question whose label is known, unless ``runs`` is ``free``.
         seed: Of the run; with the question's key and the step it seeds every call.
+        keep: What the words of a reply must be.
     """
-    asker = _Asker(draft, config, seed, check_language)
+    asker = _Asker(draft, config, seed, keep)
     try:
         if config.own_words:
             yield from _in_own_words(asker)
@@ -93,10 +94,10 @@ class _Asker:
     """Sends the calls of one question, asks again where a reply cannot be used, keeps account."""
 
     def __init__(
-        self, draft: Draft, config: ProgressiveConfig, seed: int, check_language: bool
+        self, draft: Draft, config: ProgressiveConfig, seed: int, keep: KeepConfig
     ) -> None:
         self.draft, self.question, self.config = draft, draft.question, config
-        self.seed, self.check_language = seed, check_language
+        self.seed, self.keep = seed, keep
         self.items = draft.question.items
 
     def say(self, messages: Sequence[Message], view: View) -> Generator[Request, Reply, Said]:
@@ -108,7 +109,7 @@ class _Asker:
         problem = ""
         for repair in range(self.config.max_repairs + 1):
             reply = yield from self.send(messages, view, repair)
-            said = parse_reply(reply, view, self.items, check_language=self.check_language)
+            said = parse_reply(reply, view, self.items, self.keep)
             if isinstance(said, Said):
                 return said
             problem = said
@@ -257,7 +258,7 @@ def _read_own_words(asker: _Asker, shown: Question, reply: Reply) -> tuple[str, 
     found = read_student_text(shown, reply.text)
     if found is None:
         return "malformed" if reply.is_complete else "truncated"
-    problem = text_problem(found[0], asker.items, check_language=asker.check_language)
+    problem = text_problem(found[0], asker.items, asker.keep)
     return problem or found
 
 

@@ -175,9 +175,7 @@ async def think_all(
     async def work(waiting: Iterator[Draft]) -> None:
         nonlocal cost
         for draft in waiting:
-            asking = think_through(
-                draft, config.asking, seed=seed, check_language=config.keep.check_language
-            )
+            asking = think_through(draft, config.asking, seed=seed, keep=config.keep)
             try:
                 request = next(asking)
                 while True:

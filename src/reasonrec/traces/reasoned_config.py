@@ -74,15 +74,20 @@ class EvidenceConfig(Config):
     steps: StepsConfig = StepsConfig()
     """What few steps are, for support."""
     show_likeness: bool = True
-    """Whether likes say how alike each candidate's words are to the history's, from 0 to 9."""
+    """Whether likes say how alike each candidate's words are to the history's, in grades."""
+    likeness_grades: PositiveInt = 9
+    """The highest of these grades, of words that are the same; the lowest is 0."""
+    max_ratings: PositiveInt = 21
+    """Most different ratings that count as a scale. Sets with more are refused where ratings are
+    asked."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
     alias_titles: bool | None = None
-    """Whether a teacher reads ``[item 17]`` for every title and no description, so that neither can
-    act as an instruction to it; of the catalogue's text, categories remain. None: teachers do that
-    are asked in words, endpoint and local. A model that knows the titles may think better with
-    False, where strangers cannot write to the catalogue: then only titles that read like common
-    English orders are replaced, and other orders pass. Thoughts name titles either way."""
+    """Whether a teacher reads ``[item 17]`` for every title, ``kind 3`` for every category and no
+    description, so that no text of the catalogue can act as an instruction to it. None: teachers do
+    that are asked in words, endpoint and local. A model that knows the titles may think better with
+    False, where strangers cannot write to the catalogue: then only what reads like common English
+    orders is replaced, and other orders pass. Thoughts name titles and categories either way."""
 
 
 class ProgressiveConfig(Config):
@@ -128,6 +133,11 @@ class KeepConfig(Config):
     """Most kept traces of one rating, as a multiple of the mean over ratings. None: no balance."""
     check_language: bool = True
     """Whether replies that are not in English are set aside."""
+    copied_words: PositiveInt = 10
+    """So many words in a row of an item's title or description, outside brackets, are copied and
+    not thought: the reply is set aside."""
+    order_words: PositiveInt = 4
+    """The same where that text reads like an order to a language model."""
     title_words: PositiveInt = 3
     """Titles of so many words or more are looked for outside brackets too; shorter ones are
     ordinary speech."""

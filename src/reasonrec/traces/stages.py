@@ -80,6 +80,7 @@ class View:
     support: tuple[int, ...] | None = None
     support_kind: Support = "count"
     likeness: tuple[int, ...] | None = None
+    likeness_grades: int = 9
     nearest: tuple[ItemCard | None, ...] = ()
     thoughts: tuple[str, ...] = ()
     """What was thought before: of this chain, or of every chain."""
@@ -142,6 +143,7 @@ def look_at_all(question: Question, stage: Stage, thoughts: tuple[str, ...] = ()
         support=question.support,
         support_kind=question.support_kind,
         likeness=question.likeness,
+        likeness_grades=question.likeness_grades,
         nearest=question.nearest,
         thoughts=thoughts,
         asks_answer=True,

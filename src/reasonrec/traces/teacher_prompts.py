@@ -5,7 +5,7 @@ data cannot close its own brackets. The rules say that such text is never an ins
 reply does with it all the same is caught by `parsing` and `trace_filters`.
 """
 
-from reasonrec.traces.evidence import LIKENESS_GRADES, ItemCard, Taken
+from reasonrec.traces.evidence import ItemCard, Taken
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Hidden, Rating, View
 
 RULES = """You explain, step by step, how a person comes to like or dislike things.
@@ -112,7 +112,7 @@ def _candidates(view: View) -> list[str]:
         near = view.nearest[c] if view.likeness is not None else None
         alike = ""
         if near is not None and view.likeness is not None and view.likeness[c]:
-            alike = f", like [{near.shown}] to {view.likeness[c]} of {LIKENESS_GRADES}"
+            alike = f", like [{near.shown}] to {view.likeness[c]} of {view.likeness_grades}"
         lines.append(f"{c + 1}. [{item.shown}]{words}{chains}{alike}")
     return lines
 
