@@ -32,7 +32,7 @@ from reasonrec.traces.prompts import (
     as_data,
 )
 
-MAX_TEXT_WORDS = 100
+TOKENIZED_WORDS = 100
 """Words of a description that an item's text keeps, as in R²ec."""
 
 
@@ -56,9 +56,9 @@ def build_model(
         CheckpointError: The backbone cannot be loaded.
     """
     titles = catalogue_titles(catalogue)
-    texts = item_texts(catalogue, titles)
+    texts = item_texts(catalogue, titles, num_words=head.text_words)
     if backbone == "tiny":
-        tokenizer = _tiny_tokenizer(titles, texts, tiny)
+        tokenizer = _tiny_tokenizer(titles, item_texts(catalogue, titles), tiny)
         language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
     else:
         weights = weights or WeightsConfig()
@@ -80,7 +80,7 @@ def build_model(
     start_from_text(
         language_model.get_input_embeddings().weight,  # pyright: ignore[reportArgumentType]
         tokens,
-        item_texts(catalogue, titles, with_description=False),
+        item_texts(catalogue, titles, num_words=0),
         std=tiny.init_std,
         share=tiny.text_share,
         seed=seed,
@@ -131,9 +131,9 @@ def load_backbone(
 
 
 def item_texts(
-    catalogue: Catalogue, titles: list[str], *, with_description: bool = True
+    catalogue: Catalogue, titles: list[str], *, num_words: int = TOKENIZED_WORDS
 ) -> list[str]:
-    """Return what each item's text row is read from: title, categories, description."""
+    """Return the text of every item: title, categories, first words of the description."""
     columns = {
         name: catalogue.table[name].to_list() if name in catalogue.table.columns else []
         for name in ("categories", "description")
@@ -144,7 +144,7 @@ def item_texts(
         parts = [title + "."]
         if words:
             parts.append(as_data(", ".join(str(word) for word in words)) + ".")
-        if description and with_description:
-            parts.append(" ".join(as_data(description).split()[:MAX_TEXT_WORDS]))
+        if description and num_words:
+            parts.append(" ".join(as_data(description).split()[:num_words]))
         texts.append(" ".join(parts))
     return texts

@@ -52,6 +52,9 @@ class HeadConfig(Config):
 
     item_rows: ItemRows = "id"
     """Where item rows come from: ``text``, ``id`` or ``text+id``."""
+    text_words: NonNegativeInt = 100
+    """Words of an item's description that such rows are encoded from, beside title and
+    categories."""
     table_dtype: Dtype = "float32"
     """How rows that are encoded from text are kept: ``bfloat16`` halves the table and rounds it to
     three digits; scores stay float32."""

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin
@@ -52,6 +53,8 @@ ASK_RECENCY = 0.7
 learned: about log 2, the recency of the verbaliser. Greedy thoughts of the tiny model otherwise ask
 in the order of small differences between titles."""
 
+TEXTS_AT_ONCE = 64
+"""Item texts that are encoded side by side."""
 MOST_LOGITS = 2**27
 """Token logits, or scores of next items, that are held at a time, in entries: half a GiB. Where
 there are more, they are computed in parts, and once more in the backward pass."""
@@ -645,12 +648,18 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     # ---- item rows from text -----------------------------------------------------------------
 
     def encode_items(self, item_index: Tensor) -> Tensor:
-        """Return the rows (K, D) of items (K,) from their text, with gradient."""
+        """Return the rows (K, D) of items (K,) from their text, with gradient.
+
+        Texts of like length are read together, so that hardly anything is padding.
+        """
         ids, counts = self.writer.item_prompts([self.item_texts[i] for i in item_index.tolist()])
-        token_ids = torch.from_numpy(ids).to(self.device)
-        lengths = torch.from_numpy(counts).to(self.device)
-        hidden = self._plain_rows(token_ids, lengths)
-        return read_states(hidden, (lengths - 1)[:, None])[:, 0]
+        order, rows = np.argsort(counts, kind="stable"), []
+        for part in np.array_split(order, max(1, -(-len(order) // TEXTS_AT_ONCE))):
+            token_ids = torch.from_numpy(ids[part, : counts[part].max(initial=1)]).to(self.device)
+            lengths = torch.from_numpy(counts[part]).to(self.device)
+            hidden = self._plain_rows(token_ids, lengths)
+            rows.append(read_states(hidden, (lengths - 1)[:, None])[:, 0])
+        return torch.cat(rows)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     @torch.no_grad()
     def refresh_items(self, *, batch_size: int = 256) -> None:

@@ -140,6 +140,7 @@ def test_the_defaults_in_the_paper_index_are_those_of_the_code():
     owners = {
         **recpo.model_dump(), **optimiser.model_dump(),
         "num_prompts": config.recpo.num_prompts, "max_history": config.head.max_history,
+        "text_words": config.head.text_words,
     }  # fmt: skip
     named = re.findall(r"`(\w+)` ([\d.e-]*\d)", settings)
     assert {"group_size", "beta", "max_tokens", "learning_rate", "num_prompts"} <= {*dict(named)}

@@ -1,8 +1,13 @@
+import polars as pl
 import pytest
 import torch
-from tests.toy_models import toy_model
+from tests.toy_models import TOY_SHAPE, toy_model
 
+from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
+from reasonrec.models import reasoning_recommender
+from reasonrec.models.backbone import build_model, item_texts
+from reasonrec.models.config import HeadConfig
 from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
 from reasonrec.models.rec_head import GatedReadout, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
@@ -79,6 +84,30 @@ def test_rows_from_text_are_the_state_at_the_answer_marker_and_carry_gradient(ki
     only_in_item_text = model.tokenizer.encode("Item", add_special_tokens=False)[0]
     gradient = model.backbone.get_input_embeddings().weight.grad
     assert gradient[only_in_item_text].abs().sum() > 0
+
+
+def test_rows_from_texts_of_many_lengths_are_those_that_each_has_alone(monkeypatch):
+    monkeypatch.setattr(reasoning_recommender, "TEXTS_AT_ONCE", 3)
+    model = toy_model(num_items=8, item_rows="text")
+    model.item_texts = [" ".join(["wave"] * (5 * n % 8 + 1)) for n in range(8)]
+    asked = torch.tensor([6, 0, 3, 7, 1, 5, 2])
+    with torch.no_grad():
+        alone = torch.cat([model.encode_items(item[None]) for item in asked])
+        torch.testing.assert_close(model.encode_items(asked), alone, atol=1e-6, rtol=0)
+    assert len(alone.unique(dim=0)) == 7
+
+
+def test_rows_are_read_from_as_many_words_of_a_description_as_are_asked_for():
+    table = pl.DataFrame({
+        "item_id": ["a", "b"], "title": ["Pen", "Ink"], "categories": [["Office"], None],
+        "description": ["one two three four", None],
+    })  # fmt: skip
+    model = build_model(
+        Catalogue(table), backbone="tiny", tiny=TOY_SHAPE, seed=0,
+        head=HeadConfig(item_rows="text", text_words=3),
+    )  # fmt: skip
+    assert model.item_texts == ["Pen. Office. one two three", "Ink."]
+    assert item_texts(Catalogue(table), ["Pen", "Ink"], num_words=0) == ["Pen. Office.", "Ink."]
 
 
 @pytest.mark.parametrize("item_rows", ["text", "text+id"])
