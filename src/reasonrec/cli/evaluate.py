@@ -138,6 +138,8 @@ def find_contestant(
             f"{word} learned from {trained_on}. Measure it without train_on, into another folder: "
             "`reasonrec compare` shows both, each with its rows"
         )
+    if asked.part == "valid" and trained_on == "train+valid":
+        raise ConfigError(f"{word} learned from the targets of valid; measure it on test alone")
     from reasonrec.evaluation.recipe import Recipe
     from reasonrec.methods.loading import load_recommender
 

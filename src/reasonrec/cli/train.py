@@ -25,6 +25,7 @@ def train(
     data: Path,
     out: Path,
     start: Path | None = None,
+    again: Path | None = None,
     lookups: Path | None = None,
     seed: Seed = 0,
     settings: Annotated[R2ecConfig | None, Parameter(name="*")] = None,
@@ -55,6 +56,7 @@ def train(
         reasonrec train sft --start runs/no-think --data runs/shop --out runs/sft
         reasonrec train sft --start runs/no-think --lookups runs/tune --data runs/ml --out runs/sft
         reasonrec train recpo --start runs/sft --data runs/shop --out runs/recpo --seed 1
+        reasonrec train r2ec --again runs/model --data runs/shop --out runs/served
         reasonrec train r2ec --backbone models/qwen --prompt.chat --stages recpo --data d --out o
         reasonrec train tiger --data runs/shop --out runs/tiger --tiger.codebook-size 64
 
@@ -64,6 +66,9 @@ def train(
         out: Folder to write. A finished one is left as it is.
         start: Folder of the stage before: no-think for evidence and sft, sft for recpo, one
             that thinks for gate, any of r2ec for r2rec.
+        again: Folder of `reasonrec train r2ec`: its stages are trained once more, on the validation
+            rows too, with its settings and seed, as far as was best there. For a model to serve, or
+            for a table beside papers that train so; `evaluate` states the rows.
         lookups: Folder of `reasonrec tune follow-counter`, or such a best.toml: what thoughts look
             up counts as in that counter, in place of the four --thought options that say how.
         seed: Draws weights, order and samples.
@@ -78,6 +83,13 @@ def train(
     from reasonrec.methods import r2ec, r2rec
     from reasonrec.methods.baselines.train import train as train_baseline
 
+    if again is not None:
+        if what != "r2ec" or settings is not None or lookups is not None or seed:
+            raise ConfigError(
+                "--again is for r2ec, and takes settings and seed from its folder; give --data and "
+                f"--out alone. Got {what}, with settings or a seed"
+            )
+        settings, seed = r2ec.settings_of(again)
     config = settings or R2ecConfig()
     if what in ("r2ec", *get_args(Baseline)) and start is not None:
         raise ConfigError(f"{what} starts from the backbone and takes no --start; got {start}")
@@ -97,8 +109,9 @@ def train(
     console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
     if what == "r2ec":
         folders = r2ec.train(
-            dataset, config, out=out, seed=seed, announce=lambda name: console.print(f"· {name}")
-        )
+            dataset, config, out=out, seed=seed, again=again,
+            announce=lambda name: console.print(f"· {name}"),
+        )  # fmt: skip
     elif what == "r2rec":
         folders = r2rec.train(
             dataset, reasoned or R2recConfig(), base=config, out=out, seed=seed, start=start,

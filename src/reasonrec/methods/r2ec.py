@@ -26,7 +26,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, InteractionLog, Queries
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
-from reasonrec.evaluation.recipe import recipe_of
+from reasonrec.evaluation.recipe import Recipe, recipe_of
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
     check_outputs,
@@ -62,7 +62,7 @@ from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.calibration import calibrate_evidence
+from reasonrec.training.calibration import calibrate_evidence, restore_evidence
 from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     Propose,
@@ -107,19 +107,23 @@ def train_stage(
     out: Path,
     seed: int,
     start: Path | None = None,
+    again: Path | None = None,
 ) -> Path:
     """Train one stage into ``out`` and return it; a finished folder is left as it is.
 
     Args:
         start: Folder of the stage before among ``config.stages``: no-think for SFT and for the
             evidence alone, SFT for RecPO, any that thinks for the gate. None for the first of them.
+        again: Folder of the same stage, settings and seed. The validation rows are then trained on
+            too, and chosen is what was best there: how far to go, and what evidence is worth.
 
     Raises:
         DataError: The data set has nothing to train or validate on.
-        CheckpointError: ``start`` is missing, was trained on other data, or ``out`` holds
-            another run.
+        CheckpointError: ``start`` is missing, was trained on other data or rows, ``again`` is
+            another run, or ``out`` holds one.
     """
     ranks.join()
+    trained_on = "train" if again is None else "train+valid"
     if stage == "gate":
         ranks.first_alone(lambda: _train_gate(dataset, config, out=out, seed=seed, start=start))
         return out
@@ -141,6 +145,11 @@ def train_stage(
             raise CheckpointError(
                 f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
             )
+        if before["trained_on"] != trained_on:
+            raise CheckpointError(
+                f"stage {stage} on {trained_on} must start from a model of the same rows; {start} "
+                f"learned from {before['trained_on']}"
+            )
         inputs["start"] = before["fingerprint"]
         if stage == "recpo":
             config = _thinking_as_taught(config, before, start)
@@ -151,6 +160,11 @@ def train_stage(
             f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
         )
     asked = _keys_of(stage, config)
+    chosen = None
+    if again is not None:
+        chosen = _chosen_before(again, dataset, {"config": asked, "seed": seed})
+        inputs["again"] = chosen["fingerprint"]
+        dataset = dataset.with_validation()
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
     _check_trainable(stage, dataset)
@@ -179,14 +193,18 @@ def train_stage(
         data, loss, optimiser = _stage_parts(stage, model, parts, engine)
         torch.manual_seed(seed)
         fitted = fit(
-            model, data, loss, parts.validate(model, stage), optimiser,
+            model, data, loss, parts.validate(model, stage) if chosen is None else None, optimiser,
             out=out, seed=seed, label=method_of(stage, config), collate=keep_batch,
             steps_per_batch=config.recpo.recpo.num_inner_epochs if stage == "recpo" else 1,
+            share=1.0 if chosen is None else chosen["share"],
         )  # fmt: skip
 
     def finish() -> None:
         calibrated = None
-        if stage != "no-think" and config.calibrate:
+        if chosen is not None:
+            calibrated = chosen["calibrated"]
+            restore_evidence(model, calibrated or {})
+        elif stage != "no-think" and config.calibrate:
             calibrated = parts.calibrate(model, stage)
         model.save_pretrained(out / "model")
         files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
@@ -200,17 +218,40 @@ def train_stage(
             seed=seed,
             extra={
                 "method": method_of(stage, config),
-                "trained_on": "train",
+                "trained_on": trained_on,
                 "data_folder": os.path.relpath(dataset.folder, out),
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
+                "share": fitted.share,
                 "calibrated": calibrated,
             }
-            | recipe_of(stage, config, seed=seed, start=start),
+            # a recipe holds settings alone, and here a finished run decides too
+            | (recipe_of(stage, config, seed=seed, start=start) if chosen is None else {}),
         )
 
     ranks.first_alone(finish)
     return out
+
+
+def _chosen_before(again: Path, dataset: Dataset, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a stage that is to be trained again, validation rows and all.
+
+    Raises:
+        CheckpointError: It was trained otherwise, on other data, on these rows already, or by a
+            version that did not say how far it went.
+    """
+    manifest = checked_manifest(again, dataset)
+    for key, wanted in asked.items():
+        if manifest[key] != wanted:
+            raise CheckpointError(
+                f"what is trained again must have the same {key}; that of {again} is another"
+            )
+    if manifest["trained_on"] != "train" or "share" not in manifest:
+        raise CheckpointError(
+            f"{again} must have been trained on train alone by this version, which says how far it "
+            f"went; it learned from {manifest['trained_on']}. Train it first"
+        )
+    return manifest
 
 
 def _thinking_as_taught(config: R2ecConfig, before: Mapping[str, Any], start: Path) -> R2ecConfig:
@@ -246,6 +287,11 @@ def _train_gate(
         raise CheckpointError(
             f"stage gate needs --start with a {' or '.join(thinks)} folder; got "
             f"{start if before is None else before['method']}"
+        )
+    if before["trained_on"] != "train":
+        raise CheckpointError(
+            f"a gate is chosen on validation queries, and {start} learned from their targets; "
+            "train it before a model of train alone"
         )
     out = make_folder(out)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
@@ -295,9 +341,14 @@ def train(
     *,
     out: Path,
     seed: int,
+    again: Path | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Train the stages, by default no-think, SFT and RecPO, into folders of ``out``."""
+    """Train the stages, by default no-think, SFT and RecPO, into folders of ``out``.
+
+    Args:
+        again: Folder of these stages, trained; see `train_stage`.
+    """
     folders: dict[Stage, Path] = {}
     _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
     for stage in config.stages:
@@ -306,9 +357,32 @@ def train(
         before = _stage_before(stage, config)
         start = None if before is None else folders[before]
         folders[stage] = train_stage(
-            stage, dataset, config, out=out / method, seed=seed, start=start
-        )
+            stage, dataset, config, out=out / method, seed=seed, start=start,
+            again=None if again is None else again / method,
+        )  # fmt: skip
     return list(folders.values())
+
+
+def settings_of(run: Path) -> tuple[R2ecConfig, int]:
+    """Return the settings and the seed of a folder that holds the stages of `train`.
+
+    Raises:
+        CheckpointError: It holds none, or the last of them does not say how it was trained.
+    """
+    found = [run / METHOD_OF_STAGE[s] for s in TRUNK_STAGES if (run / METHOD_OF_STAGE[s]).is_dir()]
+    if not found:
+        raise CheckpointError(
+            f"{run} must be a folder of `reasonrec train r2ec`, with {METHOD_OF_STAGE['no-think']} "
+            "and what follows it; found neither"
+        )
+    manifest = read_manifest(found[-1])
+    if "recipe" not in manifest:
+        raise CheckpointError(
+            f"{found[-1]} must say how it was trained, as a model of train alone does; train it "
+            "with this version"
+        )
+    recipe = Recipe.model_validate(manifest["recipe"])
+    return R2ecConfig.model_validate(recipe.config), recipe.seed
 
 
 def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> Recommender:
@@ -322,6 +396,8 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
         CheckpointError: The folder is no finished model, or was trained on other data.
     """
     manifest = checked_manifest(folder, dataset)
+    if manifest["trained_on"] == "train+valid":
+        dataset = dataset.with_validation()
     name: str = manifest["method"]
     if "start_folder" in manifest:
         start = Path(folder) / manifest["start_folder"]

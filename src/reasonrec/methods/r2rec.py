@@ -421,6 +421,11 @@ def _write_untuned(
                 f"r2rec starts from a folder of `reasonrec train` over the same data, of "
                 f"{', '.join(STARTS)}; {start} holds {before.get('method', before['stage'])}"
             )
+        if before["trained_on"] != "train":
+            raise CheckpointError(
+                f"r2rec chooses on validation queries, and {start} learned from their targets; "
+                "start from a model of train alone"
+            )
         inputs["start"] = before["fingerprint"]
     else:
         asked |= {"backbone": base.backbone, "weights": base.weights.model_dump(mode="json")}

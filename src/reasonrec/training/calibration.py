@@ -6,6 +6,7 @@ there. Once all else stands still, a handful of numbers is left, and they are fi
 validation queries by themselves, like any other setting that is chosen on validation.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +92,15 @@ def calibrate_evidence(
     _restore(pointer, tried[best][1])
     few = {id(weight) for weight in pointer.few_parameters()}
     return {name: w.tolist() for name, w in pointer.named_parameters() if id(w) in few}
+
+
+@torch.no_grad()
+def restore_evidence(model: ReasoningRecommender, chosen: Mapping[str, list[float]]) -> None:
+    """Give a model what `calibrate_evidence` chose for another one, in place."""
+    for name, values in chosen.items():
+        assert model.pointer is not None
+        weight = model.pointer.get_parameter(name)
+        weight.copy_(torch.tensor(values, dtype=weight.dtype).view_as(weight))
 
 
 def _fit(

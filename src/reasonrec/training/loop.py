@@ -62,15 +62,24 @@ class Fitted:
     """How a run of the loop went."""
 
     best_step: int
-    best_score: float
+    """Whose weights were kept."""
+    best_score: float | None
+    """None where nothing was validated."""
+    num_steps: int
+    """That the schedule was laid out for."""
     seconds: float
+
+    @property
+    def share(self) -> float:
+        """How far through the schedule the best step was."""
+        return self.best_step / self.num_steps
 
 
 def fit(
     model: ReasoningRecommender,
     data: Dataset,
     loss: LossFunction,
-    validate: Validate,
+    validate: Validate | None,
     config: OptimiserConfig,
     *,
     out: Path,
@@ -78,6 +87,7 @@ def fit(
     label: str,
     collate: Callable[[Any], Any],
     steps_per_batch: int = 1,
+    share: float = 1.0,
 ) -> Fitted:
     """Train ``model`` in place, from the last checkpoint in ``out`` if there is one.
 
@@ -85,6 +95,8 @@ def fit(
     a row for every logged step; ``out/checkpoints`` is removed when the run is done.
 
     Args:
+        validate: None keeps the last weights instead: for a run whose length is known.
+        share: Of the steps that the schedule is laid out for, how many are taken.
         steps_per_batch: Steps that stand on each other, as those on one batch of rollouts, of which
             a checkpoint keeps nothing: none is written between them, so that validations are this
             many steps apart or a multiple of it.
@@ -104,6 +116,7 @@ def fit(
     num_steps = len(batches)
     every = max(1, num_steps // config.num_validations)
     every += -every % steps_per_batch
+    stop_at = min(num_steps, max(1, round(share * num_steps / steps_per_batch)) * steps_per_batch)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size // W,
@@ -140,11 +153,13 @@ def fit(
     metrics = MetricsFile(out / "metrics.jsonl")
     trainer = _Trainer(
         model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate,
-        callbacks=[metrics, _Bar(label, num_steps)],
+        callbacks=[metrics, _Bar(label, stop_at)],
         loss=loss, validate=validate, metrics=metrics, best=out / "best",
         config=config, batches=batches,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if stop_at < num_steps:
+        trainer.add_callback(_StopAt(stop_at))
     last = ranks.first_alone(lambda: _go_back(out))
     if last is None:
         with whole(trainer.trained) as own:
@@ -156,7 +171,8 @@ def fit(
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         # said of outputs that somebody might write into
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if last is None or _step_of(last) < stop_at:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
     if isinstance(trainer.trained, FSDPModule):
         put_together(trainer.trained)
@@ -164,7 +180,7 @@ def fit(
     model.eval()
     ranks.wait()  # a rank that ends later still looks into the folder of checkpoints
     ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
-    return Fitted(score["step"], score[CHOSEN_BY], metrics.seconds)
+    return Fitted(score["step"], score.get(CHOSEN_BY), num_steps, metrics.seconds)
 
 
 def _go_back(out: Path) -> Path | None:
@@ -225,7 +241,11 @@ def last_checkpoint(folder: Path) -> Path | None:
             whole.append(path)
         else:
             shutil.rmtree(path)
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -246,7 +266,8 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds = 0.0
+        rows = read_metrics(path)
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
         self._started = time.perf_counter()
         self._sums: dict[str, list[float]] = {}
 
@@ -305,6 +326,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
+
+
+class _StopAt(TrainerCallback):
+    """Ends a run early, with a last validation and a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= self._step:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
 class _Bar(TrainerCallback):
@@ -408,7 +442,7 @@ class _Trainer(Trainer):
         self,
         *,
         loss: LossFunction,
-        validate: Validate,
+        validate: Validate | None,
         metrics: MetricsFile,
         best: Path,
         config: OptimiserConfig,
@@ -532,12 +566,18 @@ class _Trainer(Trainer):
 
     def _judge(self, model: ReasoningRecommender) -> tuple[dict[str, float], int]:
         """Return what validation says, and how many validations ago it was best."""
-        values = self._validate(model)
+        values = {} if self._validate is None else self._validate(model)
         step = self.state.global_step
-        self._metrics.write(step, values)
+        if values:
+            self._metrics.write(step, values)
         path = self._best / "score.json"
         best = json.loads(path.read_text()) if path.exists() else None
-        if best is None or best["step"] >= step or values[CHOSEN_BY] > best[CHOSEN_BY]:
+        if (
+            not values
+            or best is None
+            or best["step"] >= step
+            or values[CHOSEN_BY] > best[CHOSEN_BY]
+        ):
             _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
             path.write_text(json.dumps({"step": step} | values))

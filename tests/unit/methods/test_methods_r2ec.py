@@ -9,7 +9,14 @@ from tests.toys import toy_dataset
 from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.manifest import read_manifest
-from reasonrec.methods.r2ec import METHOD_OF_STAGE, R2ec, load_recommender, train, train_stage
+from reasonrec.methods.r2ec import (
+    METHOD_OF_STAGE,
+    R2ec,
+    load_recommender,
+    settings_of,
+    train,
+    train_stage,
+)
 from reasonrec.methods.r2ec_config import (
     EvidenceStage,
     NoThinkStage,
@@ -105,6 +112,39 @@ def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):
     other = CONFIG.model_copy(update={"thought": ThoughtConfig(steps_after=9)})
     with pytest.raises(ConfigError, match=r"thought\.steps_after = 9 instead of 2"):
         train_stage("recpo", shop(), other, out=tmp_path / "other", seed=3, start=sft)
+
+
+def test_trained_again_a_model_knows_the_validation_rows_and_nothing_is_chosen_on_them(
+    fitted, tmp_path
+):
+    dataset, (config, seed) = shop(), settings_of(fitted.out)
+    assert seed == 3
+    folders = train(dataset, config, out=tmp_path / "again", seed=seed, again=fitted.out)
+    for folder, method in zip(folders, ("no-think", "think-sft", "think-recpo"), strict=True):
+        first, second = read_manifest(fitted.out / method), read_manifest(folder)
+        assert (first["trained_on"], second["trained_on"]) == ("train", "train+valid")
+        assert second["calibrated"] == first["calibrated"] and second["best_score"] is None
+        assert second["share"] == pytest.approx(first["share"], abs=0.1)
+        assert second["config"] == first["config"] and "recipe" not in second
+        assert all("valid/ndcg" not in row for row in read_metrics(folder / "metrics.jsonl"))
+    whole, half = (
+        load_recommender(f[-1], dataset) for f in (folders, [fitted.out / "think-recpo"])
+    )
+    edges = [len(recommender.verbaliser.graph) for recommender in (whole, half)]
+    assert edges[0] == edges[1] + len(dataset.valid)
+    for name, weight in whole.model.pointer.named_parameters():
+        if name in second["calibrated"]:
+            assert weight.tolist() == pytest.approx(second["calibrated"][name])
+    with pytest.raises(CheckpointError, match="trained on train alone"):
+        train(dataset, config, out=tmp_path / "third", seed=seed, again=tmp_path / "again")
+    with pytest.raises(CheckpointError, match="must have the same seed"):
+        train(dataset, config, out=tmp_path / "other", seed=4, again=fitted.out)
+    with pytest.raises(CheckpointError, match="model of the same rows"):
+        train_stage("sft", dataset, config, out=tmp_path / "sft", seed=3, start=folders[0])
+    with pytest.raises(CheckpointError, match="learned from their targets"):
+        train_stage("gate", dataset, config, out=tmp_path / "gate", seed=3, start=folders[2])
+    with pytest.raises(CheckpointError, match="must say how it was trained"):
+        settings_of(tmp_path / "again")
 
 
 @pytest.fixture(scope="module")

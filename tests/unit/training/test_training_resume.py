@@ -64,7 +64,9 @@ def _parts(stage, model, dataset, inner=2):
     return data, lambda model, batch: sft_loss(model, batch, SftLossConfig())
 
 
-def _train(stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG):
+def _train(
+    stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG, share=None, worth=None
+):
     """Train a toy stage, unplugged once at step ``stop_at`` if given, and return the model."""
     dataset = toy_dataset(ring_rows(10, 12, 9), TITLES)
     out.mkdir(exist_ok=True)
@@ -81,15 +83,18 @@ def _train(stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG):
             return loss(model, batch)
 
         def validate(model):
+            if worth is not None:
+                return {"valid/ndcg": worth(model)}
             # any deterministic number that changes with the weights
             return {"valid/ndcg": float(model.item_rows()[0].sum().detach())}
 
         torch.manual_seed(0)
         try:
             fitted = fit(
-                model, data, step, validate, config,
+                model, data, step, validate if share is None else None, config,
                 out=out, seed=0, label=stage, collate=keep_batch,
                 steps_per_batch=inner if stage in RL else 1,
+                share=1.0 if share is None else share,
             )  # fmt: skip
         except Unplugged:
             continue
@@ -100,6 +105,38 @@ def _train(stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG):
 def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, stage):
     whole = _train(stage, tmp_path / "whole")
     _same_run(tmp_path, whole, _train(stage, tmp_path / "resumed", stop_at=11))
+
+
+@pytest.mark.parametrize("stage", ["no-think", "recpo"])
+def test_a_run_of_known_length_ends_where_a_validated_one_was_best(tmp_path, stage):
+    worth = iter([1.0, 2.0, 9.0, 3.0, 4.0, 5.0])  # best at its third validation
+    model, fitted = _train(stage, tmp_path / "chosen", worth=lambda _: next(worth))
+    assert fitted.best_score == 9.0 and 0 < fitted.best_step < fitted.num_steps
+    known = _train(stage, tmp_path / "whole", share=fitted.share)
+    _same_run(tmp_path, known, _train(stage, tmp_path / "resumed", share=fitted.share, stop_at=5))
+    again, fitted_again = known
+    assert (fitted_again.best_step, fitted_again.best_score) == (fitted.best_step, None)
+    assert fitted_again.share == fitted.share
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_run_of_known_length_that_was_killed_at_its_very_end_takes_no_step_more(
+    tmp_path, monkeypatch
+):
+    def killed(*_, **__):
+        raise Unplugged
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reasonrec.training.loop._load_weights", killed)  # the first thing after it
+        with pytest.raises(UnboundLocalError):  # no run ended
+            _train("no-think", tmp_path / "killed", share=0.5)
+    checkpoint = last_checkpoint(tmp_path / "killed/checkpoints")
+    killed_model, fitted = _train("no-think", tmp_path / "killed", share=0.5)
+    assert checkpoint is not None and checkpoint.name == f"checkpoint-{fitted.best_step}"
+    model, _ = _train("no-think", tmp_path / "whole", share=0.5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, killed_model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
