@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.build import InteractionGraph
-from reasonrec.methods.r2ec import proposer
+from reasonrec.methods.r2ec_stages import proposer
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender

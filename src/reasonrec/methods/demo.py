@@ -27,8 +27,9 @@ from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.manifest import is_finished, make_folder, read_manifest, stopwatch, write_manifest
-from reasonrec.methods.r2ec import METHOD_OF_STAGE, load_recommender, train
+from reasonrec.methods.r2ec import load_recommender, train
 from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2ec_stages import METHOD_OF_STAGE
 from reasonrec.records import Recommendation
 from reasonrec.serving.recommender import recommend
 

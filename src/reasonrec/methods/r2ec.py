@@ -11,20 +11,18 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from scipy.special import log_softmax
-from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
-from reasonrec.data.dataset import Dataset, InteractionLog, Queries
-from reasonrec.errors import CheckpointError, ConfigError, DataError
+from reasonrec.data.dataset import Dataset
+from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.evaluation.recipe import Recipe, recipe_of
 from reasonrec.graph.build import InteractionGraph
@@ -41,62 +39,43 @@ from reasonrec.methods.r2ec_config import (
     TRUNK_STAGES,
     InferenceConfig,
     R2ecConfig,
-    SftStage,
     Stage,
 )
-from reasonrec.metrics import hit, ndcg
+from reasonrec.methods.r2ec_stages import (
+    IN_PROMPT,
+    METHOD_OF_STAGE,
+    StageParts,
+    check_trainable,
+    held_out_events,
+    keys_of,
+    learned_from,
+    method_of,
+    stage_before,
+)
 from reasonrec.models.backbone import build_model
 from reasonrec.models.gate import FILE, ThinkingGate
-from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
     GatedThinkingRecommender,
     NoThinkRecommender,
     ThinkingRecommender,
-    candidates_of,
 )
-from reasonrec.records import Histories, Lookup, Recommendation
-from reasonrec.rng import stream, stream_seed
+from reasonrec.records import Recommendation
+from reasonrec.rng import stream
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.calibration import calibrate_evidence, restore_evidence
-from reasonrec.training.config import EngineConfig, OptimiserConfig, SftLossConfig
+from reasonrec.training.calibration import restore_evidence
+from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import (
-    Propose,
-    WindowDataset,
     events_with_history,
-    hold_out_last,
     keep_batch,
-    schedule_windows,
 )
 from reasonrec.training.gating import learn_gate
-from reasonrec.training.loop import LossFunction, fit
-from reasonrec.training.losses import sft_loss
+from reasonrec.training.loop import fit
 from reasonrec.training.rl.engines.choice import build_engine
-from reasonrec.training.rl.engines.contract import RolloutEngine
-from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
-
-METHOD_OF_STAGE: dict[Stage, str] = {
-    "no-think": "no-think",
-    "evidence": "evidence-no-think",
-    "sft": "think-sft",
-    "recpo": "think-recpo",
-    "gate": "think-gated",
-}
-"""The folder of each stage in a run; its method has the same name, but a gate that of the model
-that it stands before, with ``/gated`` behind it."""
-IN_PROMPT = "evidence-in-prompt"
-"""The method of the stage ``evidence`` where the prompt holds the evidence as text too."""
-
-
-def method_of(stage: Stage, config: R2ecConfig) -> str:
-    """Return the name of what a stage trains."""
-    if stage == "evidence" and config.evidence.in_prompt:
-        return IN_PROMPT
-    return METHOD_OF_STAGE[stage]
 
 
 def train_stage(
@@ -129,7 +108,7 @@ def train_stage(
         return out
     out = ranks.first_alone(lambda: make_folder(out))
     stages = list(config.stages)
-    before_it = _stage_before(stage, config)
+    before_it = stage_before(stage, config)
     is_known = stage in stages or stage == "evidence"  # from which nothing else starts
     if (start is None) != (before_it is None) or not is_known:
         raise CheckpointError(
@@ -159,7 +138,7 @@ def train_stage(
             "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
             f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
         )
-    asked = _keys_of(stage, config)
+    asked = keys_of(stage, config)
     chosen = None
     if again is not None:
         chosen = _chosen_before(again, dataset, {"config": asked, "seed": seed})
@@ -167,8 +146,8 @@ def train_stage(
         dataset = dataset.with_validation()
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
-    _check_trainable(stage, dataset)
-    parts = _Parts(dataset, config, seed)
+    check_trainable(stage, dataset)
+    parts = StageParts(dataset, config, seed)
     model = (
         build_model(
             dataset.catalogue,
@@ -190,7 +169,7 @@ def train_stage(
     )
     writes = config.recpo.engine if stage == "recpo" else EngineConfig()
     with closing(build_engine(writes)) as engine:
-        data, loss, optimiser = _stage_parts(stage, model, parts, engine)
+        data, loss, optimiser = learned_from(stage, model, parts, engine)
         torch.manual_seed(seed)
         fitted = fit(
             model, data, loss, parts.validate(model, stage) if chosen is None else None, optimiser,
@@ -295,19 +274,19 @@ def _train_gate(
         )
     out = make_folder(out)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
-    asked = _keys_of("gate", config)
+    asked = keys_of("gate", config)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
-    _check_trainable("gate", dataset)
+    check_trainable("gate", dataset)
     start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     thinking = load_recommender(start, dataset)
     assert isinstance(thinking, ThinkingRecommender)
     with stopwatch() as spent:
-        events = _held_out(dataset.train, config)
+        events = held_out_events(dataset.train, config)
         if not len(events):
             events = events_with_history(dataset.train)
         events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
-        queries = _Parts(dataset, config, seed).queries()
+        queries = StageParts(dataset, config, seed).queries()
         gate, choice = learn_gate(
             thinking,
             dataset.train,
@@ -350,11 +329,11 @@ def train(
         again: Folder of these stages, trained; see `train_stage`.
     """
     folders: dict[Stage, Path] = {}
-    _check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
+    check_trainable(config.stages[-1], dataset)  # what it cannot use, the first need not start
     for stage in config.stages:
         method = method_of(stage, config)
         announce(method)
-        before = _stage_before(stage, config)
+        before = stage_before(stage, config)
         start = None if before is None else folders[before]
         folders[stage] = train_stage(
             stage, dataset, config, out=out / method, seed=seed, start=start,
@@ -481,196 +460,6 @@ class R2ec:
         return evaluate(recommender, self._dataset, seed=self.seed, **settings)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What the stages share."""
-
-    dataset: Dataset
-    config: R2ecConfig
-    seed: int
-
-    def verbaliser(
-        self, model: ReasoningRecommender, *, unknown: np.ndarray | None = None
-    ) -> Verbaliser:
-        """Return who answers and writes; ``unknown`` events are not learned from for that."""
-        graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
-        thought = self.config.thought
-        together = fit_together(self.dataset, thought, unknown=unknown)
-        return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
-
-    def queries(self) -> Queries:
-        return validation_queries(self.dataset, self.config.num_valid_queries)
-
-    def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
-        """Fit what looked-up evidence is worth to the validation queries."""
-        queries = self.queries()
-        recommender = self.recommender(model, self.verbaliser(model), stage)
-        return calibrate_evidence(recommender, queries.histories(), queries.target)
-
-    def recommender(
-        self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage
-    ) -> ThinkingRecommender | EvidenceRecommender:
-        """Return the model as it is validated: it thinks greedily, or has its evidence alone."""
-        if stage == "evidence":
-            in_prompt = self.config.evidence.in_prompt
-            return EvidenceRecommender(model, verbaliser, in_prompt=in_prompt)
-        return ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
-
-    def validate(
-        self, model: ReasoningRecommender, stage: Stage
-    ) -> Callable[[ReasoningRecommender], dict[str, float]]:
-        queries = self.queries()
-        histories = queries.histories()
-        verbaliser = self.verbaliser(model) if stage != "no-think" else None
-
-        def measure(model: ReasoningRecommender) -> dict[str, float]:
-            silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
-            if verbaliser is None:
-                return {f"valid/{name}": value for name, value in silent.items()}
-            thinking = self.recommender(model, verbaliser, stage)
-            spoken = validation_accuracy(thinking, queries, histories)
-            return {
-                **{f"valid/{name}": value for name, value in spoken.items()},
-                **{f"valid/silent/{name}": value for name, value in silent.items()},
-            }
-
-        return measure
-
-
-def _held_out(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
-    return hold_out_last(
-        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
-    )
-
-
-def _stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
-    """Return the stage that one starts from, None for the backbone as it is."""
-    in_order: tuple[Stage, ...] = get_args(Stage)
-    earlier = in_order[: in_order.index(stage)]
-    trunk: list[Stage] = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
-    return trunk[-1] if trunk else None
-
-
-def max_tokens(config: R2ecConfig) -> int:
-    """Return the budget of a thought: RecPO's, so that all stages think equally long."""
-    return config.recpo.recpo.max_tokens
-
-
-def _stage_parts(
-    stage: Stage, model: ReasoningRecommender, parts: _Parts, engine: RolloutEngine
-) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
-    dataset, config, seed = parts.dataset, parts.config, parts.seed
-    log = dataset.train
-    held_out = _held_out(log, config)
-    if stage == "recpo":
-        recpo = config.recpo.recpo
-        eligible = held_out if len(held_out) else events_with_history(log)
-        batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
-        asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
-        sample = PromptSample(
-            eligible, num_prompts=max(batch_size, asked), batch_size=batch_size,
-            num_inner_epochs=recpo.num_inner_epochs, seed=seed,
-        )  # fmt: skip
-        needs_start = recpo.kl_weight or recpo.rollouts_from == "start"
-        start = StartingPoint(model) if needs_start else None
-        learner = Recpo(
-            recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
-            engine=engine,
-        )  # fmt: skip
-        return sample, learner, config.recpo.optimiser
-    own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
-    chosen = own[stage]
-    is_sft = isinstance(chosen, SftStage)
-    log = log if is_sft else log.without(held_out)
-    windows = schedule_windows(
-        log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
-        batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
-    ).at_most(chosen.max_windows, above_all=held_out if is_sft else None)  # fmt: skip
-    data = WindowDataset(
-        log, windows, model.writer,
-        verbaliser=parts.verbaliser(model, unknown=held_out) if is_sft else None,
-        num_branches=chosen.num_branches if is_sft else 0,
-        held_out=held_out if is_sft and len(held_out) else None,
-        writes=stage != "evidence", in_prompt=config.evidence.in_prompt,
-        propose=proposer(model, config.thought.num_candidates) if stage == "sft" else None,
-        seed=seed,
-    )  # fmt: skip
-    weights = chosen.loss if is_sft else SftLossConfig()
-    return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
-
-
-def proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:
-    """Return who names candidates while the model learns thoughts: the model as it is now.
-
-    Later ones have learned what thoughts are ranked for, and would name it too often.
-    """
-    if not num_candidates:
-        return None
-    start = StartingPoint(model)
-
-    @torch.no_grad()
-    def propose(trunk: Batch, histories: Histories) -> list[Lookup]:
-        was_training = model.training
-        model.eval()
-        with start.in_place():
-            states = model(trunk.to(model.device), with_scores=False).pre_states
-            candidates = candidates_of(model, states.flatten(0, 1), histories, num_candidates)
-        model.train(was_training)
-        return candidates
-
-    return propose
-
-
-def validation_queries(dataset: Dataset, most: int) -> Queries:
-    """Return the validation queries that choose: all, or a seeded sample of ``most``."""
-    queries = dataset.valid
-    if len(queries) <= most:
-        return queries
-    drawn = stream(0, "validation").choice(len(queries), most, replace=False)
-    return queries.take(np.sort(drawn))
-
-
-def validation_accuracy(
-    recommender: Recommender, queries: Queries, histories: Histories
-) -> dict[str, float]:
-    """Return what a run is validated by, for a recommender as it is now."""
-    return ranking_accuracy(recommender.score(histories).scores, queries, histories)
-
-
-def ranking_accuracy(
-    scores: np.ndarray, queries: Queries, histories: Histories
-) -> dict[str, float]:
-    """Return metrics of scores (Q, N), and the log-loss of their softmax."""
-    rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
-    logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
-    return {
-        "ndcg@10": float(ndcg(rank, 10).mean()),
-        "hit@10": float(hit(rank, 10).mean()),
-        "ndcg": float(ndcg(rank, scores.shape[1]).mean()),
-        "log_loss": -float(logp.mean()),
-    }
-
-
-def _keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
-    """Return the part of the configuration that decides a stage's result."""
-    keys: dict[str, Any] = config.model_dump(mode="json")
-    own = stage.replace("-", "_")
-    if stage == "gate":  # the rest is that of the model that it stands before
-        asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
-        rolls_out = config.gate.source == "rollouts"
-        return asked | ({"recpo": {"recpo": keys["recpo"]["recpo"]}} if rolls_out else {})
-    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
-    if config.backbone != "tiny":
-        kept += ["weights", "prompt"]
-    if stage != "no-think":
-        kept += ["thought", "inference", "calibrate"]
-    asked = {key: keys[key] for key in kept}
-    if stage == "recpo":
-        del asked["recpo"]["engine"]
-        asked["recpo"] |= config.recpo.engine.decides()
-    return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
-
-
 def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
     """Return the manifest of a model folder over this data."""
     manifest = read_manifest(folder)
@@ -683,16 +472,3 @@ def checked_manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
         )
     check_outputs(folder)
     return manifest
-
-
-def _check_trainable(stage: Stage, dataset: Dataset) -> None:
-    """Refuse data that has no position to learn from, or nothing to choose the best step by."""
-    needed = 3 if stage in ("recpo", "gate") else 2
-    most = int(np.diff(dataset.train.user_offsets).max(initial=0))
-    if most < needed or len(dataset.valid) == 0:
-        raise DataError(
-            f"training {METHOD_OF_STAGE[stage]} needs a user with {needed} training events, and a "
-            f"validation query; in {dataset.name} no user has more than {most}, and there are "
-            f"{len(dataset.valid)} queries. Under leave-one-out that is a user with {needed + 2} "
-            "events"
-        )

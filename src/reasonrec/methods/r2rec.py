@@ -44,6 +44,7 @@ from reasonrec.manifest import (
 )
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig
+from reasonrec.methods.r2ec_stages import METHOD_OF_STAGE
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.answers import (
@@ -82,7 +83,7 @@ from reasonrec.training.rl.text_rewards import (
 
 Stage = Literal["untuned", "r2rec-sft", "r2rec-rl"]
 METHODS: tuple[Stage, ...] = ("untuned", "r2rec-sft", "r2rec-rl")
-STARTS = tuple(r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK_STAGES)
+STARTS = tuple(METHOD_OF_STAGE[stage] for stage in TRUNK_STAGES)
 """Methods whose folders R2Rec can start from."""
 TraceWatch: TypeAlias = tuple[Callable[[Progress], None] | None, Callable[[str], None] | None]
 """What is told how far the traces are, and what is told why their teacher waits."""

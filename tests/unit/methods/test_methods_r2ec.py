@@ -9,14 +9,7 @@ from tests.toys import toy_dataset
 from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.manifest import read_manifest
-from reasonrec.methods.r2ec import (
-    METHOD_OF_STAGE,
-    R2ec,
-    load_recommender,
-    settings_of,
-    train,
-    train_stage,
-)
+from reasonrec.methods.r2ec import R2ec, load_recommender, settings_of, train, train_stage
 from reasonrec.methods.r2ec_config import (
     EvidenceStage,
     NoThinkStage,
@@ -24,6 +17,7 @@ from reasonrec.methods.r2ec_config import (
     RecpoStage,
     SftStage,
 )
+from reasonrec.methods.r2ec_stages import METHOD_OF_STAGE
 from reasonrec.models.config import HeadConfig
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import ThoughtConfig

@@ -9,7 +9,7 @@ from tests.toy_models import ring_rows, talking_toy, texts, toy_model, toy_verba
 from tests.toys import toy_dataset
 
 from reasonrec.evaluation.faithfulness.edits import thoughts_of
-from reasonrec.methods.r2ec import proposer
+from reasonrec.methods.r2ec_stages import proposer
 from reasonrec.models.generation import think
 from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for

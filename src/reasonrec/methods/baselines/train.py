@@ -33,13 +33,13 @@ from reasonrec.methods.baselines.config import (
     DirectSftConfig,
     TigerConfig,
 )
-from reasonrec.methods.r2ec import (
-    checked_manifest,
+from reasonrec.methods.r2ec import checked_manifest
+from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2ec_stages import (
     ranking_accuracy,
     validation_accuracy,
     validation_queries,
 )
-from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.models.answers import HeadlessModel, with_words_of
 from reasonrec.models.backbone import build_model, catalogue_titles, item_texts
 from reasonrec.models.grounding import (

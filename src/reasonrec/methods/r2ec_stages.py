@@ -1,0 +1,266 @@
+"""What each stage of R²ec learns from, by which loss, and what chooses its best step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch.utils.data import Dataset as TorchDataset
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.data.dataset import Dataset, InteractionLog, Queries
+from reasonrec.errors import DataError
+from reasonrec.graph.build import InteractionGraph
+from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig, SftStage, Stage
+from reasonrec.metrics import hit, ndcg
+from reasonrec.models.ranking import rank_targets
+from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.recommenders import (
+    EvidenceRecommender,
+    NoThinkRecommender,
+    ThinkingRecommender,
+    candidates_of,
+)
+from reasonrec.records import Histories, Lookup
+from reasonrec.rng import stream, stream_seed
+from reasonrec.traces.together import fit_together
+from reasonrec.traces.verbaliser import Verbaliser
+from reasonrec.training.calibration import calibrate_evidence
+from reasonrec.training.config import OptimiserConfig, SftLossConfig
+from reasonrec.training.examples import (
+    Propose,
+    WindowDataset,
+    events_with_history,
+    hold_out_last,
+    schedule_windows,
+)
+from reasonrec.training.loop import LossFunction
+from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.engines.contract import RolloutEngine
+from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
+
+METHOD_OF_STAGE: dict[Stage, str] = {
+    "no-think": "no-think",
+    "evidence": "evidence-no-think",
+    "sft": "think-sft",
+    "recpo": "think-recpo",
+    "gate": "think-gated",
+}
+"""The folder of each stage in a run; its method has the same name, but a gate that of the model
+that it stands before, with ``/gated`` behind it."""
+IN_PROMPT = "evidence-in-prompt"
+"""The method of the stage ``evidence`` where the prompt holds the evidence as text too."""
+
+
+def method_of(stage: Stage, config: R2ecConfig) -> str:
+    """Return the name of what a stage trains."""
+    if stage == "evidence" and config.evidence.in_prompt:
+        return IN_PROMPT
+    return METHOD_OF_STAGE[stage]
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """What the stages share."""
+
+    dataset: Dataset
+    config: R2ecConfig
+    seed: int
+
+    def verbaliser(
+        self, model: ReasoningRecommender, *, unknown: np.ndarray | None = None
+    ) -> Verbaliser:
+        """Return who answers and writes; ``unknown`` events are not learned from for that."""
+        graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
+        thought = self.config.thought
+        together = fit_together(self.dataset, thought, unknown=unknown)
+        return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
+
+    def queries(self) -> Queries:
+        return validation_queries(self.dataset, self.config.num_valid_queries)
+
+    def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
+        """Fit what looked-up evidence is worth to the validation queries."""
+        queries = self.queries()
+        recommender = self.recommender(model, self.verbaliser(model), stage)
+        return calibrate_evidence(recommender, queries.histories(), queries.target)
+
+    def recommender(
+        self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage
+    ) -> ThinkingRecommender | EvidenceRecommender:
+        """Return the model as it is validated: it thinks greedily, or has its evidence alone."""
+        if stage == "evidence":
+            in_prompt = self.config.evidence.in_prompt
+            return EvidenceRecommender(model, verbaliser, in_prompt=in_prompt)
+        return ThinkingRecommender(model, verbaliser, max_tokens=max_tokens(self.config))
+
+    def validate(
+        self, model: ReasoningRecommender, stage: Stage
+    ) -> Callable[[ReasoningRecommender], dict[str, float]]:
+        queries = self.queries()
+        histories = queries.histories()
+        verbaliser = self.verbaliser(model) if stage != "no-think" else None
+
+        def measure(model: ReasoningRecommender) -> dict[str, float]:
+            silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
+            if verbaliser is None:
+                return {f"valid/{name}": value for name, value in silent.items()}
+            thinking = self.recommender(model, verbaliser, stage)
+            spoken = validation_accuracy(thinking, queries, histories)
+            return {
+                **{f"valid/{name}": value for name, value in spoken.items()},
+                **{f"valid/silent/{name}": value for name, value in silent.items()},
+            }
+
+        return measure
+
+
+def held_out_events(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+    """Return the events that no-think leaves out and thoughts are learned on, ascending."""
+    return hold_out_last(
+        log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
+    )
+
+
+def stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
+    """Return the stage that one starts from, None for the backbone as it is."""
+    in_order: tuple[Stage, ...] = get_args(Stage)
+    earlier = in_order[: in_order.index(stage)]
+    trunk: list[Stage] = [one for one in config.stages if one in earlier and one in TRUNK_STAGES]
+    return trunk[-1] if trunk else None
+
+
+def max_tokens(config: R2ecConfig) -> int:
+    """Return the budget of a thought: RecPO's, so that all stages think equally long."""
+    return config.recpo.recpo.max_tokens
+
+
+def learned_from(
+    stage: Stage, model: ReasoningRecommender, parts: StageParts, engine: RolloutEngine
+) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
+    """Return the rows, the loss and the optimiser of a stage that trains a model."""
+    dataset, config, seed = parts.dataset, parts.config, parts.seed
+    log = dataset.train
+    held_out = held_out_events(log, config)
+    if stage == "recpo":
+        recpo = config.recpo.recpo
+        eligible = held_out if len(held_out) else events_with_history(log)
+        batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
+        asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
+        sample = PromptSample(
+            eligible, num_prompts=max(batch_size, asked), batch_size=batch_size,
+            num_inner_epochs=recpo.num_inner_epochs, seed=seed,
+        )  # fmt: skip
+        needs_start = recpo.kl_weight or recpo.rollouts_from == "start"
+        start = StartingPoint(model) if needs_start else None
+        learner = Recpo(
+            recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
+            engine=engine,
+        )  # fmt: skip
+        return sample, learner, config.recpo.optimiser
+    own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
+    chosen = own[stage]
+    is_sft = isinstance(chosen, SftStage)
+    log = log if is_sft else log.without(held_out)
+    windows = schedule_windows(
+        log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
+        batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
+    ).at_most(chosen.max_windows, above_all=held_out if is_sft else None)  # fmt: skip
+    data = WindowDataset(
+        log, windows, model.writer,
+        verbaliser=parts.verbaliser(model, unknown=held_out) if is_sft else None,
+        num_branches=chosen.num_branches if is_sft else 0,
+        held_out=held_out if is_sft and len(held_out) else None,
+        writes=stage != "evidence", in_prompt=config.evidence.in_prompt,
+        propose=proposer(model, config.thought.num_candidates) if stage == "sft" else None,
+        seed=seed,
+    )  # fmt: skip
+    weights = chosen.loss if is_sft else SftLossConfig()
+    return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
+
+
+def proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:
+    """Return who names candidates while the model learns thoughts: the model as it is now.
+
+    Later ones have learned what thoughts are ranked for, and would name it too often.
+    """
+    if not num_candidates:
+        return None
+    start = StartingPoint(model)
+
+    @torch.no_grad()
+    def propose(trunk: Batch, histories: Histories) -> list[Lookup]:
+        was_training = model.training
+        model.eval()
+        with start.in_place():
+            states = model(trunk.to(model.device), with_scores=False).pre_states
+            candidates = candidates_of(model, states.flatten(0, 1), histories, num_candidates)
+        model.train(was_training)
+        return candidates
+
+    return propose
+
+
+def validation_queries(dataset: Dataset, most: int) -> Queries:
+    """Return the validation queries that choose: all, or a seeded sample of ``most``."""
+    queries = dataset.valid
+    if len(queries) <= most:
+        return queries
+    drawn = stream(0, "validation").choice(len(queries), most, replace=False)
+    return queries.take(np.sort(drawn))
+
+
+def validation_accuracy(
+    recommender: Recommender, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return what a run is validated by, for a recommender as it is now."""
+    return ranking_accuracy(recommender.score(histories).scores, queries, histories)
+
+
+def ranking_accuracy(
+    scores: np.ndarray, queries: Queries, histories: Histories
+) -> dict[str, float]:
+    """Return metrics of scores (Q, N), and the log-loss of their softmax."""
+    rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
+    logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
+    return {
+        "ndcg@10": float(ndcg(rank, 10).mean()),
+        "hit@10": float(hit(rank, 10).mean()),
+        "ndcg": float(ndcg(rank, scores.shape[1]).mean()),
+        "log_loss": -float(logp.mean()),
+    }
+
+
+def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
+    """Return the part of the configuration that decides a stage's result."""
+    keys: dict[str, Any] = config.model_dump(mode="json")
+    own = stage.replace("-", "_")
+    if stage == "gate":  # the rest is that of the model that it stands before
+        asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
+        rolls_out = config.gate.source == "rollouts"
+        return asked | ({"recpo": {"recpo": keys["recpo"]["recpo"]}} if rolls_out else {})
+    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
+    if config.backbone != "tiny":
+        kept += ["weights", "prompt"]
+    if stage != "no-think":
+        kept += ["thought", "inference", "calibrate"]
+    asked = {key: keys[key] for key in kept}
+    if stage == "recpo":
+        del asked["recpo"]["engine"]
+        asked["recpo"] |= config.recpo.engine.decides()
+    return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
+
+
+def check_trainable(stage: Stage, dataset: Dataset) -> None:
+    """Refuse data that has no position to learn from, or nothing to choose the best step by."""
+    needed = 3 if stage in ("recpo", "gate") else 2
+    most = int(np.diff(dataset.train.user_offsets).max(initial=0))
+    if most < needed or len(dataset.valid) == 0:
+        raise DataError(
+            f"training {METHOD_OF_STAGE[stage]} needs a user with {needed} training events, and a "
+            f"validation query; in {dataset.name} no user has more than {most}, and there are "
+            f"{len(dataset.valid)} queries. Under leave-one-out that is a user with {needed + 2} "
+            "events"
+        )
