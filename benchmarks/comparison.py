@@ -11,8 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from floor import PREPARE
+from over_all import over_all
 from running import ROOT
 
 from reasonrec.evaluation.comparison import Comparison, compare
@@ -26,6 +28,11 @@ FULL, FEW = "full", "candidates-20"
 COLUMNS = ((FULL, "hit@5"), (FULL, "ndcg@10"), (FULL, "ndcg@20"), (FEW, "hit@1"))
 HEADINGS = ("method", "seeds", "HR@5", "NDCG@10", "NDCG@20", "HR@1 of 20")
 TESTED = COLUMNS[:3]
+STRONGEST = "best baseline"
+OVER_ALL = (
+    (BEST, STRONGEST), (BEST, "no-think"), ("think-sft", "no-think"), (BEST, "think-sft"),
+)  # fmt: skip
+"""Pairs that are compared over all sets together."""
 HEAD = """# Ours beside every baseline
 
 Written by `python benchmarks/comparison.py` from the runs behind [floor.md](floor.md) (baselines
@@ -33,6 +40,13 @@ tuned with 20 settings), [peers.md](peers.md) (other libraries; how many setting
 the pages of each set (ours). Test queries, trained on `train` alone, means over seeds; the best
 value of a column is bold. The tests are paired over queries, permutation, p after Holm's correction
 within a set.
+
+Over all sets together: the mean over sets of the difference in NDCG@10 relative to the reference,
+means over seeds on each query, signs of users flipped, p uncorrected. The best baseline is that of
+each set, by NDCG@10 on test; no-think is not counted among the baselines.
+
+| NDCG@10 of | against | each set | on average | 95 % interval | p |
+| --- | --- | --- | --: | --: | --: |
 """
 
 
@@ -42,7 +56,8 @@ def main() -> None:
     parser.add_argument("--floor", type=Path, required=True)
     parser.add_argument("--peers", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
-    sections = []
+    sections: list[str] = []
+    of_sets: list[tuple[str, dict[str, np.ndarray]]] = []
     for name in PREPARE:
         ours = [
             run / "evaluation" / "methods" / method
@@ -53,17 +68,21 @@ def main() -> None:
         floor = finished(asked.floor.glob(f"{name}/test-[0-9]"))
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
-            sections.append(section(name, [*floor, *peers, *ours]))
+            text, each = section(name, [*floor, *peers, *ours])
+            sections.append(text)
+            of_sets.append((name, each))
+    rows = [over_all(of_sets, *pair) for pair in OVER_ALL]
     page = ROOT / "docs" / "results" / "comparison.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    page.write_text(HEAD + "\n".join([*rows, "", *sections]), encoding="utf-8")
 
 
 def finished(folders: Sequence[Path]) -> list[Path]:
     return [folder for folder in sorted(folders) if (folder / "manifest.json").exists()]
 
 
-def section(name: str, folders: Sequence[Path]) -> str:
-    """Return the table of one set, and the tests of our best model against every baseline."""
+def section(name: str, folders: Sequence[Path]) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the table of one set with the tests of our best model against every baseline, and
+    NDCG@10 of each method on each query."""
     joined = on_common_queries(join_runs(find_runs(folders)))
     values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
     seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
@@ -92,7 +111,11 @@ def section(name: str, folders: Sequence[Path]) -> str:
     # every method against our best, as differences of ours from theirs
     compared = compare(joined, BEST, TESTED).comparisons
     text += ["", *tests(compared, table)]
-    return "\n".join(text) + "\n"
+    judged = values[FULL, "ndcg@10"]
+    assert judged is not None
+    each = dict(zip(judged.methods, judged.table.T, strict=True))
+    strongest = max(each.keys() - {*OURS}, key=lambda method: each[method].mean())
+    return "\n".join(text) + "\n", {**each, STRONGEST: each[strongest]}
 
 
 def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from over_all import over_all
 from r2rec_rows import (
     ABLATIONS,
     BASELINES,
@@ -29,7 +30,6 @@ from reasonrec.evaluation.joined import (
     values_of,
 )
 from reasonrec.evaluation.protocol import COST
-from reasonrec.evaluation.significance import paired_test
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
@@ -98,34 +98,6 @@ def write_page(runs: Path, beside: Sequence[Path] = ()) -> None:
     )
     page = ROOT / "docs" / "results" / "r2rec.md"
     page.write_text("\n".join([head, *sections]), encoding="utf-8")
-
-
-def over_all(
-    found: Sequence[tuple[str, Mapping[str, np.ndarray]]], method: str, reference: str
-) -> str:
-    """Return the row of one pair, compared on the queries of all sets that have both.
-
-    A query's difference is weighed so that their mean is the mean over sets of the relative one.
-    """
-    both = [
-        (name, hits[method], hits[reference])
-        for name, hits in found
-        if {method, reference} <= set(hits)
-    ]
-    num_queries = sum(len(one) for _, one, _ in both)
-    if not both:
-        return f"| `{method}` | `{reference}` | - | - | - | - |"
-    weighed = [
-        (one - other) / other.mean() * num_queries / (len(both) * len(one))
-        for _, one, other in both
-    ]
-    values = np.concatenate(weighed)
-    test = paired_test(values, np.zeros(len(values)), rng=np.random.default_rng(0))
-    each = ", ".join(f"{name} {one.mean() / other.mean() - 1:+.1%}" for name, one, other in both)
-    return (
-        f"| `{method}` | `{reference}` | {each} | {test.difference:+.1%} | {test.low:+.1%} to "
-        f"{test.high:+.1%} | {test.p_permutation:.4f} |"
-    )
 
 
 def set_section(

@@ -1,0 +1,39 @@
+"""Compares two methods over the queries of all sets of a page together."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from reasonrec.evaluation.significance import paired_test
+
+
+def over_all(
+    found: Sequence[tuple[str, Mapping[str, np.ndarray]]], method: str, reference: str
+) -> str:
+    """Return the row of one pair, compared on the queries of all sets that have both.
+
+    A query's difference is weighed so that their mean is the mean over sets of the relative one.
+
+    Args:
+        found: Name of each set, and of each method there the metric of each query, (Q,), a mean
+            over seeds.
+    """
+    both = [
+        (name, hits[method], hits[reference])
+        for name, hits in found
+        if {method, reference} <= set(hits)
+    ]
+    num_queries = sum(len(one) for _, one, _ in both)
+    if not both:
+        return f"| `{method}` | `{reference}` | - | - | - | - |"
+    weighed = [
+        (one - other) / other.mean() * num_queries / (len(both) * len(one))
+        for _, one, other in both
+    ]
+    values = np.concatenate(weighed)
+    test = paired_test(values, np.zeros(len(values)), rng=np.random.default_rng(0))
+    each = ", ".join(f"{name} {one.mean() / other.mean() - 1:+.1%}" for name, one, other in both)
+    return (
+        f"| `{method}` | `{reference}` | {each} | {test.difference:+.1%} | {test.low:+.1%} to "
+        f"{test.high:+.1%} | {test.p_permutation:.4f} |"
+    )
