@@ -13,7 +13,7 @@ from pydantic import (
 
 from reasonrec.config import Config
 from reasonrec.models.config import HeadConfig, TinyConfig, WeightsConfig
-from reasonrec.traces.config import PromptConfig, ThoughtConfig
+from reasonrec.traces.config import OF_R2EC, PromptConfig, ThoughtConfig
 from reasonrec.training.config import (
     EngineConfig,
     GateConfig,
@@ -150,10 +150,7 @@ class R2ecConfig(Config):
     weights: WeightsConfig = WeightsConfig()
     prompt: PromptConfig = PromptConfig()
     head: HeadConfig = HeadConfig()
-    thought: ThoughtConfig = ThoughtConfig(
-        together="auto", together_power=0.5, num_together=200, asked_power=0.5
-    )
-    """Thoughts also ask what goes with all of a history, and its older titles count less."""
+    thought: ThoughtConfig = OF_R2EC
     no_think: NoThinkStage = NoThinkStage()
     evidence: EvidenceStage = EvidenceStage()
     sft: SftStage = SftStage()

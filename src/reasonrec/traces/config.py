@@ -136,12 +136,19 @@ class PromptConfig(Config):
         return self
 
 
+OF_R2EC = ThoughtConfig(together="auto", together_power=0.5, num_together=200, asked_power=0.5)
+"""Thoughts of R²ec by default: they also ask what goes with all of a history, and its older titles
+count less."""
+
+
 class TracesConfig(Config):
     """Which thoughts the traces stage writes."""
 
     num_thoughts: PositiveInt = 10_000
-    """Training positions, sampled without replacement; all where the log has fewer."""
-    thought: ThoughtConfig = ThoughtConfig()
+    """Training positions, sampled without replacement; all where the log has fewer. Where thoughts
+    ask what goes with all of a history, they are last events of users, which what answers has then
+    not learned from."""
+    thought: ThoughtConfig = OF_R2EC
 
     @model_validator(mode="after")
     def check_needs_no_model(self) -> Self:

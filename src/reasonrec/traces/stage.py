@@ -53,12 +53,13 @@ def write_traces(
     with stopwatch() as spent:
         log = dataset.train
         eligible = np.flatnonzero(np.arange(len(log)) > log.user_offsets[log.user_index])
+        if config.thought.together is not None:  # it knows what came later in the whole log
+            eligible = np.intersect1d(eligible, log.user_offsets[1:] - 1)
         count = min(config.num_thoughts, len(eligible))
         events = np.sort(stream(seed, "traces").choice(eligible, count, replace=False))
         graph = InteractionGraph.build(log, dataset.num_items)
-        verbaliser = Verbaliser(
-            writer, graph, dataset.catalogue, config.thought, fit_together(dataset, config.thought)
-        )
+        together = fit_together(dataset, config.thought, unknown=events)
+        verbaliser = Verbaliser(writer, graph, dataset.catalogue, config.thought, together)
         parts = [
             _write_part(dataset, verbaliser, events[i : i + 4096], seed)
             for i in range(0, len(events), 4096)

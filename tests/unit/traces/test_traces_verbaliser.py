@@ -270,7 +270,8 @@ def test_a_title_outside_history_and_evidence_is_ungrounded():
 def test_the_stage_writes_a_row_for_each_position_and_keeps_a_finished_folder(tmp_path):
     rows = [[0, 1, 2, 3, 4, 5], [1, 2, 3], [7], [3, 2, 5, 6, 7]]
     dataset, verbaliser = shop(rows)
-    asked = dataset, tmp_path / "traces", TracesConfig(), verbaliser.writer
+    any_position = TracesConfig(thought=ThoughtConfig())
+    asked = dataset, tmp_path / "traces", any_position, verbaliser.writer
     table = write_traces(*asked, seed=0)
     # training parts 0 1 2 3 / 1 / 7 / 3 2 5: each event but the first of a user is a question
     assert table["user_id"].to_list() == ["u0"] * 3 + ["u3"] * 2
@@ -294,7 +295,7 @@ def test_the_stage_writes_a_row_for_each_position_and_keeps_a_finished_folder(tm
 
 def test_the_stage_samples_without_repeats_and_survives_a_log_without_questions(tmp_path):
     dataset, verbaliser = shop(WALKS)
-    some = TracesConfig(num_thoughts=7)
+    some = TracesConfig(num_thoughts=7, thought=ThoughtConfig())
     table = write_traces(dataset, tmp_path / "some", some, verbaliser.writer, seed=0)
     assert table["event"].n_unique() == 7
     lonely, verbaliser = shop([[0], [1, 2, 3]])
@@ -303,6 +304,20 @@ def test_the_stage_samples_without_repeats_and_survives_a_log_without_questions(
     assert "thought" in table.columns
     statistics = json.loads((tmp_path / "none/statistics.json").read_text())
     assert statistics["num_thoughts"] == 0
+
+
+def test_what_answers_for_all_of_a_history_never_learned_from_what_is_asked(tmp_path):
+    # the last training event of each user is of an item that nobody else ever took
+    rows = [[0, 1, 2, 4 + u, 3, 3] for u in range(4)]
+    dataset, verbaliser = shop(rows)
+    thought = ThoughtConfig(together="ease", num_lookups=0, num_people=0, num_like=0)
+    config = TracesConfig(thought=thought)
+    table = write_traces(dataset, tmp_path / "traces", config, verbaliser.writer, seed=0)
+    assert table["target"].to_list() == [4, 5, 6, 7]  # one question a user, about the newest event
+    known = fit_floor("ease", dataset, seed=0).score(Histories.from_lists([[0, 1, 2]])).scores[0]
+    assert known[4:].min() > 0  # whoever learns from them names them
+    for found in table["found"].to_list():
+        assert not {"Tale 4", "Tale 5", "Tale 6", "Tale 7"} & set(found)
 
 
 def test_what_goes_with_all_is_the_top_of_the_model_that_is_named():
