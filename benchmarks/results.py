@@ -5,12 +5,20 @@
     for s in 0 1 2; do
         make demo DATA=office-2018 ARGS="--prepare.split given" SEED=$s OUT=runs/office-2018-$s
     done
-    for s in 1 2; do
+    for s in 0 1 2; do
         make demo DATA=ml-1m ARGS="--preset configs/r2ec/ml-1m.toml" SEED=$s OUT=runs/ml-1m-$s
     done
     make demo DATA=games-2018 SEED=0 OUT=runs/games-2018-0 \
         ARGS="--prepare.split given --num-queries 10000"
-    python benchmarks/results.py runs/
+    python benchmarks/results.py runs/ --beside runs/paper runs/control
+
+Beside them stand evaluations in folders ``<set>/<name>-<seed>``: those of
+benchmarks/papers_preset.py, and of the control of thinking, for each set and seed
+
+    reasonrec train evidence --start runs/ml-100k-0/no-think --data runs/ml-100k-0/data --seed 0 \
+        --out runs/control/trained/ml-100k-0/evidence-no-think
+    reasonrec evaluate runs/control/trained/ml-100k-0/evidence-no-think --seed 0 \
+        --data runs/ml-100k-0/data --out runs/control/ml-100k/evidence-no-think-0
 
 Every number comes from the runs' own files; nothing is typed in by hand.
 """
@@ -42,13 +50,13 @@ START, END = "<!-- results:start -->", "<!-- results:end -->"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="folder that holds <set>-<seed> runs")
-    parser.add_argument("--beside", type=Path, help="folder of benchmarks/papers_preset.py")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders beside them")
     asked = parser.parse_args()
     runs = asked.runs
     sections = []
     for name, command in COMMANDS.items():
         folders = sorted(p for p in runs.glob(f"{name}-*") if (p / "manifest.json").exists())
-        beside = [] if asked.beside is None else sorted(asked.beside.glob(f"{name}/*-[0-9]"))
+        beside = [one for root in asked.beside for one in sorted(root.glob(f"{name}/*-[0-9]"))]
         if folders:
             sections.append(write_set(name, command, folders, beside))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
