@@ -8,7 +8,8 @@ from tests.toys import toy_dataset
 
 from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.records import Histories
-from reasonrec.traces.evidence import ChainFacts, ItemCard, Question, QuestionBuilder, Taken
+from reasonrec.traces.evidence import QuestionBuilder
+from reasonrec.traces.questions import ChainFacts, ItemCard, Question, Taken
 from reasonrec.traces.reasoned_config import EvidenceConfig, Task
 
 TITLES = ["Harbour", "Falcon", "Ember", "Comet", "Cradle", "Ledger", "Grimoire", "Compass"]

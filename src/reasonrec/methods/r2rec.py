@@ -58,8 +58,9 @@ from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
-from reasonrec.traces.evidence import Question, QuestionBuilder, rating_scale
+from reasonrec.traces.evidence import QuestionBuilder, rating_scale
 from reasonrec.traces.interaction_of_thought import label_is_hidden, written_answer
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned import Progress, training_questions, write_reasoned_traces
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces

@@ -21,9 +21,9 @@ from reasonrec.models.item_table import ItemTable
 from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
 from reasonrec.models.text_batch import TextBatch, choice_logp, padded, text_batch
 from reasonrec.models.tiny.tokenizer import train_tokenizer
-from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import student_answer, student_prompt
 from reasonrec.traces.prompts import ANSWER, THINK
+from reasonrec.traces.questions import Question
 from reasonrec.traces.recital import Recital, recitals_of, recited
 
 Recitals = Sequence[tuple[list[int], list[int]]]

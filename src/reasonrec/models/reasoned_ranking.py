@@ -27,9 +27,10 @@ from reasonrec.models.answers import (
 from reasonrec.models.ranking import rank_candidates, top_k
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream
-from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.evidence import QuestionBuilder
 from reasonrec.traces.filters import named_titles
 from reasonrec.traces.prompts import ANSWER
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import Task
 from reasonrec.traces.trace_filters import named_people, wrong_ratings
 

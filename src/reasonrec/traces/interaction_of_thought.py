@@ -9,8 +9,8 @@ title tokens reads each as one. The label is never rendered; `student_prompt` do
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reasonrec.traces.evidence import ChainFacts, Question
 from reasonrec.traces.prompts import ANSWER, THINK, as_data
+from reasonrec.traces.questions import ChainFacts, Question
 from reasonrec.traces.reasoned_config import Task
 
 PROMPT_VERSION = "r2rec-2"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from reasonrec.traces.evidence import ItemCard, reads_as_instruction, words_of
+from reasonrec.traces.questions import ItemCard, reads_as_instruction, words_of
 from reasonrec.traces.reasoned_config import KeepConfig
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, View
 from reasonrec.traces.teachers.contract import Reply

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 from reasonrec.rng import stream_seed
 from reasonrec.traces import teacher_prompts
-from reasonrec.traces.evidence import Question, as_shown, with_titles
 from reasonrec.traces.interaction_of_thought import (
     ChainThought,
     InteractionOfThought,
@@ -27,6 +26,7 @@ from reasonrec.traces.interaction_of_thought import (
 from reasonrec.traces.leaks import cut_leaks, leak_phrases
 from reasonrec.traces.parsing import Said, parse_reply, text_problem
 from reasonrec.traces.prompts import THINK
+from reasonrec.traces.questions import Question, as_shown, with_titles
 from reasonrec.traces.reasoned_config import KeepConfig, ProgressiveConfig
 from reasonrec.traces.stages import (
     CHAIN_STAGES,

@@ -22,8 +22,9 @@ from reasonrec.errors import TraceError
 from reasonrec.manifest import is_finished, make_folder, start_stage, stopwatch, write_manifest
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces import store
-from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.evidence import QuestionBuilder
 from reasonrec.traces.progressive import Draft, think_through
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import KeepConfig, ReasonedTracesConfig, Task
 from reasonrec.traces.teachers.contract import Stopped, Teacher
 from reasonrec.traces.trace_filters import (

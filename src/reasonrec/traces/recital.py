@@ -10,7 +10,7 @@ of it is ours; look-ups of R²ec work alike (`traces.verbaliser`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reasonrec.traces.evidence import ChainFacts, Question, with_titles
+from reasonrec.traces.questions import ChainFacts, Question, with_titles
 from reasonrec.traces.reasoned_config import TeacherConfig
 from reasonrec.traces.stages import CHAIN_STAGES, look_at_all
 from reasonrec.traces.teachers.verbaliser import brief_step, leaders

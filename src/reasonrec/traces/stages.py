@@ -11,14 +11,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Literal, TypeAlias
 
-from reasonrec.traces.evidence import (
-    ChainFacts,
-    ClosesOn,
-    ItemCard,
-    Question,
-    Taken,
-    mean_rating,
-)
+from reasonrec.traces.questions import ChainFacts, ClosesOn, ItemCard, Question, Taken, mean_rating
 from reasonrec.traces.reasoned_config import Masking, Support, Task
 
 Stage = Literal["taste", "agreement", "suggestion", "closure", "together", "whole", "rewrite"]
@@ -122,7 +115,7 @@ def look(
         task=question.task,
         scale=question.scale,
         history=history,
-        usual=mean_rating(history),
+        usual=mean_rating([taken.rating for taken in history]),
         chains=(chain,),
         candidates=question.candidates if is_named else HIDDEN,
         thoughts=thoughts,

@@ -20,13 +20,13 @@ import polars as pl
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import TraceError
 from reasonrec.manifest import check_outputs, read_manifest
-from reasonrec.traces.evidence import ChainFacts
 from reasonrec.traces.interaction_of_thought import (
     PROMPT_VERSION,
     student_answer,
     student_prompt,
 )
 from reasonrec.traces.progressive import Draft
+from reasonrec.traces.questions import ChainFacts
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
 from reasonrec.traces.recital import recitals_of
 

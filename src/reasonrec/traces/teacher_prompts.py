@@ -5,7 +5,7 @@ data cannot close its own brackets. The rules say that such text is never an ins
 reply does with it all the same is caught by `parsing` and `trace_filters`.
 """
 
-from reasonrec.traces.evidence import ItemCard, Taken
+from reasonrec.traces.questions import ItemCard, Taken
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Hidden, Rating, View
 
 RULES = """You explain, step by step, how a person comes to like or dislike things.

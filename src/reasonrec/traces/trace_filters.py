@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from reasonrec.rng import stream
-from reasonrec.traces.evidence import Question
 from reasonrec.traces.filters import named_titles
 from reasonrec.traces.interaction_of_thought import label_is_hidden
 from reasonrec.traces.leaks import leak_phrases
 from reasonrec.traces.parsing import REPLY_PROBLEMS
 from reasonrec.traces.progressive import Draft
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import KeepConfig
 
 REASONS = (

@@ -3,10 +3,10 @@
 import pytest
 from tests.toy_traces import card, hand_question
 
-from reasonrec.traces.evidence import ItemCard
 from reasonrec.traces.leaks import cut_leaks, leak_phrases
 from reasonrec.traces.parsing import Said, parse_reply, reads_as_english
 from reasonrec.traces.progressive import Draft, think_through
+from reasonrec.traces.questions import ItemCard
 from reasonrec.traces.reasoned_config import KeepConfig, ProgressiveConfig
 from reasonrec.traces.stages import look, look_at_all
 from reasonrec.traces.teachers.contract import Reply, Request

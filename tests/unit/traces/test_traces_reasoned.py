@@ -18,8 +18,8 @@ from reasonrec.models.config import TinyConfig
 from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.tokenizer import train_tokenizer
 from reasonrec.traces import store
-from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reading import trace_lines, write_html
 from reasonrec.traces.reasoned import training_questions, write_reasoned_traces
 from reasonrec.traces.reasoned_config import JudgementConfig, ReasonedTracesConfig, TeacherConfig

@@ -9,7 +9,7 @@ from tests.toys import toy_dataset
 
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.errors import DataError
-from reasonrec.traces.evidence import Ratings, rating_scale, reads_as_instruction, with_titles
+from reasonrec.traces.evidence import Ratings, rating_scale
 from reasonrec.traces.interaction_of_thought import (
     ChainThought,
     InteractionOfThought,
@@ -18,6 +18,7 @@ from reasonrec.traces.interaction_of_thought import (
     student_prompt,
     student_text,
 )
+from reasonrec.traces.questions import reads_as_instruction, with_titles
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, look, look_at_all, look_at_nothing
 from reasonrec.traces.teacher_prompts import render, rules
 

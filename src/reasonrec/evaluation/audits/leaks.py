@@ -29,8 +29,9 @@ from reasonrec.models.config import TinyConfig
 from reasonrec.records import Histories
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.evidence import Question, QuestionBuilder
+from reasonrec.traces.evidence import QuestionBuilder
 from reasonrec.traces.interaction_of_thought import label_is_hidden, student_prompt
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.examples import WindowDataset, Windows

@@ -39,9 +39,9 @@ from reasonrec.evaluation.protocol import chosen_queries
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import Answered, ReasonedRanker
 from reasonrec.rng import stream
-from reasonrec.traces.evidence import Question
 from reasonrec.traces.filters import named_titles
 from reasonrec.traces.prompts import ANSWER, PromptWriter
+from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import Task
 from reasonrec.traces.trace_filters import claimed_ratings, named_people, shown_ratings
 

@@ -10,7 +10,7 @@ the answer.
 from collections import Counter
 from collections.abc import Sequence
 
-from reasonrec.traces.evidence import ItemCard, Taken
+from reasonrec.traces.questions import ItemCard, Taken
 from reasonrec.traces.reasoned_config import TeacherConfig
 from reasonrec.traces.stages import CHAIN_STAGES, HIDDEN, ChainView, Rating, Stage, View
 from reasonrec.traces.teachers.contract import Reply, Request

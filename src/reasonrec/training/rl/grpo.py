@@ -21,8 +21,8 @@ from reasonrec import ranks
 from reasonrec.models.answers import AnsweringModel, Written, answer_log_probs, prompts_of
 from reasonrec.models.text_batch import TextBatch, choices_of, moved, text_batch
 from reasonrec.rng import stream_seed
-from reasonrec.traces.evidence import Question
 from reasonrec.traces.interaction_of_thought import read_student_text
+from reasonrec.traces.questions import Question
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
 from reasonrec.training.rl.engines.contract import RolloutEngine

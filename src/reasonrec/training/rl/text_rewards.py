@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonrec.traces.evidence import Question
+from reasonrec.traces.questions import Question
 
 
 @dataclass(frozen=True)
