@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import pairwise
@@ -550,3 +551,10 @@ def test_both_methods_join_where_the_first_stage_thinks_too(tmp_path, trained):
 def test_a_start_of_another_method_is_refused(tmp_path, trained):
     with pytest.raises(CheckpointError, match="starts from a folder of `reasonrec train`"):
         train(shop(), config(), out=tmp_path, seed=0, base=BASE, start=trained["r2rec-sft"])
+    # nor from a model that learned what the blend is chosen on
+    served = tmp_path / "served"
+    shutil.copytree(trained["r2rec-sft"].parent / "no-think", served)
+    manifest = json.loads((served / "manifest.json").read_text())
+    (served / "manifest.json").write_text(json.dumps(manifest | {"trained_on": "train+valid"}))
+    with pytest.raises(CheckpointError, match="learned from their targets"):
+        train(shop(), config(), out=tmp_path / "out", seed=0, base=BASE, start=served)
