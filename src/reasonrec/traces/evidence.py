@@ -119,7 +119,7 @@ class QuestionBuilder:
         self._texts = catalogue.table["description"] if "description" in columns else None
         self._kind_of = _numbered(self._categories) if config.alias_titles else {}
         self._cards: dict[int, ItemCard] = {}
-        self._likeness = Likeness(catalogue)
+        self._likeness = Likeness(catalogue, max_share=config.max_word_share)
 
     def card(self, item_index: int) -> ItemCard:
         """Return what may be said of an item."""
@@ -127,7 +127,8 @@ class QuestionBuilder:
             words = self._categories[item_index] if self._categories is not None else None
             text = self._texts[item_index] if self._texts is not None else None
             text = as_data(" ".join((text or "").split()[: self.config.max_text_words]))
-            named = tuple(as_data(str(word)) for word in list([] if words is None else words)[:3])
+            words = list([] if words is None else words)[: self.config.num_categories]
+            named = tuple(as_data(str(word)) for word in words)
             named = tuple(word for word in named if not reads_as_instruction(word))
             is_aliased = bool(self.config.alias_titles)
             self._cards[item_index] = ItemCard(

@@ -16,8 +16,6 @@ from reasonrec.records import Histories
 _WORD = re.compile(r"[^\W_]+")
 MOST_NEAREST = 100
 """Items that are remembered of those alike to one, so that memory stays that of the catalogue."""
-MAX_SHARE = 0.3
-"""Words in a larger share of the items say nothing about any."""
 
 
 class Likeness:
@@ -26,10 +24,13 @@ class Likeness:
     A word must stand in two items at least. The title counts twice; a category is one word.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, *, max_share: float = 0.3) -> None:
+        """Args:
+        max_share: Words in a larger share of the items say nothing about any.
+        """
         words = _words(catalogue)
         num_items = Counter(word for item in words for word in item)
-        known = [w for w, n in num_items.items() if 1 < n <= MAX_SHARE * len(words)]
+        known = [w for w, n in num_items.items() if 1 < n <= max_share * len(words)]
         column = {word: place for place, word in enumerate(known)}
         rows, columns, weights = [], [], []
         for n, item in enumerate(words):

@@ -74,27 +74,24 @@ def parse_reply(
 
 def text_problem(text: str, items: Sequence[ItemCard], keep: KeepConfig) -> str | None:
     """Return why words of a teacher cannot be a thought, None if they can."""
-    if keep.check_language and not reads_as_english(text):
+    if keep.check_language and not reads_as_english(text, keep):
         return "other-language"
     if repeats_item_text(text, items, keep):
         return "repeats-item-text"
     return None
 
 
-def reads_as_english(text: str) -> bool:
-    """Return whether the words outside brackets look English.
-
-    Mostly Latin letters, and, from eight words on, one word in ten among the commonest English
-    ones. Titles may be of any language.
+def reads_as_english(text: str, keep: KeepConfig) -> bool:
+    """Return whether the words outside brackets look English: by their letters, and from eight
+    words on by how many are among the commonest English ones. Titles may be of any language.
     """
     plain = _TITLE.sub(" ", text)
     letters = [c for c in plain if c.isalpha()]
-    if letters and sum(c.isascii() for c in letters) < 0.9 * len(letters):
+    if letters and sum(c.isascii() for c in letters) < keep.least_latin * len(letters):
         return False
     words = words_of(plain)
-    return len(words) < 8 or sum(bool(_ENGLISH.fullmatch(word)) for word in words) >= 0.1 * len(
-        words
-    )
+    num_common = sum(bool(_ENGLISH.fullmatch(word)) for word in words)
+    return len(words) < 8 or num_common >= keep.least_common * len(words)
 
 
 def repeats_item_text(text: str, items: Sequence[ItemCard], keep: KeepConfig) -> bool:

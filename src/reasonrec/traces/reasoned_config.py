@@ -80,6 +80,10 @@ class EvidenceConfig(Config):
     max_ratings: PositiveInt = 21
     """Most different ratings that count as a scale. Sets with more are refused where ratings are
     asked."""
+    max_word_share: float = Field(default=0.3, gt=0, le=1)
+    """Words that stand in a larger share of the items say nothing of likeness."""
+    num_categories: NonNegativeInt = 3
+    """First categories of an item that a teacher reads, at most."""
     max_text_words: NonNegativeInt = 30
     """Words of an item's description that a teacher reads. 0: titles and categories alone."""
     alias_titles: bool | None = None
@@ -133,6 +137,10 @@ class KeepConfig(Config):
     """Most kept traces of one rating, as a multiple of the mean over ratings. None: no balance."""
     check_language: bool = True
     """Whether replies that are not in English are set aside."""
+    least_latin: float = Field(default=0.9, ge=0, le=1)
+    """Share of letters that must be plain Latin ones for that, outside brackets."""
+    least_common: float = Field(default=0.1, ge=0, le=1)
+    """Share of words that must be among the commonest English ones, from eight words on."""
     copied_words: PositiveInt = 10
     """So many words in a row of an item's title or description, outside brackets, are copied and
     not thought: the reply is set aside."""

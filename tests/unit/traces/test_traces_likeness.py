@@ -39,6 +39,13 @@ def test_only_the_last_items_are_looked_at_and_an_empty_history_is_like_nothing(
     assert nearest.tolist() == [[-1, 2], [-1, -1]]
 
 
+@pytest.mark.parametrize(("max_share", "cosine"), [(0.3, 0.0), (0.5, 1.0)])
+def test_words_of_many_items_say_nothing(max_share, cosine):
+    likeness = Likeness(catalogue(["Red", "Red", "One", "Two"]), max_share=max_share)
+    alike, _ = likeness.to_history(Histories.from_lists([[0]]), np.array([[1]]), max_history=1)
+    np.testing.assert_allclose(alike, [[cosine]])
+
+
 def test_categories_and_descriptions_count_too():
     texts = ["a quiet sea", None, "the sea", None, None, None, None]
     kinds = [["War"], ["War"], None, [], None, None, None]
