@@ -147,7 +147,8 @@ def set_section(
         text += more_rows(heading, runs, ablations, "r2rec-sft", [*ABLATIONS, *controls])
     if rated := sorted(folder.glob("seed-*/by-rating/*/manifest.json")):
         words = [f"rated{word}" for word in ("-sft", "-rl", "-direct-sft")]
-        shown = [*words, "r2rec-sft", "direct-sft", "untuned", best]
+        own = max((one for one in BASELINES if one in hits), key=lambda method: hits[method])
+        shown = [*words, "r2rec-sft", "direct-sft", "untuned", own]
         text += more_rows(f"{name}: ranked by ratings", runs, rated, "r2rec-sft", shown)
     transfers = sorted(folder.glob("seed-*/transfer/*/manifest.json"))
     if transfers:
