@@ -107,37 +107,7 @@ def train_stage(
         ranks.first_alone(lambda: _train_gate(dataset, config, out=out, seed=seed, start=start))
         return out
     out = ranks.first_alone(lambda: make_folder(out))
-    stages = list(config.stages)
-    before_it = stage_before(stage, config)
-    is_known = stage in stages or stage == "evidence"  # from which nothing else starts
-    if (start is None) != (before_it is None) or not is_known:
-        raise CheckpointError(
-            "no-think starts from nothing; evidence and sft need --start with a no-think folder, "
-            f"recpo one with a supervised model. Stage {stage} got start = {start}, with stages = "
-            f"{stages}, of which the first starts from the backbone"
-        )
-    inputs = {"data": dataset.fingerprint}
-    if start is not None and before_it is not None:
-        before = checked_manifest(start, dataset)
-        wanted = METHOD_OF_STAGE[before_it]
-        if before["method"] != wanted:
-            raise CheckpointError(
-                f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
-            )
-        if before["trained_on"] != trained_on:
-            raise CheckpointError(
-                f"stage {stage} on {trained_on} must start from a model of the same rows; {start} "
-                f"learned from {before['trained_on']}"
-            )
-        inputs["start"] = before["fingerprint"]
-        if stage == "recpo":
-            config = _thinking_as_taught(config, before, start)
-    reads_evidence = config.head.pointer or config.evidence.in_prompt
-    if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
-        raise ConfigError(
-            "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
-            f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
-        )
+    config, inputs = _checked_start(stage, dataset, config, start, trained_on)
     asked = keys_of(stage, config)
     chosen = None
     if again is not None:
@@ -148,22 +118,7 @@ def train_stage(
         return out
     check_trainable(stage, dataset)
     parts = StageParts(dataset, config, seed)
-    model = (
-        build_model(
-            dataset.catalogue,
-            backbone=config.backbone,
-            tiny=config.tiny,
-            head=config.head,
-            seed=seed,
-            prompt=config.prompt,
-            weights=config.weights,
-        )
-        if start is None
-        else ReasoningRecommender.from_pretrained(start / "model")
-    )
-    if model.pointer is not None:
-        counts = np.bincount(dataset.train.item_index, minlength=dataset.num_items)
-        model.pointer.count(torch.from_numpy(counts))
+    model = _model_to_train(dataset, config, start, seed)
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )
@@ -210,6 +165,71 @@ def train_stage(
 
     ranks.first_alone(finish)
     return out
+
+
+def _checked_start(
+    stage: Stage, dataset: Dataset, config: R2ecConfig, start: Path | None, trained_on: str
+) -> tuple[R2ecConfig, dict[str, str]]:
+    """Return the configuration of a stage, with its start's thoughts, and what goes into it.
+
+    Raises:
+        CheckpointError: ``start`` is not what the stage starts from.
+        ConfigError: The stage needs something that is turned off.
+    """
+    stages = list(config.stages)
+    before_it = stage_before(stage, config)
+    is_known = stage in stages or stage == "evidence"  # from which nothing else starts
+    if (start is None) != (before_it is None) or not is_known:
+        raise CheckpointError(
+            "no-think starts from nothing; evidence and sft need --start with a no-think folder, "
+            f"recpo one with a supervised model. Stage {stage} got start = {start}, with stages = "
+            f"{stages}, of which the first starts from the backbone"
+        )
+    inputs = {"data": dataset.fingerprint}
+    if start is not None and before_it is not None:
+        before = checked_manifest(start, dataset)
+        wanted = METHOD_OF_STAGE[before_it]
+        if before["method"] != wanted:
+            raise CheckpointError(
+                f"stage {stage} starts from a {wanted} folder; {start} holds {before['method']}"
+            )
+        if before["trained_on"] != trained_on:
+            raise CheckpointError(
+                f"stage {stage} on {trained_on} must start from a model of the same rows; {start} "
+                f"learned from {before['trained_on']}"
+            )
+        inputs["start"] = before["fingerprint"]
+        if stage == "recpo":
+            config = _thinking_as_taught(config, before, start)
+    reads_evidence = config.head.pointer or config.evidence.in_prompt
+    if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
+        raise ConfigError(
+            "the stage evidence needs head.pointer and thought.num_lookups of 1 or more; got "
+            f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
+        )
+    return config, inputs
+
+
+def _model_to_train(
+    dataset: Dataset, config: R2ecConfig, start: Path | None, seed: int
+) -> ReasoningRecommender:
+    model = (
+        build_model(
+            dataset.catalogue,
+            backbone=config.backbone,
+            tiny=config.tiny,
+            head=config.head,
+            seed=seed,
+            prompt=config.prompt,
+            weights=config.weights,
+        )
+        if start is None
+        else ReasoningRecommender.from_pretrained(start / "model")
+    )
+    if model.pointer is not None:
+        counts = np.bincount(dataset.train.item_index, minlength=dataset.num_items)
+        model.pointer.count(torch.from_numpy(counts))
+    return model
 
 
 def _chosen_before(again: Path, dataset: Dataset, asked: dict[str, Any]) -> dict[str, Any]:
