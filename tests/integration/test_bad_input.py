@@ -335,7 +335,6 @@ def test_a_setting_that_cannot_work_is_bad_usage_said_in_few_words(
         (["train", "r2ec", "--data", "DATA", "--start", "DATA"], "takes no --start"),
         (["train", "sft", "--data", "DATA", "--again", "DATA"], "--again is for r2ec"),
         (["train", "r2ec", "--data", "DATA", "--again", "DATA", "--seed", "1"], "alone. Got r2ec"),
-        (["train", "r2ec", "--data", "DATA", "--again", "DATA"], "must be a folder of"),
         (["train", "no-think", "--data", "DATA", "--lookups", "DATA"], "is for what looks up"),
         (["evaluate", "popularity", "--data", "DATA", "--protocols", "candidates-1"], "C of 2"),
         (["evaluate", "popularity", "--data", "DATA", "--part", "train"], "'valid' or 'test'"),
@@ -369,6 +368,8 @@ def test_an_output_or_source_that_cannot_be_is_a_stated_failure(
     assert "the source must be a folder" in shell.fails("demo", tmp_path / "none", *new)
     assert "prepare` it first" in shell.fails("chains", "--data", shop, *new)
     assert "must exist" in shell.fails("chains", "--data", tmp_path / "none", *new)
+    again = ("train", "r2ec", "--data", finished / "data", "--again", finished / "data")
+    assert "must be a folder of `reasonrec train r2ec`" in shell.fails(*again, *new)
     other = shell.fails("chains", "--data", finished / "no-think", *new)
     assert "written by stage 'train'" in other
 
