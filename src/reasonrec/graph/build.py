@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.graph import orders
+from reasonrec.graph import kernels, orders
 
 _MOST = 2**31 - 1
 
@@ -39,13 +39,16 @@ class GraphArrays(NamedTuple):
     """(B,), int32, ascending from 0: starts of B periods with about as many events each."""
     num_before: np.ndarray
     """(N, B), int32. Occurrences of each item before each bound: where a search by time begins."""
+    pair_filter: np.ndarray
+    """(bytes,), uint8. A bit set for each user and item: most pairs without an event are told from
+    it alone, at any time, and all others are searched for."""
 
 
 @dataclass(frozen=True)
 class InteractionGraph:
     """E training events, reachable by user (in time order) and by item (by time and by user).
 
-    An event is named by its row in the training log. At most 28 bytes an event beside the
+    An event is named by its row in the training log. At most 30 bytes an event beside the
     log itself.
     """
 
@@ -100,6 +103,7 @@ class InteractionGraph:
                 num_before=frozen_array(
                     orders.counts_before(in_time_order, item_offsets, bounds), np.int32
                 ),
+                pair_filter=frozen_array(kernels.filter_of_pairs(users, items), np.uint8),
             ),
             first_time=first_time,
             has_times=has_times,

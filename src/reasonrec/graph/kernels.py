@@ -13,14 +13,14 @@ from numba import njit
 
 TRY_COST = 40
 """What a proposal for a chain costs, in events read one after the other."""
-LEAST_COST = 4000
+NUM_AT_ONCE = 8
+"""Proposals that are made together."""
+LEAST_COST = 200
 """Below as many events, all are read without any proposal."""
 _WALK_COST = 4
 """What an event of a neighbour costs, who must be looked for first."""
 _LONG_LOG = 256
 """As many events a neighbour has at most, as far as the number of proposals goes."""
-_SEARCH_COST = 150
-"""What a search for an edge costs."""
 _BARE: dict[str, Any] = {"nogil": True, "cache": True, "_nrt": False}
 """Without reference counts, which cost more than the work: such a loop allocates nothing."""
 _INLINED: dict[str, Any] = _BARE | {"forceinline": True}
@@ -93,6 +93,26 @@ def _num_older_in(g, item, asked_at, period):
 def num_older(g, item, asked_at):
     """Return how many occurrences of an item are before ``asked_at``."""
     return _num_older_in(g, item, asked_at, _period(g, asked_at))
+
+
+@njit(**_INLINED)
+def _place_of_pair(pair_filter, user, item):
+    """Return the bit of a filter (Bloom's, with one hash) that stands for a user and an item."""
+    key = (np.uint64(user) << np.uint64(32) | np.uint64(item)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.int64((key >> np.uint64(24)) & np.uint64(8 * len(pair_filter) - 1))
+
+
+@njit(nogil=True, cache=True)
+def filter_of_pairs(event_user, event_item):
+    """Return a filter of which user took which item: 8 to 16 bits an event, a power of two."""
+    size = 8
+    while size < len(event_user):
+        size *= 2
+    pair_filter = np.zeros(size, np.uint8)
+    for event in range(len(event_user)):
+        place = _place_of_pair(pair_filter, event_user[event], event_item[event])
+        pair_filter[place >> 3] |= np.uint8(1 << (place & 7))
+    return pair_filter
 
 
 @njit(nogil=True, cache=True)
@@ -482,6 +502,12 @@ class Scratch(NamedTuple):
     """(U,), items that each of them shares with the history."""
     last: np.ndarray
     """(U,), the slot that was counted last for each of them."""
+    try_slot: np.ndarray
+    """(``NUM_AT_ONCE``,), slots that are proposed at once."""
+    try_place: np.ndarray
+    """(``NUM_AT_ONCE``,), the events proposed there, among occurrences; -1 without."""
+    try_user: np.ndarray
+    """(``NUM_AT_ONCE``,), whose they are, if they may close the chain; else -1."""
     chain_key: np.ndarray
     """(K,), waiting times of the neighbours drawn."""
     chain_slot: np.ndarray
@@ -510,6 +536,9 @@ def scratch(num_users, num_items, longest, num_chains=1):
         touched=np.empty(num_users, np.int32),
         overlap=np.empty(num_users, np.int32),
         last=np.empty(num_users, np.int32),
+        try_slot=np.empty(NUM_AT_ONCE, np.int64),
+        try_place=np.empty(NUM_AT_ONCE, np.int64),
+        try_user=np.empty(NUM_AT_ONCE, np.int64),
         chain_key=np.empty(num_chains),
         chain_slot=np.empty(num_chains, np.int64),
         chain_event=np.empty(num_chains, np.int64),
@@ -527,6 +556,13 @@ def first_event(g, item, user, limit):
         return -1
     event = g.taker_event[low]
     return event if event < end and g.event_time[event] < limit else -1
+
+
+@njit(**_INLINED)
+def _may_know(g, user, item):
+    """Return whether a user may ever have taken an item: never False for one who did."""
+    place = _place_of_pair(g.pair_filter, user, item)
+    return (g.pair_filter[place >> 3] >> (place & 7)) & 1
 
 
 @njit(**_INLINED)
@@ -608,23 +644,40 @@ def _below(state, stop):
 
 
 @njit(**_INLINED)
-def _proposal(g, s, size, state, limit, period, by_degree, num_all):
+def _proposal(g, s, size, draw, by_degree, num_all):
     """Return a slot and an older event of another user on it, as a place among occurrences.
 
     Each item alike and then each of its events alike: 1 / degree to an event. Or, if not
     ``by_degree``, each of the ``num_all`` events alike. The place is -1 where an item has no event.
+    All items must have been counted.
     """
     if by_degree:
-        slot = _below(state, size)
-        others = _others(g, s, slot, limit, period)
-        rank = _below(mixed(state, 1), others)
+        slot = _below(draw, size)
+        others = s.num_others[slot]
+        rank = _below(mixed(draw, 1), others)
     else:
-        rank, slot = _below(state, num_all), 0
+        rank, slot = _below(draw, num_all), 0
         while rank >= s.num_others[slot]:
             rank -= s.num_others[slot]
             slot += 1
         others = s.num_others[slot]
     return slot, _occurrence(g, s, slot, rank) if others else -1
+
+
+@njit(**_INLINED)
+def _try(g, s, size, candidate, state, num_tries, by_degree, num_all):
+    """Propose several events at once and note whose user may have taken the candidate.
+
+    What each reads lies far apart in memory, and is waited for together.
+    """
+    for t in range(NUM_AT_ONCE):
+        draw = mixed(state, num_tries + t)
+        s.try_slot[t], s.try_place[t] = _proposal(g, s, size, draw, by_degree, num_all)
+    for t in range(NUM_AT_ONCE):
+        s.try_user[t] = g.occurrence_user[max(s.try_place[t], 0)]
+    for t in range(NUM_AT_ONCE):
+        may_close = _may_know(g, s.try_user[t], candidate) & (s.try_place[t] >= 0)
+        s.try_user[t] = s.try_user[t] if may_close else -1
 
 
 @njit(**_INLINED)
@@ -700,15 +753,6 @@ def _overlap_with_takers(g, s, size, user, limit, period, num_touched, num_event
             s.overlap[t] = _shared(g, s, s.touched[t], limit)
     else:
         _overlap_by_item(g, s, size, user, limit, period, num_touched, False)
-
-
-@njit(**_INLINED)
-def _cost_of_all(g, s, size, limit, period):
-    """Return about how many events ``_overlap_by_item`` counts, judged by the latest items."""
-    num_seen, num_slots = 0, min(size, 4)
-    for slot in range(size - num_slots, size):
-        num_seen += _others(g, s, slot, limit, period)
-    return num_seen * size // num_slots
 
 
 @njit(**_BARE)
@@ -864,43 +908,30 @@ def sample_candidate_closed(
             continue
         state = mixed(mixed(mixed(seed, user), candidate), asked_at[row])
         found = 0
-        cost = _cost_of_all(g, s, size, limit, period)
+        cost = _count_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
-        num_all = 0
-        if by_overlap and budget >= LEAST_COST:
-            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
-        proposes = num_all > 0
         by_taker = num_takers * usual_log * _WALK_COST < cost
-        # the more takers, the more costs noting them, and the fewer proposals are made
-        num_asked = num_chains * len(s.slot_of_user) // num_takers
-        notes = not by_taker if not proposes else num_takers < num_asked * _SEARCH_COST
-        for place in range(first, stop if notes else first):
-            s.is_noted[g.occurrence_user[place]] = True
-        if notes and user >= 0:
-            s.is_noted[user] = False
-        if proposes:
-            walk, spent = mixed(state, size), 0
-            while found < num_chains and spent < budget:
-                walk = mixed(walk, spent)
-                spent += TRY_COST
-                slot, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
-                if place < 0:
-                    continue
-                neighbour = g.occurrence_user[place]
-                if notes and not s.is_noted[neighbour]:
-                    continue
-                last = first_event(g, candidate, neighbour, limit)
-                if last < 0 or _is_among(neighbour, out_users, row, found):
-                    continue
-                event = g.occurrence_event[place]
-                if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
-                    continue  # a second time on the item gives no second chance
-                out_users[row, found, 0] = neighbour
-                out_items[row, found, 0], out_items[row, found, 1] = s.item[slot], candidate
-                out_events[row, found, 0], out_events[row, found, 1] = event, last
-                out_weight[row, found] = _rate(g, s, slot, limit, period, by_degree)
-                out_position[row, found] = s.position[slot]
-                found += 1
+        if by_overlap and budget >= LEAST_COST:
+            num_tries = 0
+            while found < num_chains and num_tries * TRY_COST < budget:
+                _try(g, s, size, candidate, state, num_tries, by_degree, cost)
+                num_tries += NUM_AT_ONCE
+                for t in range(NUM_AT_ONCE):
+                    slot, place, neighbour = s.try_slot[t], s.try_place[t], s.try_user[t]
+                    if neighbour < 0 or found == num_chains:
+                        continue
+                    last = first_event(g, candidate, neighbour, limit)
+                    if last < 0 or _is_among(neighbour, out_users, row, found):
+                        continue
+                    event = g.occurrence_event[place]
+                    if has_repeats and first_event(g, s.item[slot], neighbour, limit) != event:
+                        continue  # a second time on the item gives no second chance
+                    out_users[row, found, 0] = neighbour
+                    out_items[row, found, 0], out_items[row, found, 1] = s.item[slot], candidate
+                    out_events[row, found, 0], out_events[row, found, 1] = event, last
+                    out_weight[row, found] = _rate(g, s, slot, limit, period, by_degree)
+                    out_position[row, found] = s.position[slot]
+                    found += 1
         if found < num_chains:
             s.chain_key[:] = np.inf
             if by_taker:
@@ -916,15 +947,16 @@ def sample_candidate_closed(
                             out_users,
                         )  # fmt: skip
             else:
-                for place in range(first, first if notes else stop):
+                for place in range(first, stop):
                     s.is_noted[g.occurrence_user[place]] = True
                 if user >= 0:
                     s.is_noted[user] = False
-                notes = True
                 _offer_noted(
                     g, s, s.is_noted, size, limit, period, by_overlap, by_degree, state, found, row,
                     out_users,
                 )  # fmt: skip
+                for place in range(first, stop):
+                    s.is_noted[g.occurrence_user[place]] = False
             for k in range(found, num_chains):
                 neighbour, slot = out_users[row, k, 0], s.chain_slot[k]
                 if neighbour < 0:
@@ -940,8 +972,6 @@ def sample_candidate_closed(
                 out_events[row, k, 1] = first_event(g, candidate, neighbour, limit)
                 out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
-        for place in range(first, stop if notes else first):
-            s.is_noted[g.occurrence_user[place]] = False
         _unmark(s, size)
 
 
@@ -963,17 +993,15 @@ def sample_history_closed(
         state = mixed(state, s.item[size - 1])
         num_found = 0
         period = _period(g, limit)
-        cost = 3 * _cost_of_all(g, s, size, limit, period)
-        num_all = 0
-        if by_overlap and cost >= LEAST_COST:
-            num_all = 1 if by_degree else _count_all(g, s, size, limit, period)
-        proposes, is_read = num_all > 0, False
+        num_all = _count_all(g, s, size, limit, period)
+        cost = 3 * num_all
+        proposes, is_read = by_overlap and cost >= LEAST_COST, False
         walk, spent = mixed(state, size), 0
         while num_found < num_chains:
             if proposes and spent < cost:
                 walk = mixed(walk, spent)
                 spent += TRY_COST
-                one, place = _proposal(g, s, size, walk, limit, period, by_degree, num_all)
+                one, place = _proposal(g, s, size, walk, by_degree, num_all)
                 if place < 0:
                     continue
                 neighbour, event = g.occurrence_user[place], g.occurrence_event[place]
