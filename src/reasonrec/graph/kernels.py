@@ -17,6 +17,8 @@ NUM_AT_ONCE = 8
 """Proposals that are made together."""
 LEAST_COST = 200
 """Below as many events, all are read without any proposal."""
+_AFFINITY = 5
+"""As many times as anybody, who took a history item also took the candidate: a guess."""
 _WALK_COST = 4
 """What an event of a neighbour costs, who must be looked for first."""
 _LONG_LOG = 256
@@ -911,7 +913,8 @@ def sample_candidate_closed(
         cost = _count_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
         by_taker = num_takers * usual_log * _WALK_COST < cost
-        if by_overlap and budget >= LEAST_COST:
+        likely_tries = num_chains * len(s.slot_of_user) // (num_takers * _AFFINITY)
+        if by_overlap and likely_tries * TRY_COST < budget and budget >= LEAST_COST:
             num_tries = 0
             while found < num_chains and num_tries * TRY_COST < budget:
                 _try(g, s, size, candidate, state, num_tries, by_degree, cost)
