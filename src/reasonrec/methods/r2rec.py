@@ -23,8 +23,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from pydantic import ValidationError
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 from reasonrec import ranks
 from reasonrec.baselines.contract import Recommender
@@ -66,6 +64,7 @@ from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
 from reasonrec.traces.together import fit_named
+from reasonrec.training.blending import likeliest_weights
 from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import keep_batch
 from reasonrec.training.loop import Validate, fit
@@ -527,7 +526,7 @@ def _others(dataset: Dataset, config: R2recConfig) -> list[Recommender]:
     return [fit_named(name, dataset, recency_power=power) for name in names]
 
 
-def _validation(
+def validation_queries(
     dataset: Dataset, config: R2recConfig, num_queries: int | None = None
 ) -> tuple[Queries, np.ndarray]:
     """Return the validation queries that choose, and their candidates (Q, C), the target first."""
@@ -541,7 +540,7 @@ def _validation(
 
 
 def _validate(ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig) -> Validate:
-    queries, candidates = _validation(dataset, config)
+    queries, candidates = validation_queries(dataset, config)
     histories = queries.histories()
 
     def measure(_: ReasoningRecommender) -> dict[str, float]:
@@ -570,34 +569,20 @@ def calibrated_blend(
 ) -> dict[str, float]:
     """Return the weights of the experts under which validation's targets are likeliest.
 
-    A conditional logit over each query's candidates. All weights but that of ``events`` are at
-    least 0: the others count popular items too, which may be too much.
-
     Args:
         ranker: One that ranks by the answers alone.
         experts: Those that may speak, all by default; without ``answers``, no thought is read.
     """
     experts = ranker.expert_names if experts is None else experts
-    queries, candidates = _validation(dataset, config, config.num_blend_queries)
+    queries, candidates = validation_queries(dataset, config, config.num_blend_queries)
     histories = queries.histories()
     answers = np.zeros(candidates.shape)
     if "answers" in experts:
         answers = ranker.score_candidates(histories, candidates).scores
     first = ranker.first_stage.score(histories).scores
     said = ranker.experts(histories, candidates, answers, first)
-    columns = np.stack([said[name] for name in experts], axis=-1)
-    padding, ridge = np.where(candidates >= 0, 0.0, -np.inf), config.blend_ridge
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        logp = log_softmax(columns @ weights + padding, axis=1)
-        expected = (np.exp(logp)[..., None] * columns).sum(axis=1)
-        gradient = (expected - columns[:, 0]).mean(axis=0) + 2 * ridge * weights
-        return float(-logp[:, 0].mean() + ridge * (weights**2).sum()), gradient
-
-    bounds = [(None, None) if name == "events" else (0.0, None) for name in experts]
-    start = np.array([float(name == "answers") for name in experts])
-    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B")
-    return {name: float(weight) for name, weight in zip(experts, found.x, strict=True)}
+    heard = {name: said[name] for name in experts}
+    return likeliest_weights(heard, candidates, ridge=config.blend_ridge)
 
 
 def _measured_order(
@@ -605,7 +590,7 @@ def _measured_order(
 ) -> dict[str, Any] | None:
     if config.task == "rated" or not config.ranking.num_orders_measured:
         return None
-    queries, candidates = _validation(dataset, config)
+    queries, candidates = validation_queries(dataset, config)
     effect = order_effect(
         ranker, queries.histories(), candidates, num_orders=config.ranking.num_orders_measured
     )

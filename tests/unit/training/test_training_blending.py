@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from reasonrec.training.blending import likeliest_weights
+
+
+def said(*targets_ahead: float) -> dict[str, np.ndarray]:
+    """One expert and two candidates, by how far the target is ahead in its words."""
+    return {"answers": np.array([[ahead, 0.0] for ahead in targets_ahead])}
+
+
+TWO = np.array([[0, 1]] * 4)
+
+
+def test_the_weight_is_the_log_odds_of_being_right() -> None:
+    """Right by 1 in three of four: the sigmoid of the weight is 3/4, the weight log 3."""
+    found = likeliest_weights(said(1, 1, 1, -1), TWO, ridge=0.0)
+    assert found["answers"] == pytest.approx(np.log(3), abs=1e-4)
+
+
+def test_a_ridge_pulls_towards_nothing() -> None:
+    """Then (1/2 - 1/4) of the gradient at 0 is held by 2 * ridge * weight near it."""
+    found = likeliest_weights(said(1, 1, 1, -1), TWO, ridge=100.0)
+    assert found["answers"] == pytest.approx(0.25 / 200, rel=0.01)
+
+
+def test_who_is_wrong_counts_for_nothing_unless_it_may_be_turned_round() -> None:
+    wrong = said(-1, -1, -1, 1)
+    assert likeliest_weights(wrong, TWO, ridge=0.0)["answers"] == 0.0
+    turned = likeliest_weights(wrong, TWO, ridge=0.0, may_be_negative=("answers",))
+    assert turned["answers"] == pytest.approx(-np.log(3), abs=1e-4)
+
+
+def test_no_weight_falls_below_its_least() -> None:
+    found = likeliest_weights(said(1, 1, 1, -1), TWO, ridge=0.0, least={"answers": 2.0})
+    assert found["answers"] == 2.0
+
+
+def test_padding_is_no_candidate() -> None:
+    wide = {"answers": np.pad(said(1, 1, 1, -1)["answers"], ((0, 0), (0, 2)))}
+    padded = np.pad(TWO, ((0, 0), (0, 2)), constant_values=-1)
+    found = likeliest_weights(wide, padded, ridge=0.0)
+    assert found["answers"] == pytest.approx(np.log(3), abs=1e-4)
