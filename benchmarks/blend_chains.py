@@ -27,24 +27,22 @@ from reasonrec.data.dataset import Dataset, Part
 from reasonrec.evaluation.candidates import Negatives, draw_candidates
 from reasonrec.evaluation.protocol import chosen_queries
 from reasonrec.evaluation.significance import paired_test
-from reasonrec.graph.sampling import weigh_steps
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2rec
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.metrics import hit
+from reasonrec.models.config import Holds
 from reasonrec.models.ranking import rank_candidates
-from reasonrec.models.reasoned_ranking import ReasonedRanker
-from reasonrec.training.blending import likeliest_weights
+from reasonrec.models.reasoned_ranking import HELD, ReasonedRanker
+from reasonrec.training.blending import held_weights
 
 LAST = Path("r2rec") / "r2rec-rl"
 PARTS: tuple[Part, ...] = ("valid", "test")
 BARE = "/no-chains"
-APART = ("default", "popular")
-"""Ideas that are not compared with the default: itself, and one with other candidates."""
-CHAINS = ("steps", "count", "far")
+APART = ("likeliest", "popular", "popular-held")
+"""Ideas that are not compared with the first one: itself, and those with other candidates."""
+CHAINS = ("steps", "near", "count")
 """Experts that speak of chains, and fall silent where these are taken out."""
-FAR: dict[str, Any] = {"window": 20, "reverse_share": 0.5, "recency_power": 1.0, "total_power": 0.7}
-"""Chains of up to 20 steps, from the last 50 items."""
 Said = dict[str, np.ndarray]
 """What each expert says of the candidates. (Q, C) each."""
 
@@ -54,25 +52,27 @@ class Idea:
     """What a blend weighs, beside the default."""
 
     told: str
-    left_out: tuple[str, ...] = ("far",)
+    left_out: tuple[str, ...] = ("near",)
     """Experts that are not weighed; ``histories`` stands for EASE and iALS."""
-    holds: bool = False
-    """Whether chains count at least as much as beside answers, events and words alone."""
+    holds: Holds = "nothing"
     negatives: Negatives = "uniform"
 
 
 IDEAS = {
-    "default": Idea("chains of 5 steps from the last 20 items, and all other experts"),
-    "far": Idea("chains of 20 steps from the last 50 items instead", ("steps",)),
-    "no-histories": Idea("nothing that learned whole histories (EASE, iALS)", ("far", "histories")),
-    "far-no-histories": Idea("both", ("steps", "histories")),
-    "far-no-first": Idea("no first stage either", ("steps", "histories", "first")),
-    "far-no-events": Idea("far, without how often an item was taken", ("steps", "events")),
-    "far-held": Idea("far, at the weight that chains have without histories and first stage",
-                     ("steps",), holds=True),
-    "popular": Idea("far; candidates are drawn by popularity, in fitting too", ("steps",),
-                    negatives="popular"),
-}  # fmt: skip
+    "likeliest": Idea("all experts; chains of 5 steps from the last 20 items", ("steps",)),
+    "far": Idea("chains of up to 20 steps from the last 50 items instead"),
+    "no-histories": Idea("`likeliest`, less EASE and iALS", ("steps", "histories")),
+    "far-no-histories": Idea("`far`, less EASE and iALS", ("near", "histories")),
+    "far-no-first": Idea("less the first stage, too", ("near", "histories", "first")),
+    "far-no-events": Idea("`far`, less how often an item was taken", ("near", "events")),
+    "held": Idea("`likeliest`, chains held", ("steps",), "chains"),
+    "held-answers": Idea("`likeliest`, chains and answers held", ("steps",), "chains-and-answers"),
+    "far-held": Idea("`far`, chains held", holds="chains"),
+    "far-held-answers": Idea("`far`, chains and answers held", holds="chains-and-answers"),
+    "popular": Idea("`far`; candidates are drawn by popularity", negatives="popular"),
+    "popular-held": Idea("`far-held`, likewise", holds="chains", negatives="popular"),
+}
+"""Held experts count at least as much as where the first stage, EASE and iALS are silent."""
 
 
 def main() -> None:
@@ -105,14 +105,12 @@ def ranked(data: Path, folder: Path) -> Said:
     rows: Said = {}
     for word, idea in IDEAS.items():
         silent = {*idea.left_out, *(histories if "histories" in idea.left_out else ())}
+        held = () if idea.holds == "nothing" else (*HELD[idea.holds], "near")
         candidates, said, _ = heard(rankers, dataset, "valid", idea.negatives, folder)
-        said = {name: said[name] for name in said if name not in silent}
-        least: dict[str, float] = {}
-        if idea.holds:
-            few = {name: said[name] for name in said if name not in (*histories, "first")}
-            weights = likeliest_weights(few, candidates, ridge=config.blend_ridge)
-            least = {name: weights[name] for name in CHAINS if name in weights}
-        weights = likeliest_weights(said, candidates, ridge=config.blend_ridge, least=least)
+        weights = held_weights(
+            {name: said[name] for name in said if name not in silent}, candidates,
+            ridge=config.blending.ridge, held=held, rivals=ranker.rivals,
+        )  # fmt: skip
         for part in PARTS:
             candidates, *both = heard(rankers, dataset, part, idea.negatives, folder)
             for end, said in zip(("", BARE), both, strict=True):
@@ -137,7 +135,7 @@ def heard(
     kept = folder / "blend" / f"{part}-{negatives}.npz"
     if not kept.exists():
         queries = dataset.test if part == "test" else dataset.valid
-        limit = NUM_QUERIES if part == "test" else R2recConfig().num_blend_queries
+        limit = NUM_QUERIES if part == "test" else R2recConfig().blending.num_queries
         rows = chosen_queries(queries, None, limit, part)
         candidates = draw_candidates(
             dataset, part, num_candidates=20, seed=0, negatives=negatives
@@ -145,12 +143,13 @@ def heard(
         histories = queries.take(rows).histories()
         first = rankers[0].first_stage.score(histories).scores
         arrays: dict[str, Any] = {"candidates": candidates}
-        far = weigh_steps(rankers[0].builder.graph, histories, candidates, max_history=50, **FAR)
-        share = far / np.maximum(far.sum(axis=1, keepdims=True), 1e-9)
+        near = rankers[0].builder.weights(histories, candidates)["steps"]
+        share = near / np.maximum(near.sum(axis=1, keepdims=True), 1e-9)
+        near = np.where(candidates >= 0, np.log(share + rankers[0].blending.least_share), 0.0)
         for end, ranker in zip(("", BARE), rankers, strict=True):
             answers = ranker.score_candidates(histories, candidates).scores
             said = ranker.experts(histories, candidates, answers, first)
-            said["far"] = np.where(candidates >= 0, np.log(share + ranker.least_share), 0.0)
+            said["near"] = near
             silent = CHAINS if end else ()
             arrays |= {name + end: said[name] * (name not in silent) for name in said}
         kept.parent.mkdir(exist_ok=True)
@@ -169,7 +168,7 @@ def section(name: str, hits: Said, trained: list[Path]) -> str:
     lines = [
         f"## {name}",
         "",
-        f"Seeds {seeds}; commit {commits}; {len(hits['test/default']):,} test queries.",
+        f"Seeds {seeds}; commit {commits}; {len(hits['test/likeliest']):,} test queries.",
         "",
         "| idea | HR@1, validation | HR@1, test | without chains | relative | 95 % interval | p |",
         "| --- | --: | --: | --: | --: | --: | --: |",
@@ -211,7 +210,7 @@ def write_page(found: list[tuple[str, Said]], sections: list[str]) -> None:
         "| HR@1 of | against | each set | on average | 95 % interval | p |",
         "| --- | --- | --- | --: | --: | --: |",
         *(over_all(found, f"test/{word}{BARE}", f"test/{word}") for word in IDEAS),
-        *(over_all(found, f"test/{word}", "test/default") for word in IDEAS if word not in APART),
+        *(over_all(found, f"test/{word}", "test/likeliest") for word in IDEAS if word not in APART),
         "",
     ]
     page = ROOT / "docs" / "results" / "blend-chains.md"

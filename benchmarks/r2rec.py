@@ -350,7 +350,7 @@ def weights_of(folder: Path, dataset: Dataset) -> Mapping[str, float] | None:
 def said_of(folder: Path, what: object, blend: bool) -> str:
     """Return what a measured row rests on: it is measured anew where that changes."""
     is_blended = blend and what is not None  # rows that keep the name of their folder have none
-    blended = f" with {', '.join(R2recConfig().blend_with)}" if is_blended else ""
+    blended = f" with {', '.join(R2recConfig().blending.others)}" if is_blended else ""
     return f"{source(folder)} {what} {blend}{blended}"
 
 

@@ -53,7 +53,7 @@ from reasonrec.models.answers import (
 )
 from reasonrec.models.backbone import build_model, catalogue_titles
 from reasonrec.models.ranking import rank_candidates
-from reasonrec.models.reasoned_ranking import ReasonedRanker, order_effect
+from reasonrec.models.reasoned_ranking import HELD, ReasonedRanker, order_effect
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.evidence import QuestionBuilder, rating_scale
@@ -64,7 +64,7 @@ from reasonrec.traces.reasoned_config import EvidenceConfig
 from reasonrec.traces.store import read_traces
 from reasonrec.traces.teachers.choice import build_teacher
 from reasonrec.traces.together import fit_named
-from reasonrec.training.blending import likeliest_weights
+from reasonrec.training.blending import held_weights
 from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import keep_batch
 from reasonrec.training.loop import Validate, fit
@@ -514,15 +514,15 @@ def _ranker(
         num_candidates=config.ranking.num_candidates,
         num_orders=config.ranking.num_orders,
         others=_others(dataset, config),
-        least_share=config.blend_least_share,
+        blending=config.blending,
         seed=seed,
     )
 
 
 def _others(dataset: Dataset, config: R2recConfig) -> list[Recommender]:
     """Return the baselines that a blend weighs too."""
-    power = config.blend_recency_power
-    names = config.blend_with if config.blend else ()
+    power = config.blending.recency_power
+    names = config.blending.others if config.blend else ()
     return [fit_named(name, dataset, recency_power=power) for name in names]
 
 
@@ -569,20 +569,24 @@ def calibrated_blend(
 ) -> dict[str, float]:
     """Return the weights of the experts under which validation's targets are likeliest.
 
+    What ``blending.holds`` names counts at least as much as without its rivals.
+
     Args:
         ranker: One that ranks by the answers alone.
         experts: Those that may speak, all by default; without ``answers``, no thought is read.
     """
     experts = ranker.expert_names if experts is None else experts
-    queries, candidates = validation_queries(dataset, config, config.num_blend_queries)
+    queries, candidates = validation_queries(dataset, config, config.blending.num_queries)
     histories = queries.histories()
     answers = np.zeros(candidates.shape)
     if "answers" in experts:
         answers = ranker.score_candidates(histories, candidates).scores
     first = ranker.first_stage.score(histories).scores
     said = ranker.experts(histories, candidates, answers, first)
-    heard = {name: said[name] for name in experts}
-    return likeliest_weights(heard, candidates, ridge=config.blend_ridge)
+    return held_weights(
+        {name: said[name] for name in experts}, candidates, ridge=config.blending.ridge,
+        held=HELD[config.blending.holds], rivals=ranker.rivals,
+    )  # fmt: skip
 
 
 def _measured_order(
@@ -642,12 +646,8 @@ def _keys_of(stage: Stage, config: R2recConfig) -> dict[str, Any]:
     if stage != "untuned":
         kept += [
             "blend",
-            "blend_with",
-            "blend_recency_power",
-            "blend_least_share",
-            "blend_ridge",
+            "blending",
             "num_valid_candidates",
-            "num_blend_queries",
             "num_valid_queries",
             {"r2rec-sft": "sft", "r2rec-rl": "rl"}[stage],
         ]

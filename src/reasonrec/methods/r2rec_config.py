@@ -9,7 +9,6 @@ from typing import Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -17,7 +16,7 @@ from pydantic import (
 )
 
 from reasonrec.config import Config
-from reasonrec.traces.config import Together
+from reasonrec.models.config import BlendingConfig
 from reasonrec.traces.reasoned_config import ReasonedTracesConfig, Task
 from reasonrec.training.config import EngineConfig, OptimiserConfig
 from reasonrec.training.reasoned_config import GrpoConfig
@@ -136,21 +135,9 @@ class R2recConfig(Config):
     ranking: ReasonedRankingConfig = ReasonedRankingConfig()
     blend: bool = True
     """Whether the ranking weighs the answers together with the first stage, the support of chains,
-    the number of events, the likeness of words, and ``blend_with``, by the weights under which
-    validation's targets are likeliest (ours). R2Rec ranks by the answer alone: False."""
-    blend_with: tuple[Together, ...] = ("auto", "ials")
-    """Baselines that a blend weighs too: what goes with the whole history. They learn from training
-    alone. As for ``thought.together`` of R²ec, ``auto`` is EASE up to 10,000 items, item-knn-bm25
-    above."""
-    blend_recency_power: NonNegativeFloat = 0.5
-    """For them the s-th last item of the history counts s ** -blend_recency_power."""
-    blend_least_share: PositiveFloat = 0.01
-    """Added to every share of chains, events and baselines before its logarithm is taken, so that
-    nothing is impossible."""
-    blend_ridge: NonNegativeFloat = 1e-3
-    """What the squares of the weights cost, beside the log-loss of one query."""
-    num_blend_queries: PositiveInt = 600
-    """Validation queries that choose those weights: all, or a seeded sample of this many."""
+    the number of events, the likeness of words, and ``blending.others`` (ours). R2Rec ranks by the
+    answer alone: False."""
+    blending: BlendingConfig = BlendingConfig()
     num_valid_candidates: int = Field(default=20, ge=2)
     """Candidates of a validation query, the one taken included."""
     num_valid_queries: PositiveInt = 200

@@ -12,10 +12,13 @@ from pydantic import (
 )
 
 from reasonrec.config import Config
+from reasonrec.traces.config import Together
+from reasonrec.traces.reasoned_config import StepsConfig
 
 ItemRows = Literal["text", "id", "text+id"]
 Similarity = Literal["dot", "cosine"]
 Dtype = Literal["float32", "bfloat16"]
+Holds = Literal["nothing", "chains", "chains-and-answers"]
 
 
 class TinyConfig(Config):
@@ -96,3 +99,32 @@ class WeightsConfig(Config):
     """Adapters count lora_alpha / lora_rank times."""
     lora_targets: str = "all-linear"
     """Which layers get an adapter: all, or names with commas between them, as ``q_proj,v_proj``."""
+
+
+class BlendingConfig(Config):
+    """How the experts of a blend are heard and weighed: so that validation's targets are likeliest.
+
+    All of it ours.
+    """
+
+    others: tuple[Together, ...] = ("auto", "ials")
+    """Baselines that are weighed too: what goes with the whole history. They learn from training
+    alone. As for ``thought.together`` of R²ec, ``auto`` is EASE up to 10,000 items, item-knn-bm25
+    above."""
+    recency_power: NonNegativeFloat = 0.5
+    """For them the s-th last item of the history counts s ** -recency_power."""
+    steps: StepsConfig = StepsConfig(window=20, total_power=0.7)
+    """Which chains count, and how much: more of them than the support that a question shows."""
+    max_history: PositiveInt = 50
+    """Last items of the history that those chains may start from."""
+    holds: Holds = "chains"
+    """What counts at least as much as where first stage and ``others`` are silent. They know much
+    of what chains and answers say, and what is likeliest may leave these nothing: then a ranking
+    does not rest on the reasons that are shown for it."""
+    least_share: PositiveFloat = 0.01
+    """Added to every share of chains, events and baselines before its logarithm is taken, so that
+    nothing is impossible."""
+    ridge: NonNegativeFloat = 1e-3
+    """What the squares of the weights cost, beside the log-loss of one query."""
+    num_queries: PositiveInt = 600
+    """Validation queries that choose the weights: all, or a seeded sample of this many."""

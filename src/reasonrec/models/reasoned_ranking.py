@@ -10,7 +10,7 @@ matter.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import numpy as np
@@ -24,6 +24,7 @@ from reasonrec.models.answers import (
     prompts_of,
     write,
 )
+from reasonrec.models.config import BlendingConfig, Holds
 from reasonrec.models.ranking import rank_candidates, top_k
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream
@@ -41,6 +42,12 @@ _MARKER = re.compile(r"<[^<>\s]+>")  # which no text of the catalogue holds
 EXPERTS = ("answers", "first", "steps", "count", "events", "words")
 """What every blend weighs: answers after the thought, the first stage, chains of few steps and of
 any that close on a candidate, how often it was taken, how alike its words are to the history's."""
+HELD: Mapping[Holds, tuple[str, ...]] = {
+    "nothing": (),
+    "chains": ("steps", "count"),
+    "chains-and-answers": ("steps", "count", "answers"),
+}
+"""Experts that count at least as much as where their rivals are silent."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class ReasonedRanker:
     """Weights of the `experts` (ours). None ranks by the answers alone."""
     others: Sequence[Recommender] = ()
     """Baselines that a blend weighs too, each an expert of its own name."""
-    least_share: float = 0.01
-    """Added to shares before their logarithm is taken."""
+    blending: BlendingConfig = field(default_factory=BlendingConfig)
+    """How the experts are heard."""
     seed: int = 0
     batch_size: int = 64
 
@@ -134,6 +141,11 @@ class ReasonedRanker:
         return EXPERTS + self._other_names
 
     @property
+    def rivals(self) -> tuple[str, ...]:
+        """Experts that know much of what chains and answers say."""
+        return ("first", *self._other_names)
+
+    @property
     def _other_names(self) -> tuple[str, ...]:
         return tuple(other.name for other in self.others)
 
@@ -147,9 +159,9 @@ class ReasonedRanker:
         """Return what each expert says of the candidates, 0 at padding. (B, C) each.
 
         ``answers`` and ``first`` are log-probabilities over the row's candidates; ``steps``,
-        ``count``, ``events`` and ``others`` logarithms of shares, ``least_share`` added so that
-        nothing is impossible; ``words`` is a cosine. An expert that the evidence leaves out says
-        nothing.
+        ``count``, ``events`` and ``others`` logarithms of shares, ``blending.least_share`` added so
+        that nothing is impossible; ``words`` is a cosine. An expert that the evidence leaves out
+        says nothing.
 
         Args:
             answers: Scores after the thought. (B, C).
@@ -161,7 +173,11 @@ class ReasonedRanker:
             "answers": log_softmax(np.where(is_real, answers, -np.inf), axis=1),
             "first": log_softmax(np.where(is_real, first, -np.inf), axis=1),
         }
-        evidence, weights = self.builder.config, self.builder.weights(histories, candidates)
+        evidence = self.builder.config
+        weights = self.builder.weights(
+            histories, candidates, steps=self.blending.steps,
+            steps_history=self.blending.max_history,
+        )  # fmt: skip
         for other in self.others:
             scores = np.take_along_axis(
                 other.score(histories).scores, np.where(is_real, candidates, 0), axis=1
@@ -169,7 +185,7 @@ class ReasonedRanker:
             weights[other.name] = np.where(is_real, np.maximum(scores, 0.0), 0.0)
         for name in ("steps", "count", "events", *self._other_names):
             share = weights[name] / np.maximum(weights[name].sum(axis=1, keepdims=True), 1e-9)
-            said[name] = np.log(share + self.least_share)
+            said[name] = np.log(share + self.blending.least_share)
         said["words"] = weights["words"]
         if not evidence.num_chains or evidence.chain_ends == "random":
             said["steps"] = said["count"] = np.zeros(candidates.shape)

@@ -29,7 +29,7 @@ from reasonrec.traces.questions import (
     mean_rating,
     reads_as_instruction,
 )
-from reasonrec.traces.reasoned_config import EvidenceConfig, Support, Task
+from reasonrec.traces.reasoned_config import EvidenceConfig, StepsConfig, Support, Task
 
 
 def rating_scale(log: InteractionLog, *, most: int) -> tuple[float, ...]:
@@ -187,11 +187,22 @@ class QuestionBuilder:
             for r, (history, facts) in enumerate(self._facts(newest, chains))
         ]
 
-    def weights(self, histories: Histories, candidates: np.ndarray) -> dict[str, np.ndarray]:
+    def weights(
+        self,
+        histories: Histories,
+        candidates: np.ndarray,
+        *,
+        steps: StepsConfig | None = None,
+        steps_history: int | None = None,
+    ) -> dict[str, np.ndarray]:
         """Return what graph and words say of each candidate, by kind. (R, C) each, float64.
 
         ``steps`` and ``count`` are those of `EvidenceConfig.support`, ``events`` how many others
         took it before the question, ``words`` the largest cosine to an item of the history shown.
+
+        Args:
+            steps: How steps count, in place of the evidence's own way.
+            steps_history: Last items of the history that steps may start from, likewise.
         """
         asked, items, rows, columns = _asked(histories, candidates)
         counts = np.zeros(candidates.shape)
@@ -203,8 +214,8 @@ class QuestionBuilder:
                 self.graph,
                 histories,
                 candidates,
-                max_history=self.config.max_history,
-                **self.config.steps.model_dump(),
+                max_history=steps_history or self.config.max_history,
+                **(steps or self.config.steps).model_dump(),
             ),
             "count": counts,
             "events": count_older(self.graph, histories.asked_at, candidates).astype(float),

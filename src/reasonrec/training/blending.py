@@ -1,10 +1,33 @@
-"""How much each expert of a blend counts: a conditional logit over validation's candidates."""
+"""How much each expert of a blend counts: a conditional logit over validation's candidates.
+
+Experts agree with each other: what chains lead to, a model without thoughts likes too, and many
+weights rank alike. Likelihood alone may then take all weight from what a reason is made of, so that
+a ranking rests on nothing that is shown. Held experts keep the weight that they earn by themselves.
+"""
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+
+
+def held_weights(
+    said: Mapping[str, np.ndarray],
+    candidates: np.ndarray,
+    *,
+    ridge: float,
+    held: Collection[str],
+    rivals: Collection[str],
+) -> dict[str, float]:
+    """Return the likeliest weights of which the ``held`` ones are no less than without ``rivals``.
+
+    Arguments beside these two are those of `likeliest_weights`.
+    """
+    few = {name: values for name, values in said.items() if name not in rivals}
+    alone = likeliest_weights(few, candidates, ridge=ridge)
+    least = {name: weight for name, weight in alone.items() if name in held}
+    return likeliest_weights(said, candidates, ridge=ridge, least=least)
 
 
 def likeliest_weights(

@@ -25,6 +25,7 @@ from reasonrec.config import read_toml
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
+from reasonrec.graph.sampling import weigh_steps
 from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
@@ -44,7 +45,7 @@ from reasonrec.methods.r2rec_config import (
     ReasonedSftStage,
 )
 from reasonrec.models.answers import AnsweringModel
-from reasonrec.models.config import HeadConfig, WeightsConfig
+from reasonrec.models.config import BlendingConfig, HeadConfig, WeightsConfig
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import (
     EXPERTS,
@@ -180,10 +181,32 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
     assert set(found) == set(ranker.expert_names)
     for name in ranker.expert_names:
         assert loss(found) <= loss({name: 1.0}) + 1e-6
+    alone = calibrated_blend(
+        ranker, shop(), config(), [name for name in ranker.expert_names if name not in ranker.rivals]
+    )
+    assert all(found[name] >= alone[name] for name in ("steps", "count"))  # held by default
+    loose = config().model_copy(update={"blending": BlendingConfig(holds="nothing")})
+    assert loss(calibrated_blend(ranker, shop(), loose)) <= loss(found) + 1e-6
     silent = calibrated_blend(ranker, shop(), config(), EXPERTS[1:])
     assert "answers" not in silent
     asleep = dataclasses.replace(ranker, blend=silent).score_candidates(histories, candidates)
     assert asleep.thoughts is None and asleep.num_tokens is None
+
+
+def test_a_blend_counts_more_chains_than_a_question_shows(trained):
+    ranker = load_r2rec(trained["r2rec-sft"], shop())
+    histories = shop().test.take(np.arange(3)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:3]
+    first = ranker.first_stage.score(histories).scores
+    said = ranker.experts(histories, candidates, np.zeros(candidates.shape), first)["steps"]
+    steps = ranker.blending.steps
+    assert steps.window > ranker.builder.config.steps.window
+    far = weigh_steps(
+        ranker.builder.graph, histories, candidates, max_history=ranker.blending.max_history,
+        **steps.model_dump(),
+    )  # fmt: skip
+    share = far / np.maximum(far.sum(axis=1, keepdims=True), 1e-9)
+    np.testing.assert_allclose(said, np.log(share + 0.01), rtol=1e-6)
 
 
 def test_without_chains_in_the_evidence_no_expert_speaks_of_them(trained):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from reasonrec.training.blending import likeliest_weights
+from reasonrec.training.blending import held_weights, likeliest_weights
 
 
 def said(*targets_ahead: float) -> dict[str, np.ndarray]:
@@ -41,3 +41,13 @@ def test_padding_is_no_candidate() -> None:
     padded = np.pad(TWO, ((0, 0), (0, 2)), constant_values=-1)
     found = likeliest_weights(wide, padded, ridge=0.0)
     assert found["answers"] == pytest.approx(np.log(3), abs=1e-4)
+
+
+def test_what_is_held_keeps_the_weight_that_it_earns_without_its_rivals() -> None:
+    """Chains and first stage say the same: together they share log 3, held chains keep all."""
+    one = said(1, 1, 1, -1)["answers"]
+    both, asked = {"steps": one, "first": one}, {"ridge": 1e-6, "rivals": ("first", "ease")}
+    shared = held_weights(both, TWO, held=(), **asked)
+    assert shared == pytest.approx(dict.fromkeys(both, np.log(3) / 2), abs=1e-2)
+    held = held_weights(both, TWO, held=("steps", "count"), **asked)
+    assert held == pytest.approx({"steps": np.log(3), "first": 0.0}, abs=1e-2)
