@@ -97,9 +97,9 @@ def ranked(data: Path, folder: Path) -> Said:
     """Return HR@1 of every idea on each query, validation and test, with chains and without."""
     say(f"{folder}")
     dataset, config = Dataset.load(data), R2recConfig()
-    ranker = replace(r2rec.load_recommender(folder / LAST, dataset), blend=None)
+    ranker = replace(r2rec.load_recommender(folder / LAST, dataset, blend={}), blend=None)
     evidence = ranker.builder.config.model_copy(update={"num_chains": 0})
-    bare = r2rec.load_recommender(folder / LAST, dataset, evidence=evidence)
+    bare = r2rec.load_recommender(folder / LAST, dataset, evidence=evidence, blend={})
     rankers = ranker, replace(bare, blend=None)
     histories = tuple(other.name for other in ranker.others)
     rows: Said = {}

@@ -60,6 +60,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.tuning import read_params
+from reasonrec.manifest import read_manifest
 from reasonrec.methods import loading, r2ec, r2rec
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
@@ -305,7 +306,7 @@ def rows_of_rl(
 
     def without_chains(blend: bool) -> Contestant:
         def opening(_: Path) -> Recommender:
-            ranker = r2rec.load_recommender(last, dataset, evidence=bare)
+            ranker = r2rec.load_recommender(last, dataset, evidence=bare, blend={})
             name = f"{BLENDED if blend else 'r2rec-rl'}/no-chains"
             kept = weights_of(last, dataset) if blend else None
             return remembering(replace(ranker, name=name, blend=kept), bare_thoughts)
@@ -330,7 +331,7 @@ def without_answers(
     """Return the blend of a trained folder without the model's answers, weighed anew."""
 
     def opening(_: Path) -> Recommender:
-        ranker = replace(r2rec.load_recommender(folder, dataset), blend=None)
+        ranker = unblended(folder, dataset)
         silent = [expert for expert in ranker.expert_names if expert != "answers"]
         weights = r2rec.calibrated_blend(ranker, dataset, config, silent)
         return replace(ranker, blend=weights, name=name)
@@ -340,17 +341,25 @@ def without_answers(
 
 
 def weights_of(folder: Path, dataset: Dataset) -> Mapping[str, float] | None:
-    """Return the weights of a blend, found anew where an older version knew fewer experts."""
-    ranker = r2rec.load_recommender(folder, dataset)
-    if ranker.blend is None or set(ranker.blend) == set(ranker.expert_names):
-        return ranker.blend
-    return r2rec.calibrated_blend(replace(ranker, blend=None), dataset, configured(MAIN["r2rec"]))
+    """Return the weights of a blend, found anew where an older version heard its experts
+    otherwise."""
+    manifest, config = read_manifest(folder), configured(MAIN["r2rec"])
+    if manifest["blend"] is None:
+        return None
+    if manifest["config"].get("blending") == config.blending.model_dump(mode="json"):
+        return manifest["blend"]
+    return r2rec.calibrated_blend(unblended(folder, dataset), dataset, config)
+
+
+def unblended(folder: Path, dataset: Dataset) -> ReasonedRanker:
+    """Return what a trained folder ranks with by its answers alone."""
+    return replace(r2rec.load_recommender(folder, dataset, blend={}), blend=None)
 
 
 def said_of(folder: Path, what: object, blend: bool) -> str:
     """Return what a measured row rests on: it is measured anew where that changes."""
     is_blended = blend and what is not None  # rows that keep the name of their folder have none
-    blended = f" with {', '.join(R2recConfig().blending.others)}" if is_blended else ""
+    blended = f" with {R2recConfig().blending.model_dump_json()}" if is_blended else ""
     return f"{source(folder)} {what} {blend}{blended}"
 
 
@@ -366,11 +375,10 @@ def opened(
     """Return a trained folder as a row of its own name; without ``blend``, by answers alone."""
 
     def opening(_: Path) -> Recommender:
-        recommender = loading.load_recommender(folder, dataset)
-        if not isinstance(recommender, ReasonedRanker):
-            return recommender
-        kept = weights_of(folder, dataset) if blend else None
-        named = replace(recommender, blend=kept, name=name or recommender.name)
+        if read_manifest(folder)["method"] not in r2rec.METHODS:
+            return loading.load_recommender(folder, dataset)
+        ranker, kept = unblended(folder, dataset), weights_of(folder, dataset) if blend else None
+        named = replace(ranker, blend=kept, name=name or ranker.name)
         return named if thoughts is None else remembering(named, thoughts)
 
     label = (name or folder.name).replace("/", "-")

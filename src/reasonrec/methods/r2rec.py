@@ -256,16 +256,24 @@ def load_recommender(
         blend: Weights of the experts, in place of those found on validation.
 
     Raises:
-        CheckpointError: The folder is no finished model of R2Rec, or was trained on other data.
+        CheckpointError: The folder is no finished model of R2Rec, was trained on other data, or
+            has weights of a blend that this version does not know.
     """
     folder = Path(folder)
     manifest = checked_manifest(folder, dataset)
     model, config = _opened(folder, manifest)
+    if blend is None:
+        blend = manifest["blend"]
+        if blend is not None and "blending" not in manifest["config"]:
+            raise CheckpointError(
+                f"{folder} was weighed by an earlier version, whose blend counted other chains; "
+                "train again"
+            )
     first = _first_stage(folder, dataset)
     ranker = _ranker(model, dataset, config, manifest["method"], manifest["seed"], first)
     if evidence is not None:
         ranker.builder.config = evidence
-    return replace(ranker, blend=manifest["blend"] if blend is None else blend)
+    return replace(ranker, blend=blend)
 
 
 def transferred(folder: Path, dataset: Dataset) -> ReasonedRanker:

@@ -182,7 +182,10 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
     for name in ranker.expert_names:
         assert loss(found) <= loss({name: 1.0}) + 1e-6
     alone = calibrated_blend(
-        ranker, shop(), config(), [name for name in ranker.expert_names if name not in ranker.rivals]
+        ranker,
+        shop(),
+        config(),
+        [name for name in ranker.expert_names if name not in ranker.rivals],
     )
     assert all(found[name] >= alone[name] for name in ("steps", "count"))  # held by default
     loose = config().model_copy(update={"blending": BlendingConfig(holds="nothing")})
@@ -191,6 +194,17 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
     assert "answers" not in silent
     asleep = dataclasses.replace(ranker, blend=silent).score_candidates(histories, candidates)
     assert asleep.thoughts is None and asleep.num_tokens is None
+
+
+def test_weights_of_an_earlier_blend_are_refused(trained, tmp_path):
+    folder = tmp_path / "earlier"
+    shutil.copytree(trained["r2rec-sft"], folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["config"]["blending"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="weighed by an earlier version"):
+        load_r2rec(folder, shop())
+    assert load_r2rec(folder, shop(), blend={"answers": 1.0}).blend == {"answers": 1.0}
 
 
 def test_a_blend_counts_more_chains_than_a_question_shows(trained):
