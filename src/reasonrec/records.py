@@ -82,6 +82,28 @@ class Scored:
     """For each row the graph evidence that its thought rests on, or None."""
     seconds: np.ndarray | None = None
     """(B,), float64. What each answer took where it was given, if that was not here and now."""
+    parts: "Parts | None" = None
+    """What the scores are the sum of, where a method knows."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What put each candidate where it is, kind by kind."""
+
+    names: tuple[str, ...]
+    """E kinds of evidence."""
+    candidates: np.ndarray
+    """(B, C), int32 item indices, -1 pads."""
+    values: np.ndarray
+    """(B, C, E), float32. What each kind adds to the candidate's score, less what it adds to the
+    row's candidates on average; 0 at padding."""
+
+    def of(self, row: int, item_index: int) -> dict[str, float] | None:
+        """Return the parts of one candidate by name, None for an item that was none."""
+        column = np.flatnonzero(self.candidates[row] == item_index)
+        if not len(column):
+            return None
+        return dict(zip(self.names, self.values[row, column[0]].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,9 @@ class RecommendedItem:
     title: str
     score: float
     """As the method gave it: any scale, higher is better."""
+    because: dict[str, float] | None = None
+    """What each kind of evidence adds to the score, above what it adds to the candidates on
+    average; None where a method does not say."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def recommend(
         history: Item ids with commas between them, oldest first: for somebody new, or instead of
             what is known of the user.
         k: Length of the list.
-        explain: Show the thought and the chains that it rests on.
+        explain: Show the thought, the chains that it rests on, and, where a method weighs several
+            kinds of evidence, what each adds to the first place.
         method: Which model of a demo run answers; the best trained one if not given.
         data: Prepared data folder, where the run does not name it.
         json: Print a JSON list with one answer for each user.
@@ -122,7 +123,7 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from reasonrec.serving.explanations import render_chain
+    from reasonrec.serving.explanations import render_because, render_chain
 
     console.print(
         Text(f"\nFor {answer.user_id or 'somebody new'}, by {answer.method}", style="bold")
@@ -143,6 +144,9 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
     console.print(table)
     if answer.thought:
         console.print(Text("thought  ", style="dim") + Text(answer.thought, style="italic"))
+    if answer.items and answer.items[0].because:
+        told = render_because(answer.items[0].because)
+        console.print(Text("because  ", style="dim") + Text(f"{told} (#1, beside the others)"))
     for chain in answer.chains:
         console.print(Text("chain    ", style="dim") + Text(render_chain(chain)))
     for note in answer.notes:

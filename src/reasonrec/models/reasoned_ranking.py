@@ -26,7 +26,7 @@ from reasonrec.models.answers import (
 )
 from reasonrec.models.config import BlendingConfig, Holds
 from reasonrec.models.ranking import rank_candidates, top_k
-from reasonrec.records import Histories, Link, Lookup, Scored
+from reasonrec.records import Histories, Link, Lookup, Parts, Scored
 from reasonrec.rng import stream
 from reasonrec.traces.evidence import QuestionBuilder
 from reasonrec.traces.filters import named_titles
@@ -115,6 +115,7 @@ class ReasonedRanker:
         of the blended ranking where there is a blend.
         """
         thought: _Thought | None = None
+        parts: Parts | None = None
         scores = np.where(candidates >= 0, 0.0, -np.inf).astype(np.float32)
         if self.blend is None or "answers" in self.blend:
             rank = self._pointwise if self.task == "rated" else self._listwise
@@ -124,16 +125,18 @@ class ReasonedRanker:
         if self.blend is not None:
             first = self.first_stage.score(histories)
             said = self.experts(histories, candidates, scores, first.scores)
-            blended = sum((self.blend[name] * said[name] for name in self.blend), np.zeros(()))
+            weighed = {name: self.blend[name] * said[name] for name in self.blend}
+            blended = sum(weighed.values(), np.zeros(()))
             scores = np.where(candidates >= 0, blended, -np.inf).astype(np.float32)
+            parts = _parts(weighed, candidates)
             if first.num_tokens is not None:  # a first stage may think
                 tokens.append(first.num_tokens)
         num_tokens = sum(tokens[1:], tokens[0]) if tokens else None
         if thought is None:
-            return Scored(scores, num_tokens=num_tokens)
+            return Scored(scores, num_tokens=num_tokens, parts=parts)
         shown = thought.question[np.arange(len(scores)), scores.argmax(1)]
         texts, evidence = self._reasons(thought.answered, shown.tolist())
-        return Scored(scores, texts, num_tokens, evidence)
+        return Scored(scores, texts, num_tokens, evidence, parts=parts)
 
     @property
     def expert_names(self) -> tuple[str, ...]:
@@ -305,6 +308,17 @@ class ReasonedRanker:
         ]
         evidence = [() if r < 0 else chains_as_evidence(answered.questions[r]) for r in shown]
         return tuple(thoughts), tuple(evidence)
+
+
+def _parts(weighed: Mapping[str, np.ndarray], candidates: np.ndarray) -> Parts | None:
+    """Return what each expert adds to each candidate, less its mean over the row's candidates."""
+    if not weighed:
+        return None
+    is_real = (candidates >= 0)[:, :, None]
+    values = np.stack([*weighed.values()], axis=-1)
+    mean = (values * is_real).sum(axis=1) / np.maximum(is_real.sum(axis=1), 1)
+    values = np.where(is_real, values - mean[:, None, :], 0.0)
+    return Parts(tuple(weighed), candidates, values.astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,18 @@
 """Explanations as text for a terminal. The HTML report draws the same chains as SVG."""
 
+from collections.abc import Mapping
+
 from reasonrec.records import EvidenceChain
+
+KINDS = {
+    "answers": "the answer after the thought",
+    "first": "the first stage",
+    "steps": "chains",
+    "count": "chains",
+    "events": "how often it is taken",
+    "words": "words like those of the history",
+}
+"""What kinds of evidence are called; others go by the name of their baseline."""
 
 
 def render_chain(chain: EvidenceChain) -> str:
@@ -13,3 +25,13 @@ def render_chain(chain: EvidenceChain) -> str:
     named = chain.neighbour_user_id
     between = "reads like" if named is None else f"neighbour {named}{others}"
     return f"you ── [{chain.via_title}] ── {between} ── [{chain.title}]{place}"
+
+
+def render_because(because: Mapping[str, float]) -> str:
+    """Return ``chains +1.20, the first stage -0.31``, what weighs most first, trifles left out."""
+    sums: dict[str, float] = {}
+    for name, part in because.items():
+        kind = KINDS.get(name, name)
+        sums[kind] = sums.get(kind, 0.0) + part
+    told = sorted(sums.items(), key=lambda pair: -abs(pair[1]))
+    return ", ".join(f"{kind} {part:+.2f}" for kind, part in told if abs(part) >= 0.005)

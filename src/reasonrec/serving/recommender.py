@@ -196,8 +196,9 @@ def _answer(
             history = batch.row(b).tolist()
             items = ranked[b][ranked[b] >= 0].tolist()  # -1 pads a list that ran out of items
             said = notes[start + b] + _notes(recommender.name, len(history), k, len(items))
-            thought, chains = None, ()
+            thought, chains, parts = None, (), None
             if explain:
+                parts = scored.parts
                 thought = scored.thoughts[b] if scored.thoughts else None
                 chains = _chains(dataset, scored.evidence[b] if scored.evidence else (), items)
                 if thought is None and not chains:
@@ -210,7 +211,12 @@ def _answer(
                     method=recommender.name,
                     history=tuple(HistoryItem(*_names(dataset, item)) for item in history),
                     items=tuple(
-                        RecommendedItem(rank, *_names(dataset, item), score)
+                        RecommendedItem(
+                            rank,
+                            *_names(dataset, item),
+                            score,
+                            because=None if parts is None else parts.of(b, item),
+                        )
                         for rank, (item, score) in enumerate(zip(items, scores[b].tolist()), 1)
                     ),
                     thought=thought,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -194,6 +195,27 @@ def test_a_blend_makes_validation_likelier_than_any_single_expert(trained):
     assert "answers" not in silent
     asleep = dataclasses.replace(ranker, blend=silent).score_candidates(histories, candidates)
     assert asleep.thoughts is None and asleep.num_tokens is None
+
+
+def test_a_blend_says_what_put_an_item_where_it_is(trained):
+    ranker = load_r2rec(trained["r2rec-sft"], shop())
+    histories = shop().test.take(np.arange(2)).histories()
+    candidates = draw_candidates(shop(), "test", num_candidates=5, seed=0).item_index[:2]
+    candidates[0, 4] = -1
+    scored = ranker.score_candidates(histories, candidates)
+    assert scored.parts is not None and scored.parts.names == tuple(ranker.blend or {})
+    total = scored.parts.values.sum(axis=2)  # the score, less the mean of the row's candidates
+    for row, size in enumerate((4, 5)):
+        scores = scored.scores[row, :size]
+        np.testing.assert_allclose(total[row, :size], scores - scores.mean(), atol=1e-4)
+    assert not scored.parts.values[0, 4].any()
+    answers = recommend(ranker, shop(), shop().user_ids[:2], k=3, explain=True)
+    for answer in answers:
+        gaps = [a.score - b.score for a, b in itertools.pairwise(answer.items)]
+        sums = [sum((item.because or {}).values()) for item in answer.items]
+        np.testing.assert_allclose([a - b for a, b in itertools.pairwise(sums)], gaps, atol=1e-4)
+    alone = recommend(dataclasses.replace(ranker, blend=None), shop(), shop().user_ids[:1], k=3)
+    assert alone[0].items[0].because is None
 
 
 def test_weights_of_an_earlier_blend_are_refused(trained, tmp_path):

@@ -9,7 +9,7 @@ from reasonrec.cli.recommend import recommend as recommend_command
 from reasonrec.errors import CheckpointError, ServingError
 from reasonrec.manifest import write_manifest
 from reasonrec.rng import stream
-from reasonrec.serving.explanations import render_chain
+from reasonrec.serving.explanations import render_because, render_chain
 from toy_runs import recommendation, toy_titles, write_toy_run
 
 
@@ -88,3 +88,8 @@ def test_brackets_in_titles_are_printed_as_they_are():
     out = io.StringIO()
     print_recommendation(answer, Console(file=out, width=200))
     assert answer.items[0].title in out.getvalue()
+
+
+def test_what_adds_most_is_said_first_and_trifles_are_not():
+    because = {"first": -0.3, "steps": 0.75, "count": 0.5, "ease": 0.4, "words": 0.001}
+    assert render_because(because) == "chains +1.25, ease +0.40, the first stage -0.30"
