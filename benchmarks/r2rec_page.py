@@ -53,7 +53,7 @@ deviation over seeds; tests are paired over queries.
 | `history-closed-sft` | as `r2rec-sft`, with chains that close on the history, no support |
 | `no-chains-sft` | SFT on thoughts from history and likeness of words alone |
 | `r2rec-sft`, `r2rec-rl` | thoughts along chains: SFT, then GRPO; ranked by the answer alone |
-| `.../blend` | the answer weighed with no-think, chains, popularity and words |
+| `.../blend` | the answer weighed with no-think, chains, popularity, words, EASE and iALS{since} |
 | `{evidence}` | the same blend without the model's answer: what thinking has to add to |
 | `think-recpo` | R²ec after RecPO: scores every item after a thought, and is asked about these |
 | `joined-sft...` | R2Rec that starts from `think-recpo`: both methods joined |
@@ -61,6 +61,10 @@ deviation over seeds; tests are paired over queries.
 """
 
 
+SINCE = (
+    "; by likelihood alone up to commit 1ee2a18, chains held since "
+    "([blend-chains.md](blend-chains.md))"
+)
 OVER_ALL = (
     (BLENDED, "best baseline"), (BLENDED, EVIDENCE), ("r2rec-rl", "r2rec-sft"),
     ("r2rec-sft", "direct-sft"), ("r2rec-rl", "untuned"), ("r2rec-rl/no-chains", "r2rec-rl"),
@@ -82,7 +86,7 @@ def write_page(runs: Path, beside: Sequence[Path] = ()) -> None:
             section, hits = set_section(name, folder, beside)
             sections.append(section)
             found.append((name, hits))
-    head = HEAD.format(budget=BUDGET, evidence=EVIDENCE)
+    head = HEAD.format(budget=BUDGET, evidence=EVIDENCE, since=SINCE)
     head += "\n".join(
         [
             "",
