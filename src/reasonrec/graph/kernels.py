@@ -17,8 +17,6 @@ NUM_AT_ONCE = 8
 """Proposals that are made together."""
 LEAST_COST = 200
 """Below as many events, all are read without any proposal."""
-_AFFINITY = 5
-"""As many times as anybody, who took a history item also took the candidate: a guess."""
 _WALK_COST = 4
 """What an event of a neighbour costs, who must be looked for first."""
 _LONG_LOG = 256
@@ -913,12 +911,16 @@ def sample_candidate_closed(
         cost = _count_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
         by_taker = num_takers * usual_log * _WALK_COST < cost
-        likely_tries = num_chains * len(s.slot_of_user) // (num_takers * _AFFINITY)
-        if by_overlap and likely_tries * TRY_COST < budget and budget >= LEAST_COST:
-            num_tries = 0
-            while found < num_chains and num_tries * TRY_COST < budget:
+        if by_overlap and budget >= LEAST_COST:
+            num_tries, left = 0, budget
+            # go on while, found as often as so far, what is missing is likely within what is left
+            while found < num_chains and (
+                num_tries == 0
+                or (num_chains - found) * (num_tries + NUM_AT_ONCE) * TRY_COST < (found + 1) * left
+            ):
                 _try(g, s, size, candidate, state, num_tries, by_degree, cost)
                 num_tries += NUM_AT_ONCE
+                left = budget - num_tries * TRY_COST
                 for t in range(NUM_AT_ONCE):
                     slot, place, neighbour = s.try_slot[t], s.try_place[t], s.try_user[t]
                     if neighbour < 0 or found == num_chains:
