@@ -534,7 +534,7 @@ def _others(dataset: Dataset, config: R2recConfig) -> list[Recommender]:
     return [fit_named(name, dataset, recency_power=power) for name in names]
 
 
-def validation_queries(
+def _validation(
     dataset: Dataset, config: R2recConfig, num_queries: int | None = None
 ) -> tuple[Queries, np.ndarray]:
     """Return the validation queries that choose, and their candidates (Q, C), the target first."""
@@ -548,7 +548,7 @@ def validation_queries(
 
 
 def _validate(ranker: ReasonedRanker, dataset: Dataset, config: R2recConfig) -> Validate:
-    queries, candidates = validation_queries(dataset, config)
+    queries, candidates = _validation(dataset, config)
     histories = queries.histories()
 
     def measure(_: ReasoningRecommender) -> dict[str, float]:
@@ -584,7 +584,7 @@ def calibrated_blend(
         experts: Those that may speak, all by default; without ``answers``, no thought is read.
     """
     experts = ranker.expert_names if experts is None else experts
-    queries, candidates = validation_queries(dataset, config, config.blending.num_queries)
+    queries, candidates = _validation(dataset, config, config.blending.num_queries)
     histories = queries.histories()
     answers = np.zeros(candidates.shape)
     if "answers" in experts:
@@ -602,7 +602,7 @@ def _measured_order(
 ) -> dict[str, Any] | None:
     if config.task == "rated" or not config.ranking.num_orders_measured:
         return None
-    queries, candidates = validation_queries(dataset, config)
+    queries, candidates = _validation(dataset, config)
     effect = order_effect(
         ranker, queries.histories(), candidates, num_orders=config.ranking.num_orders_measured
     )

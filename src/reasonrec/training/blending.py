@@ -24,6 +24,8 @@ def held_weights(
 
     Arguments beside these two are those of `likeliest_weights`.
     """
+    if not held:
+        return likeliest_weights(said, candidates, ridge=ridge)
     few = {name: values for name, values in said.items() if name not in rivals}
     alone = likeliest_weights(few, candidates, ridge=ridge)
     least = {name: weight for name, weight in alone.items() if name in held}
