@@ -665,13 +665,13 @@ def _proposal(g, s, size, draw, by_degree, num_all):
 
 
 @njit(**_INLINED)
-def _try(g, s, size, candidate, state, num_tries, by_degree, num_all):
+def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all):
     """Propose several events at once and note whose user may have taken the candidate.
 
     What each reads lies far apart in memory, and is waited for together.
     """
     for t in range(NUM_AT_ONCE):
-        draw = mixed(state, num_tries + t)
+        draw = mixed(walk, num_tries + t)  # apart from what `_offer` draws of the state
         s.try_slot[t], s.try_place[t] = _proposal(g, s, size, draw, by_degree, num_all)
     for t in range(NUM_AT_ONCE):
         s.try_user[t] = g.occurrence_user[max(s.try_place[t], 0)]
@@ -912,13 +912,13 @@ def sample_candidate_closed(
         budget = min(cost, num_takers * _LONG_LOG)
         by_taker = num_takers * usual_log * _WALK_COST < cost
         if by_overlap and budget >= LEAST_COST:
-            num_tries, left = 0, budget
+            walk, num_tries, left = mixed(state, size), 0, budget
             # go on while, found as often as so far, what is missing is likely within what is left
             while found < num_chains and (
                 num_tries == 0
                 or (num_chains - found) * (num_tries + NUM_AT_ONCE) * TRY_COST < (found + 1) * left
             ):
-                _try(g, s, size, candidate, state, num_tries, by_degree, cost)
+                _try(g, s, size, candidate, walk, num_tries, by_degree, cost)
                 num_tries += NUM_AT_ONCE
                 left = budget - num_tries * TRY_COST
                 for t in range(NUM_AT_ONCE):
