@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec.data.dataset import InteractionLog
+from reasonrec.graph import kernels
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.config import READINGS
 from reasonrec.graph.sampling import (
@@ -466,3 +467,22 @@ def test_a_question_that_makes_no_sense_is_refused(change, message):
     arguments = {"histories": histories_of([[0]], [0]), "candidate": np.array([2]), "seed": 0}
     with pytest.raises(ValueError, match=message):
         sample_chains(graph_of(EVENTS, 5, 4), **(arguments | change))
+
+
+def test_the_filter_knows_every_pair_and_few_others():
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 500, 4000), rng.integers(0, 300, 4000)
+    made = kernels.filter_of_pairs(users.astype(np.int32), items.astype(np.int32))
+
+    def is_set(user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        key = (user.astype(np.uint64) << np.uint64(32) | item.astype(np.uint64)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        place = (key >> np.uint64(24)) & np.uint64(8 * len(made) - 1)
+        return (made[place >> np.uint64(3)] >> (place & np.uint64(7)).astype(np.uint8)) & 1 == 1
+
+    assert is_set(users, items).all()
+    taken = np.zeros((500, 300), bool)
+    taken[users, items] = True
+    user, item = np.nonzero(~taken)
+    assert is_set(user, item).mean() < 0.15  # 8 bits or more an event: at most 1 - exp(-1 / 8)
