@@ -4,14 +4,17 @@
     REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018 --budget 4
     REASONREC_DATA=... python benchmarks/peers.py runs/peers ml-100k --methods sasrec esasrec
     REASONREC_DATA=... python benchmarks/peers.py runs/untuned office-2018 --budget 0 --seeds 0
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers games-2018 --budget 0 --seeds 0 \
+        --params configs/peers/games-2018.toml
     python benchmarks/peers.py runs/peers --only-write
 
 A peer is a baseline of another library (docs/baselines.md). Each line but the last prepares, tunes
 and measures the named sets, one method after the other, each in folders of its own, and goes on
-where it stopped; a budget of 0 leaves the settings at their defaults. Every line writes
-docs/results/peers.md from what is finished in its folder. Every command that runs is one that
-anybody can type. Settings are chosen by NDCG@10 on validation. The follow counter, untuned, stands
-beside the peers: it takes no time, and a model that stays below it has learned nothing that
+where it stopped; a budget of 0 leaves the settings at their defaults, or at those of a file. Every
+line writes the sections of docs/results/peers.md whose sets are in its folder, and leaves the
+others; benchmarks/kept.py brings back what was measured elsewhere. Every command that runs is one
+that anybody can type. Settings are chosen by NDCG@10 on validation. The follow counter, untuned,
+stands beside the peers: it takes no time, and a model that stays below it has learned nothing that
 counting does not know. Nothing is typed in by hand.
 """
 
@@ -65,22 +68,26 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[*SEEDS])
     parser.add_argument("--methods", nargs="*", choices=[*PEERS], default=[*PEERS])
+    parser.add_argument("--params", type=Path, help="settings where nothing is searched")
     parser.add_argument("--only-write", action="store_true")
     asked = parser.parse_args()
     if not asked.only_write:
         for name in asked.sets:
-            run_set(name, asked.runs / name, asked.methods, asked.budget, asked.seeds)
+            folder = asked.runs / name
+            run_set(name, folder, asked.methods, asked.budget, asked.seeds, asked.params)
             write_page(asked.runs)
     write_page(asked.runs)
 
 
-def run_set(name: str, folder: Path, methods: list[str], budget: int, seeds: list[int]) -> None:
+def run_set(
+    name: str, folder: Path, methods: list[str], budget: int, seeds: list[int], params: Path | None
+) -> None:
     """Prepare one set, and tune and measure the named methods on it."""
     data = folder / "data"
     reasonrec("prepare", name, "--out", data, *PREPARE[name])
     reasonrec("evaluate", COUNTER, "--data", data, "--out", folder / COUNTER)
     for method in methods:
-        given = []
+        given = ["--params", params] if params else []
         if budget:
             tuned = folder / f"tune-{method}"
             reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
@@ -103,13 +110,15 @@ class Measured:
 
 
 def write_page(runs: Path) -> None:
-    sections = []
+    page = ROOT / "docs" / "results" / "peers.md"
+    before = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
+    sections = {text.split("\n")[0]: f"## {text.rstrip()}\n" for text in before}
     for name in PREPARE:
         found = [one for method in PEERS if (one := read_measured(runs / name, method))]
         if found:
-            sections.append(write_set(name, runs / name, found))
-    page = ROOT / "docs" / "results" / "peers.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+            sections[name] = write_set(name, runs / name, found)
+    written = [sections[name] for name in PREPARE if name in sections]
+    page.write_text("\n".join([HEAD, *written]), encoding="utf-8")
 
 
 def read_measured(folder: Path, method: str) -> Measured | None:

@@ -17,8 +17,6 @@ from reasonrec.evaluation.trajectory import TRAJECTORY
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
 
-"""Beside an evaluation, where it was traced: ``query``, ``step`` of the thought, ``rank`` of the
-target after it, and ``method`` where the folder holds several."""
 AUDITS = "audits.json"
 EVALUATION = "evaluation"
 

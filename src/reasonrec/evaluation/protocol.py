@@ -86,7 +86,7 @@ class Evaluation:
     """One row per protocol and query: ``method``, ``seed``, ``protocol``, ``query`` (its row in
     the part), ``user_index``, ``target``, ``history_length``, ``rank`` (infinity: masked),
     ``num_tokens``, ``seconds`` (its share of its batch)."""
-    thoughts: pl.DataFrame
+    thoughts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_THOUGHTS))
     """One row per query of a method that thinks: ``method``, ``seed``, ``query``, ``user_id``,
     ``thought``, ``num_tokens``, ``rank`` (under the first protocol)."""
     lists: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_LISTS))

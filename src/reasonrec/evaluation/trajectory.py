@@ -11,6 +11,8 @@ from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import ThinkingRecommender
 
 TRAJECTORY = "trajectory.parquet"
+"""Beside an evaluation, where it was traced: ``query``, ``step`` of the thought, ``rank`` of the
+target after it, and ``method`` where the folder holds several."""
 
 
 def trace_thoughts(

@@ -1,0 +1,192 @@
+"""Keep finished runs in the repository, as ranks of queries, and lay them out again.
+
+    python benchmarks/kept.py keep peers runs/peers/games-2018 runs/peers/ml-1m
+    python benchmarks/kept.py keep demos runs/ml-100k-0 runs/ml-100k-1
+    REASONREC_DATA=... python benchmarks/kept.py unpack peers runs/peers
+
+A table grows over days and machines, and its tests need every query of every method. So the first
+lines leave, for each run, docs/results/kept/<table>/<run>.zip: its manifests, metrics and trials,
+and the rank of each query's target. The last one prepares the data anew and writes the runs as they
+were, but for thoughts, lists and models; the scripts that write pages read them like any others,
+and go on from there. Nothing kept tells who a query is of or what was taken: both are read from the
+data, which must have the fingerprint that the run was measured on.
+"""
+
+import argparse
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from floor import PREPARE
+from running import ROOT, reasonrec, say
+
+from reasonrec.data.dataset import Dataset, Queries
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.protocol import Evaluation, MetricRow, read_rows, write_evaluation
+from reasonrec.manifest import read_manifest
+
+KEPT = ROOT / "docs" / "results" / "kept"
+TEXTS = ("manifest.json", "metrics.json", "trials.jsonl", "best.toml", "peer.json")
+"""What is kept as it is, wherever it lies in a run."""
+RANKS = "ranks.parquet"
+"""Stands for ``per_query.parquet``: a row for each ``method``, ``seed`` and ``protocol``, with the
+lists ``query`` (null: all of the part, in order), ``rank`` and ``num_tokens`` (null: none)."""
+BY = ("method", "seed", "protocol")
+_NOON = (1980, 1, 1, 12, 0, 0)
+"""The time of every file in a zip, so that the same run gives the same bytes."""
+
+
+def main(words: Sequence[str] | None = None, kept: Path = KEPT) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["keep", "unpack"])
+    parser.add_argument("table", help="folder of docs/results/kept")
+    parser.add_argument("folders", type=Path, nargs="+", help="runs, folders of runs; where to")
+    asked = parser.parse_args(words)
+    for folder in asked.folders:
+        if asked.what == "keep":
+            for run in runs_below(folder):
+                say(f"kept {keep(run, kept / asked.table / name_of(run, folder))}")
+        else:
+            for path in sorted((kept / asked.table).rglob("*.zip")):
+                run = folder / path.relative_to(kept / asked.table).with_suffix("")
+                if not (run / "manifest.json").exists():
+                    unpack(path, run, folder)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Return the folder if it is a finished run, else the finished ones in it, but for data."""
+    folders = [folder] if (folder / "manifest.json").exists() else sorted(folder.iterdir())
+    found = [one for one in folders if (one / "manifest.json").exists()]
+    return [one for one in found if read_manifest(one)["stage"] != "prepare"]
+
+
+def name_of(run: Path, named: Path) -> Path:
+    """Return where a run is kept: by its name, below that of its set if a set was named."""
+    return Path(run.name) if run == named else Path(named.name) / run.name
+
+
+def keep(run: Path, to: Path) -> Path:
+    """Write a run's zip and return its path."""
+    files: dict[str, bytes] = {}
+    for path in sorted(run.rglob("*")):
+        place, parent = path.relative_to(run), path.parent
+        # what is said of each method of an evaluation stands in that of all
+        is_part = parent.parent.name == "methods" and (parents_of(parent) / path.name).exists()
+        if path.name in TEXTS and not (is_part and path.name == "metrics.json"):
+            files[str(place)] = path.read_bytes()
+        elif path.name == "per_query.parquet" and not is_part:
+            files[str(place.with_name(RANKS))] = ranks_of(path)
+    to = to.with_name(f"{to.name}.zip")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _NOON), content, zipfile.ZIP_DEFLATED)
+    return to
+
+
+def parents_of(method: Path) -> Path:
+    """Return the evaluation that holds the folder of one of its methods."""
+    return method.parent.parent
+
+
+def ranks_of(path: Path) -> bytes:
+    """Return what is kept of ``per_query.parquet``."""
+    one_row = pl.read_parquet(path, glob=False).group_by(BY, maintain_order=True)
+    # ranks are whole or half
+    lists = one_row.agg(
+        pl.col("query", "num_tokens").cast(pl.Int32), pl.col("rank").cast(pl.Float32)
+    )
+    is_all = pl.col("query") == pl.int_ranges(pl.col("query").list.len(), dtype=pl.Int32)
+    thinks = pl.col("num_tokens").list.max() > 0
+    packed = io.BytesIO()
+    lists.with_columns(
+        pl.when(~is_all).then("query"), pl.when(thinks).then("num_tokens")
+    ).write_parquet(packed, compression="zstd", compression_level=19)
+    return packed.getvalue()
+
+
+def unpack(path: Path, run: Path, runs: Path) -> None:
+    """Write a kept run to its folder, last of all its manifest.
+
+    Raises:
+        CheckpointError: It was measured on other data than are prepared here.
+    """
+    with zipfile.ZipFile(path) as archive:
+        files = {Path(name): archive.read(name) for name in archive.namelist()}
+    for place, content in files.items():
+        if place.name in TEXTS and place != Path("manifest.json"):
+            write(
+                run / place, without_outputs(content) if place.name == "manifest.json" else content
+            )
+    for place, content in files.items():
+        if place.name != RANKS:
+            continue
+        evaluation = run / place.parent
+        told = json.loads(files.get(place.parent / "manifest.json", files[Path("manifest.json")]))
+        rows = read_rows(evaluation / "metrics.json")
+        dataset = prepared(rows[0].dataset, runs, told["inputs"].get("data"))
+        asked = dataset.queries(told["config"].get("part", "test"))
+        per_query = queries_of(pl.read_parquet(content), asked)
+        write_evaluation(evaluation, [Evaluation(tuple(rows), per_query)])
+        for method in sorted((evaluation / "methods").glob("*/")):
+            write_method(method, rows, per_query)
+    write(run / "manifest.json", without_outputs(files[Path("manifest.json")]))
+    say(f"unpacked {run}")
+
+
+def write_method(folder: Path, rows: Sequence[MetricRow], per_query: pl.DataFrame) -> None:
+    """Write the part of an evaluation that is of one method."""
+    own = tuple(row for row in rows if row.method == folder.name)
+    write_evaluation(folder, [Evaluation(own, per_query.filter(pl.col("method") == folder.name))])
+
+
+def without_outputs(manifest: bytes) -> bytes:
+    """Return a manifest that promises no files: most are not here."""
+    return json.dumps(json.loads(manifest) | {"outputs": {}}, indent=2).encode()
+
+
+def prepared(name: str, runs: Path, fingerprint: str | None) -> Dataset:
+    """Return the data of a set, prepared if need be."""
+    folder = runs / name / "data"
+    if not (folder / "manifest.json").exists():
+        reasonrec("prepare", name, "--out", folder, *PREPARE[name])
+    dataset = Dataset.load(folder)
+    if fingerprint not in (None, dataset.fingerprint):
+        raise CheckpointError(
+            f"{folder} must have the fingerprint {fingerprint} of the data that the kept runs were "
+            f"measured on; it has {dataset.fingerprint}. Was it prepared by another version?"
+        )
+    return dataset
+
+
+def queries_of(kept: pl.DataFrame, part: Queries) -> pl.DataFrame:
+    """Return kept ranks with what the data say of their queries, as ``Evaluation.per_query`` is."""
+    num_queries = pl.col("rank").list.len()
+    ranks = kept.with_columns(
+        pl.col("query").fill_null(pl.int_ranges(num_queries, dtype=pl.Int32)),
+        pl.col("num_tokens").fill_null(pl.lit(0, pl.Int32).repeat_by(num_queries)),
+    ).explode("query", "rank", "num_tokens")
+    asked = part.take(ranks["query"].to_numpy().astype(np.int64))
+    return ranks.select(
+        *BY,
+        pl.col("query").cast(pl.Int64),
+        pl.Series("user_index", asked.user_index),
+        pl.Series("target", asked.target),
+        pl.Series("history_length", (asked.history_stop - asked.history_start).astype(np.int64)),
+        pl.col("rank").cast(pl.Float64),
+        pl.col("num_tokens").cast(pl.Int64),
+        pl.lit(float("nan")).alias("seconds"),  # costs stand in the metrics
+    )
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the repository keeps of a run tells nothing of the data; beside them it is the run again."""
+
+import zipfile
+
+import kept
+import polars as pl
+import pytest
+
+from reasonrec import cli
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.prepare import prepare_planted
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.protocol import read_evaluation
+from reasonrec.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of one shop, laid out as those of benchmarks/peers.py."""
+    folder = tmp_path_factory.mktemp("runs") / "planted"
+    prepare_planted(folder / "data", PlantedConfig(size="tiny"), None, 0)
+    for name, given in (("all-0", []), ("few-0", ["--num-queries", "20"])):
+        cli.main(["evaluate", "popularity", "item-knn", "--data", str(folder / "data"),
+                  "--out", str(folder / name), *given])  # fmt: skip
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def store(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    kept.main(["keep", "peers", str(runs / "planted")], folder)
+    return folder
+
+
+@pytest.fixture
+def unpacked(runs, store, tmp_path):
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "data").symlink_to(runs / "planted" / "data")
+    kept.main(["unpack", "peers", str(tmp_path)], store)
+    return tmp_path
+
+
+def test_every_run_but_the_data_is_kept(store):
+    found = sorted(str(path.relative_to(store)) for path in store.rglob("*.zip"))
+    assert found == ["peers/planted/all-0.zip", "peers/planted/few-0.zip"]
+
+
+def test_nothing_kept_names_users_items_or_times(store):
+    for path in store.rglob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            tables = [name for name in archive.namelist() if name.endswith(".parquet")]
+            assert tables == [kept.RANKS]
+            columns = pl.read_parquet(archive.read(kept.RANKS)).columns
+        assert columns == ["method", "seed", "protocol", "query", "num_tokens", "rank"]
+
+
+@pytest.mark.parametrize("name", ["all-0", "few-0"])
+@pytest.mark.parametrize("below", [".", "methods/item-knn"])
+def test_an_unpacked_run_has_the_ranks_and_metrics_of_the_run(runs, unpacked, name, below):
+    before = read_evaluation(runs / "planted" / name / below)
+    after = read_evaluation(unpacked / "planted" / name / below)
+    assert after.rows == before.rows
+    assert after.per_query.drop("seconds").equals(before.per_query.drop("seconds"))
+
+
+def test_an_unpacked_run_counts_as_finished(unpacked, capsys):
+    out = unpacked / "planted" / "all-0"
+    cli.main(["evaluate", "popularity", "item-knn", "--data", str(unpacked / "planted" / "data"),
+              "--out", str(out)])  # fmt: skip
+    assert read_manifest(out)["outputs"] == {}
+
+
+def test_the_same_run_is_kept_in_the_same_bytes(runs, store, tmp_path):
+    again = kept.keep(runs / "planted" / "all-0", tmp_path / "again")
+    assert again.read_bytes() == (store / "peers" / "planted" / "all-0.zip").read_bytes()
+
+
+def test_other_data_are_refused(store, tmp_path):
+    prepare_planted(tmp_path / "planted" / "data", PlantedConfig(size="tiny"), None, 1)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        kept.main(["unpack", "peers", str(tmp_path)], store)
+    assert not (tmp_path / "planted" / "all-0" / "manifest.json").exists()
