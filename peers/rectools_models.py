@@ -8,9 +8,10 @@
 - BERT4Rec: masked items, softmax over the whole catalogue, mask put after the history.
 
 Departs from the library: it trains on the last events of a user only; here longer histories are
-cut into windows, so that nothing of training is left out. HSTU's default loss is a softmax over
-bare cosines, which cannot become sharp; the temperature that the library offers (``logits_t``) is
-set.
+cut into windows, so that nothing of training is left out. It scores items at padded and unmasked
+places as well, which its loss then leaves out; here those scores are never made. HSTU's default
+loss is a softmax over bare cosines, which cannot become sharp; the temperature that the library
+offers (``logits_t``) is set.
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, HSTUModel, SASRecModel
 from rectools.models.nn.transformers.constants import MASKING_VALUE
+from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from rectools.models.nn.transformers.ligr import LiGRLayers
 
 TEMPERATURE = 0.05
@@ -83,6 +85,7 @@ def _train(
         session_max_len=max_events,
         lr=settings["learning_rate"],
         batch_size=settings["batch_size"],
+        lightning_module_type=AskedPlaces,
         # a trainer is copied before it is used; the callback must be the one that is read later
         get_trainer_func=lambda: Trainer(
             max_epochs=max_epochs, min_epochs=max_epochs, accelerator=accelerator, devices=1,
@@ -96,6 +99,28 @@ def _train(
     model.fit(_log(prepared, max_events))
     scorer.epochs = stop.watch.restore(model.torch_model)
     return scorer
+
+
+class AskedPlaces(TransformerLightningModule):
+    """The library's training, with scores at the places that have a target, and at no others.
+
+    The loss is the same. Where most of a batch is padding, or most of it is not masked, nearly all
+    of the work of a step was to score a catalogue where nothing was asked.
+    """
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        assert self.loss_calculator is not None
+        network, is_asked = self.torch_model, batch["y"] != 0  # (B, L)
+        item_rows = network.item_model.get_all_embeddings()
+        states = network.encode_sessions(batch, item_rows)[is_asked]  # (P, D)
+        target, weight = batch["y"][is_asked], batch["yw"][is_asked]
+        offered = None
+        if "negatives" in batch:
+            offered = torch.cat([target[:, None], batch["negatives"][is_asked]], dim=1)[None]
+        logits = network.similarity_module(states[None], item_rows, offered) / self.logits_t
+        loss = self.loss_calculator(logits, target[None], weight[None])
+        self.log(self.train_loss_name, loss, on_step=False, on_epoch=True)
+        return loss
 
 
 class _Stop(Callback):
