@@ -8,11 +8,12 @@ it was asked, and no others: ``PeerScores`` finds each history among them.
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,8 @@ INTERPRETER = "REASONREC_PEERS_PYTHON"
 """Environment variable that names another interpreter than that of ``make peers``."""
 CANNOT_TRAIN = 3
 """Exit code of a peer whose settings cannot be trained on these data."""
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
 SCHEMA = {"query": pl.Int64, "scores": pl.List(pl.Float32), "seconds": pl.Float64}
 
 
@@ -214,6 +217,7 @@ def ask_peer(
     rows: np.ndarray | None = None,
     num_timed_users: int = 0,
     train_on: str = "train",
+    progress: Progress | None = None,
 ) -> PeerScores:
     """Return a peer's scores of the queries of a part; an answer that lies there is read again.
 
@@ -224,6 +228,8 @@ def ask_peer(
         num_timed_users: Queries asked one at a time, for the latency.
         train_on: ``train``, or ``train+valid``: it is trained on ``train`` until validation stops
             it, then anew on both for as many epochs.
+        progress: Called with (label, epochs done, epochs at most) whenever validation was looked
+            at. Training may stop long before the last one.
 
     Raises:
         CheckpointError: The environment is missing, the peer failed, or left a damaged file.
@@ -247,7 +253,7 @@ def ask_peer(
         make_folder(folder)
         done.unlink(missing_ok=True)
         (folder / "job.json").write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
-        _run(name, python, folder)
+        _run(name, python, folder, int(settings["max_epochs"]), progress)
     return read_peer(folder, dataset)
 
 
@@ -327,20 +333,44 @@ def _read_done(path: Path) -> dict[str, Any]:
     return content
 
 
-def _run(name: str, python: Path, folder: Path) -> None:
+def _run(name: str, python: Path, folder: Path, max_epochs: int, progress: Progress | None) -> None:
     """Run the peer in ``folder`` until it is done; what it prints goes to ``peer.log``."""
     log = folder / "peer.log"
     # our own packages must not be found by the other interpreter
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    with log.open("w", encoding="utf-8") as file:
-        ended = subprocess.run(
+    show = progress or (lambda label, done, total: None)
+    label = f"{name}: epochs at most"
+    show(label, 0, max_epochs)
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
             [str(python), str(ROOT / "peers" / "run.py"), str(folder)],
-            stdout=file, stderr=subprocess.STDOUT, env=clean, check=False,
-        )  # fmt: skip
-    if ended.returncode == 0:
-        return
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean,
+        ) as ended,
+    ):  # fmt: skip
+        assert ended.stdout is not None
+        try:
+            for line in ended.stdout:
+                file.write(line)
+                file.flush()
+                if told := re.match(rb"epoch (\d+):", line):
+                    show(label, int(told[1]), max_epochs)
+        except BaseException:  # an interrupt ends the peer with us
+            ended.kill()
+            raise
+    if ended.returncode != 0:
+        _explain(name, ended.returncode, log)
+
+
+def _explain(name: str, returncode: int, log: Path) -> NoReturn:
+    """Raise what a peer said last.
+
+    Raises:
+        ValueError: Its settings cannot be trained.
+        CheckpointError: It failed otherwise.
+    """
     last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    if ended.returncode == CANNOT_TRAIN:
+    if returncode == CANNOT_TRAIN:
         raise ValueError(last)
     raise CheckpointError(f"{name} must end well; it stopped with {last!r}. All of it: {log}")
 

@@ -11,6 +11,7 @@ from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
+    from reasonrec.baselines.peers import Progress
     from reasonrec.data.dataset import Dataset
     from reasonrec.evaluation.measure import Contestant
     from reasonrec.evaluation.tuning import Settings
@@ -62,14 +63,16 @@ def evaluate(
     if params is not None and settings.tune:
         raise ConfigError("settings are either given (--params) or searched (--tune), not both")
     given = None if params is None else read_params(params, dataset)
-    contestants = [
-        find_contestant(word, dataset, seed=seed, asked=settings, params=given)
-        for word in methods or FLOOR
-    ]
-    labels = [contestant.label for contestant in contestants]
-    if len(set(labels)) < len(labels):
-        raise CheckpointError(f"each method can be named once; got {', '.join(labels)}")
     with method_progress() as progress:
+        contestants = [
+            find_contestant(
+                word, dataset, seed=seed, asked=settings, params=given, progress=progress
+            )
+            for word in methods or FLOOR
+        ]
+        labels = [contestant.label for contestant in contestants]
+        if len(set(labels)) < len(labels):
+            raise CheckpointError(f"each method can be named once; got {', '.join(labels)}")
         evaluations = measure(
             contestants,
             dataset,
@@ -96,12 +99,14 @@ def find_contestant(
     seed: int,
     asked: EvaluateConfig,
     params: "Mapping[str, Settings] | None" = None,
+    progress: "Progress | None" = None,
 ) -> "Contestant":
     """Return the method that a word of the command line names.
 
     Args:
         asked: How it will be measured.
         params: Settings by baseline, or None for the defaults of all.
+        progress: Told of what a baseline does before it can answer.
 
     Raises:
         CheckpointError: It is neither a known word nor a finished model folder.
@@ -120,8 +125,9 @@ def find_contestant(
             )
         settings = None if params is None else params[word]
         return floor_contestant(
-            word, dataset, seed=seed, tune=asked.tune, settings=settings, asked=asked
-        )
+            word, dataset, seed=seed, tune=asked.tune, settings=settings, asked=asked,
+            progress=progress,
+        )  # fmt: skip
     if word in ORACLES:
         return Contestant(word, seed, word, lambda _: oracle_of(word, dataset))
     folder = Path(word)

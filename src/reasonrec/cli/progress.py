@@ -11,11 +11,17 @@ def method_progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import Progress, TaskID
 
     bars: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    progress = Progress(console=Console(stderr=True), transient=True)
 
-        def show(label: str, done: int, total: int) -> None:
-            if label not in bars:
-                bars[label] = progress.add_task(label, total=total)
-            progress.update(bars[label], completed=done, total=total)
+    def show(label: str, done: int, total: int) -> None:
+        if not bars:  # what fails before anything is done leaves no line behind
+            progress.start()
+        if label not in bars:
+            bars[label] = progress.add_task(label, total=total)
+        progress.update(bars[label], completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        if bars:
+            progress.stop()

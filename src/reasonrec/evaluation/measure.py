@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import check_settings, fit_floor
-from reasonrec.baselines.peers import PEERS, ask_peer, peer_versions
+from reasonrec.baselines.peers import PEERS, Progress, ask_peer, peer_versions
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
 from reasonrec.evaluation.candidates import (
@@ -72,6 +72,7 @@ def floor_contestant(
     tune: int = 0,
     settings: Mapping[str, float] | None = None,
     asked: EvaluateConfig | None = None,
+    progress: Progress | None = None,
 ) -> Contestant:
     """Return a baseline that is fitted, and with ``tune`` above 0 tuned first, when opened.
 
@@ -79,6 +80,7 @@ def floor_contestant(
         settings: Keys of its configuration, its defaults if none are given.
         asked: How it will be measured, which a peer must know beforehand, and the rows that it is
             fitted on. Defaults if not given. Tuning reads ``train`` and validation whatever it is.
+        progress: Told of each trial, and of the epochs of a peer, which can take an hour.
     """
 
     how = asked or EvaluateConfig()
@@ -86,7 +88,9 @@ def floor_contestant(
     def open_method(folder: Path) -> Recommender:
         chosen = settings or {}
         if tune:
-            tuned = tune_baseline(name, dataset, TuneConfig(budget=tune), seed=seed)
+            tuned = tune_baseline(
+                name, dataset, TuneConfig(budget=tune), seed=seed, progress=progress
+            )
             write_trials(folder / "trials.jsonl", tuned.trials)
             chosen = tuned.best.settings
         if name not in PEERS:
@@ -106,6 +110,7 @@ def floor_contestant(
             rows=rows,
             num_timed_users=how.num_timed_users,
             train_on=how.train_on,
+            progress=progress,
         )
 
     source = name if settings is None else f"{name} {json.dumps(dict(settings), sort_keys=True)}"
@@ -121,7 +126,7 @@ def measure(
     seed: int = 0,
     candidates_file: Path | None = None,
     has_passport: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Evaluation, ...]:
     """Return and write the evaluation of every contestant, in their order.
 
@@ -208,7 +213,7 @@ def _measure_one(
     config: EvaluateConfig,
     sets: Sequence[Candidates],
     inputs: Mapping[str, str],
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> Evaluation:
     """Measure one method, or read what an interrupted run measured already."""
     make_folder(folder)

@@ -25,7 +25,7 @@ import polars as pl
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.floor import CONFIGS, READING, check_settings, fit_floor
-from reasonrec.baselines.peers import PEERS, ask_peer
+from reasonrec.baselines.peers import PEERS, Progress, ask_peer
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
@@ -192,7 +192,7 @@ def tune_baseline(
     known: Sequence[Trial] = (),
     spaces: Mapping[str, Mapping[str, Sequence[float]]] = SPACES,
     record: Callable[[Trial], None] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TunedMethod:
     """Return what a search over ``spaces[name]`` on ``dataset.valid`` found.
 
@@ -200,7 +200,8 @@ def tune_baseline(
         seed: Names the random draws of the search, and fits the methods that are random.
         known: Trials of an interrupted search of the same kind; they are not run again.
         record: Called with every trial that was run.
-        progress: Called with (method, trials done, trials in all) after every trial.
+        progress: Called with (method, trials done, trials in all) after every trial, and with the
+            epochs of a peer within one.
 
     Raises:
         DataError: Validation holds no query, or no setting could be fitted.
@@ -227,7 +228,7 @@ def tune_baseline(
                 trial = found[_key(trial)]
             else:
                 trial, fit = _measure(
-                    name, settings, dataset, config, seed, best_fit, Path(answers)
+                    name, settings, dataset, config, seed, best_fit, Path(answers), progress
                 )
                 if record:
                     record(trial)
@@ -249,7 +250,7 @@ def tune_baselines(
     config: TuneConfig,
     *,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[TunedMethod, ...]:
     """Return and write the search of each method, in their order.
 
@@ -432,6 +433,7 @@ def _measure(
     seed: int,
     other: tuple[Settings, Any] | None,
     folder: Path,
+    progress: Progress | None,
 ) -> tuple[Trial, Recommender | None]:
     """Return a trial and its method, which is ``other`` read anew where it learned the same."""
     with stopwatch() as fitting:
@@ -439,7 +441,7 @@ def _measure(
             if other and _learned(other[0]) == _learned(settings):
                 method = replace(other[1], **{k: settings[k] for k in READING if k in settings})
             else:
-                method = _fit(name, settings, dataset, config, seed, folder)
+                method = _fit(name, settings, dataset, config, seed, folder, progress)
         except ValueError as error:  # a setting that this set does not bear, not the search's fault
             logger.warning("%s with %s: %s", name, dict(settings), error)
             return Trial(name, settings, None, {}, 0.0, 0.0, str(error)), None
@@ -469,13 +471,22 @@ def _measure(
 
 
 def _fit(
-    name: str, settings: Settings, dataset: Dataset, config: TuneConfig, seed: int, folder: Path
+    name: str,
+    settings: Settings,
+    dataset: Dataset,
+    config: TuneConfig,
+    seed: int,
+    folder: Path,
+    progress: Progress | None,
 ) -> Recommender:
     """Return a baseline of ours fitted, or the answers of a peer, in place of its last ones."""
     if name not in PEERS:
         return fit_floor(name, dataset, seed=seed, **settings)
     rows = chosen_queries(dataset.valid, None, config.num_queries, "valid")
-    return ask_peer(name, dataset, folder, part="valid", settings=settings, seed=seed, rows=rows)
+    return ask_peer(
+        name, dataset, folder, part="valid", settings=settings, seed=seed, rows=rows,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _learned(settings: Settings) -> Settings:

@@ -240,8 +240,9 @@ def _contestant(
     if label in ORACLES:
         return Contestant(label, seed, label, lambda _: oracle_of(label, dataset))
     _, settings = split_source(method["source"])
-    given = {} if settings is None else {"settings": settings}
-    return floor_contestant(label, dataset, seed=seed, tune=config.tune, asked=config, **given)
+    return floor_contestant(
+        label, dataset, seed=seed, tune=config.tune, settings=settings, asked=config
+    )
 
 
 def _data(run: RunPassport) -> DataPassport:

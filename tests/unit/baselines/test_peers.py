@@ -156,6 +156,27 @@ def test_a_peer_that_stops_early_is_an_error_that_names_its_log(shop, tmp_path, 
     assert "ModuleNotFoundError" in (tmp_path / "peer" / "peer.log").read_text()
 
 
+def test_epochs_are_told_while_a_peer_trains(shop, tmp_path, monkeypatch):
+    dataset = Dataset.load(shop)
+    settings = check_settings("sasrec", {}).model_dump()
+    write_answers(tmp_path / "left", dataset, follow_scores(dataset), job_of(dataset))
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\necho GPU available: no\n"
+        "for n in 3 6; do echo epoch $n: ndcg@10 0.1 on validation; done\n"
+        f"cp {tmp_path}/left/* $2\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setenv("REASONREC_PEERS_PYTHON", str(python))
+    told = []
+    ask_peer(
+        "sasrec", dataset, tmp_path / "peer", part="test", settings=settings, seed=0,
+        num_timed_users=30, progress=lambda *one: told.append(one),
+    )  # fmt: skip
+    assert told == [("sasrec: epochs at most", done, settings["max_epochs"]) for done in (0, 3, 6)]
+    assert (tmp_path / "peer" / "peer.log").read_text().count("\n") == 3
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_every_space_is_made_of_values_that_its_peer_accepts(name):
     fields = PEERS[name].model_fields
