@@ -58,6 +58,9 @@ class HeadConfig(Config):
     text_words: NonNegativeInt = 100
     """Words of an item's description that such rows are encoded from, beside title and
     categories."""
+    live_rows: PositiveInt | None = None
+    """Targets of a step whose rows are encoded anew with gradient, in turn where there are more;
+    all if null, as in the paper. Windows of histories hold hundreds, each a text to be read."""
     table_dtype: Dtype = "float32"
     """How rows that are encoded from text are kept: ``bfloat16`` halves the table and rounds it to
     three digits; scores stay float32."""

@@ -425,7 +425,10 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         outputs = Outputs()
         hidden_trunk, hidden_branch = self._hidden(batch)
         drop = self.head.dropout
-        rows = self.item_rows(self.encode_labels(batch) if torch.is_grad_enabled() else None)
+        is_trained = torch.is_grad_enabled()
+        rows = self.item_rows(
+            self.encode_labels(batch, self.head.live_rows) if is_trained else None
+        )
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
@@ -674,10 +677,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         self.item_table.steps_since_refresh.zero_()
         self.train(was_training)
 
-    def encode_labels(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def encode_labels(self, batch: Batch, most: int | None = None) -> tuple[Tensor, Tensor] | None:
         """Return a batch's labels (K,) and their rows (K, D), which the item table then holds too.
 
-        With gradient, as the loss needs them (R²ec, appendix F). None where no row is encoded.
+        With gradient, as the loss needs them (R²ec, appendix F). None where no row is encoded. Of
+        more than ``most`` labels as many are encoded, in turn; the others keep their stored rows.
         """
         if not self.item_table.is_encoded:
             return None
@@ -687,6 +691,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         # those of all ranks: each scores its rows against the targets of the whole batch
         targets = ranks.gathered(torch.cat(labels)).unique()
         targets = targets[targets >= 0]
+        if most is not None and most < len(targets):
+            # by the step, so that all ranks and a run that goes on take the same
+            first = int(self.item_table.steps_since_refresh) * most
+            turn = torch.arange(first, first + most, device=targets.device)
+            targets = targets[turn % len(targets)]
         rows = self.encode_items(targets)
         self.item_table.store(targets, rows.detach())
         return targets, rows

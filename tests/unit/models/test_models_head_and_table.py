@@ -110,6 +110,26 @@ def test_rows_are_read_from_as_many_words_of_a_description_as_are_asked_for():
     assert item_texts(Catalogue(table), ["Pen", "Ink"], num_words=0) == ["Pen. Office.", "Ink."]
 
 
+def test_of_many_targets_as_many_as_asked_for_are_encoded_anew_each_in_its_turn():
+    model = toy_model(item_rows="text")
+    model.refresh_items()
+    next_item = torch.tensor([[4, 0, 2], [3, -1, 2]])  # four targets
+    batch = Batch(
+        trunk_ids=torch.zeros(2, 3, dtype=torch.long), trunk_lengths=torch.full((2,), 3),
+        next_item=next_item,
+    )  # fmt: skip
+    turns = []
+    for _ in range(4):
+        found = model.encode_labels(batch, 3)
+        assert found is not None and found[1].requires_grad
+        turns.append(found[0].tolist())
+        model.item_table.steps_since_refresh += 1
+    assert turns == [[0, 2, 3], [4, 0, 2], [3, 4, 0], [2, 3, 4]]
+    for most in (None, 4, 9):
+        found = model.encode_labels(batch, most)
+        assert found is not None and found[0].tolist() == [0, 2, 3, 4]
+
+
 @pytest.mark.parametrize("item_rows", ["text", "text+id"])
 def test_rows_kept_in_half_precision_are_rounded_and_scored_in_float32(item_rows, tmp_path):
     whole = toy_model(item_rows=item_rows)

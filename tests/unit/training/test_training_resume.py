@@ -65,13 +65,15 @@ def _parts(stage, model, dataset, inner=2):
 
 
 def _train(
-    stage, out, *, item_rows="id", stop_at=None, inner=2, config=CONFIG, share=None, worth=None
-):
+    stage, out, *, item_rows="id", live_rows=None, stop_at=None, inner=2, config=CONFIG,
+    share=None, worth=None,
+):  # fmt: skip
     """Train a toy stage, unplugged once at step ``stop_at`` if given, and return the model."""
     dataset = toy_dataset(ring_rows(10, 12, 9), TITLES)
     out.mkdir(exist_ok=True)
     for unplug_at in [stop_at, None] if stop_at else [None]:
-        model = toy_model(dropout=0.2, item_rows=item_rows)  # dropout: random states must come back
+        # dropout: random states must come back
+        model = toy_model(dropout=0.2, item_rows=item_rows, live_rows=live_rows)
         if stage == "grpo":
             model = with_words_of(model, ["So 1 2 3 4 5."] * 9, vocab_size=300, dropout=0.2, seed=0)
         data, loss = _parts(stage, model, dataset, inner)
@@ -247,8 +249,9 @@ def test_a_run_that_no_longer_improves_ends_early(tmp_path):
 
 
 def test_rows_from_text_are_refreshed_at_the_same_steps_after_a_resume(tmp_path):
-    whole, _ = _train("no-think", tmp_path / "whole", item_rows="text+id")
-    resumed, _ = _train("no-think", tmp_path / "resumed", item_rows="text+id", stop_at=11)
+    rows = {"item_rows": "text+id", "live_rows": 3}
+    whole, _ = _train("no-think", tmp_path / "whole", **rows)
+    resumed, _ = _train("no-think", tmp_path / "resumed", **rows, stop_at=11)
     assert torch.equal(whole.item_rows(), resumed.item_rows())
 
 
