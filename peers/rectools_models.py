@@ -28,6 +28,7 @@ from rectools.models import BERT4RecModel, HSTUModel, SASRecModel
 from rectools.models.nn.transformers.constants import MASKING_VALUE
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from rectools.models.nn.transformers.ligr import LiGRLayers
+from torch import nn
 
 TEMPERATURE = 0.05
 """Of HSTU's cosines; the value of its authors."""
@@ -104,21 +105,25 @@ def _train(
 class AskedPlaces(TransformerLightningModule):
     """The library's training, with scores at the places that have a target, and at no others.
 
-    The loss is the same. Where most of a batch is padding, or most of it is not masked, nearly all
-    of the work of a step was to score a catalogue where nothing was asked.
+    The loss is the same, of ``softmax`` and of ``sampled_softmax``. Where most of a batch is
+    padding, or most of it is not masked, nearly all of the work of a step was to score a catalogue
+    where nothing was asked.
     """
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        assert self.loss_calculator is not None
         network, is_asked = self.torch_model, batch["y"] != 0  # (B, L)
         item_rows = network.item_model.get_all_embeddings()
         states = network.encode_sessions(batch, item_rows)[is_asked]  # (P, D)
         target, weight = batch["y"][is_asked], batch["yw"][is_asked]
-        offered = None
-        if "negatives" in batch:
-            offered = torch.cat([target[:, None], batch["negatives"][is_asked]], dim=1)[None]
-        logits = network.similarity_module(states[None], item_rows, offered) / self.logits_t
-        loss = self.loss_calculator(logits, target[None], weight[None])
+        if self.loss == "softmax":
+            logits = network.similarity_module(states, item_rows)  # (P, M)
+        else:  # sampled_softmax: the target stands before its negatives
+            offered = torch.cat([target[:, None], batch["negatives"][is_asked]], dim=1)
+            logits = network.similarity_module(states, item_rows, offered)
+            target = torch.zeros_like(target)
+        # the library's losses see (B, L, M), over whose middle a softmax takes twice as long
+        losses = nn.functional.cross_entropy(logits / self.logits_t, target, reduction="none")
+        loss = (losses * weight).mean()
         self.log(self.train_loss_name, loss, on_step=False, on_epoch=True)
         return loss
 

@@ -1,5 +1,6 @@
 """What this machine has and how fast it is, for ``reasonrec doctor`` and for benchmark records."""
 
+import ctypes
 import os
 import platform
 import shutil
@@ -10,6 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+KEEPS_FREED = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_TOP_PAD_": 1 << 26}
+"""The environment of a process that is to start as after ``keep_freed_memory``."""
+_MALLOPT = {"MALLOC_MMAP_MAX_": -4, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
+"""Numbers of the same settings in ``mallopt(3)``."""
 _MATMUL_SIDE = 1024
 _COPY_BYTES = 1 << 28
 """Far more than a cache holds."""
@@ -154,6 +159,19 @@ def describe_machine(folder: Path) -> Machine:
         free_memory_gib=_pages_gib("SC_AVPHYS_PAGES"),
         free_disk_gib=shutil.disk_usage(_existing(folder)).free / 2**30,
     )
+
+
+def keep_freed_memory() -> bool:
+    """Have large arrays come from memory that this process freed before; return whether it will.
+
+    glibc asks the system for each large array and gives it back when it is freed, so that every
+    score of a catalogue is written to pages that must first be found and cleared: a sixth of a
+    training step on the CPU. Elsewhere, as on musl or macOS, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    return all(mallopt(_MALLOPT[name], value) for name, value in KEEPS_FREED.items())
 
 
 def num_usable_cores() -> int:

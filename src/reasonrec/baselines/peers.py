@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset, Part
 from reasonrec.errors import CheckpointError
+from reasonrec.machine import KEEPS_FREED
 from reasonrec.manifest import make_folder
 from reasonrec.records import Histories, Scored
 
@@ -338,6 +339,7 @@ def _run(name: str, python: Path, folder: Path, max_epochs: int, progress: Progr
     log = folder / "peer.log"
     # our own packages must not be found by the other interpreter
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    clean |= {key: str(value) for key, value in KEEPS_FREED.items()}
     show = progress or (lambda label, done, total: None)
     label = f"{name}: epochs at most"
     show(label, 0, max_epochs)

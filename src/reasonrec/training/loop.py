@@ -34,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
+from reasonrec.machine import keep_freed_memory
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream_seed
 from reasonrec.training.config import OptimiserConfig
@@ -106,6 +107,8 @@ def fit(
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     W = ranks.num_ranks()
     if config.batch_size % W:
         raise ConfigError(
