@@ -2,14 +2,17 @@
 
     REASONREC_DATA=... python benchmarks/papers_preset.py runs/paper ml-100k office-2018
     REASONREC_DATA=... python benchmarks/papers_preset.py runs/paper games-2018 --num-queries 10000
+    python benchmarks/papers_preset.py runs/paper
 
 Prepares each set as benchmarks/results.py does, trains configs/r2ec/paper-tiny.toml and leaves
 `<set>/papers-preset-<seed>` and, to see what its thoughts are worth, `<set>/papers-no-think-<seed>`
 of the stage that they start from. benchmarks/results.py (``--beside``) and benchmarks/comparison.py
-(``--peers``) read both. Goes on where it stopped.
+(``--peers``) read both. Goes on where it stopped. Every line writes docs/results/papers-preset.md
+from what is finished.
 """
 
 import argparse
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,20 +21,34 @@ from running import ROOT, reasonrec, say, source
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, measure
+from reasonrec.evaluation.table import results_markdown
+from reasonrec.machine import describe_machine
+from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 NAMES = {"no-think": "papers-no-think", "think-recpo": "papers-preset"}
 """What the rows of the first and the last stage are called."""
+FIRST = NAMES["no-think"]
 PRESET = ROOT / "configs" / "r2ec" / "paper-tiny.toml"
+
+HEAD = """# The paper's preset on the tiny backbone
+
+Written by `python benchmarks/papers_preset.py` with
+[paper-tiny.toml](../../configs/r2ec/paper-tiny.toml): R²ec as the paper has it, on a backbone that
+starts from nothing. `papers-no-think` ranks before it
+learned to think, `papers-preset` after RecPO. Test queries, trained on `train` alone; the same
+queries as [ml-100k.md](ml-100k.md) and [office-2018.md](office-2018.md), where our preset stands.
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
-    parser.add_argument("sets", nargs="+", choices=list(PREPARE))
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
     parser.add_argument("--num-queries", type=int, help="a sample of the test queries, else all")
     asked = parser.parse_args()
@@ -40,6 +57,9 @@ def main() -> None:
         reasonrec("prepare", name, "--out", data, *PREPARE[name])
         for seed in asked.seeds:
             run(asked.runs / name, Dataset.load(data), seed, asked.num_queries)
+    sections = [text for name in PREPARE if (text := section(name, asked.runs / name))]
+    page = ROOT / "docs" / "results" / "papers-preset.md"
+    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
 def run(folder: Path, dataset: Dataset, seed: int, num_queries: int | None) -> None:
@@ -56,6 +76,28 @@ def run(folder: Path, dataset: Dataset, seed: int, num_queries: int | None) -> N
         row = Contestant(name, seed, source(stage), opening)
         evaluation = EvaluateConfig(num_queries=num_queries)
         measure([row], dataset, folder / f"{name}-{seed}", evaluation, seed=seed)
+
+
+def section(name: str, folder: Path) -> str | None:
+    """Return the table and the tests of one set, or None if nothing is finished there."""
+    done = [one.parent for one in sorted(folder.glob("papers-*-[0-9]/manifest.json"))]
+    if not done:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, comparisons = compare_runs(done, Path(scratch) / "compared", reference=FIRST)
+    commits = sorted({str(read_manifest(one)["commit"])[:10] for one in done})
+    seeds = sorted({row.seed for row in rows})
+    return "\n".join(
+        [
+            f"## {name}",
+            "",
+            f"{rows[0].split}, {rows[0].n:,} queries; seeds {', '.join(map(str, seeds))}; commit "
+            f"{', '.join(commits)}; {describe_machine(ROOT).cpu}, one thread beside other work.",
+            "",
+            results_markdown(rows),
+            comparison_markdown(comparisons),
+        ]
+    )
 
 
 if __name__ == "__main__":
