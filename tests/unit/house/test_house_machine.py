@@ -1,0 +1,46 @@
+"""What the process is told about memory changes what the system is asked for."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from reasonrec.machine import KEEPS_FREED
+
+COUNT_FAULTS = """
+import resource, sys
+import numpy as np
+from reasonrec.machine import keep_freed_memory
+
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+
+def write_and_free():
+    np.ones(1 << 23)  # 64 MiB, 16,384 pages
+
+write_and_free()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    write_and_free()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def num_faults(*words, **more):
+    command = [sys.executable, "-c", COUNT_FAULTS, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, **more)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing is changed")
+def test_large_arrays_are_written_to_pages_that_were_freed_before():
+    # huge pages may make few faults of many, so the two are compared
+    assert num_faults("keep") < num_faults() / 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing is changed")
+def test_a_process_that_is_started_so_keeps_them_from_the_beginning():
+    told = os.environ | {name: str(value) for name, value in KEEPS_FREED.items()}
+    assert num_faults(env=told) < num_faults() / 4
