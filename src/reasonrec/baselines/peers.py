@@ -348,20 +348,20 @@ def _run(name: str, python: Path, folder: Path, max_epochs: int, progress: Progr
         subprocess.Popen(
             [str(python), str(ROOT / "peers" / "run.py"), str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean,
-        ) as ended,
+        ) as process,
     ):  # fmt: skip
-        assert ended.stdout is not None
+        assert process.stdout is not None
         try:
-            for line in ended.stdout:
+            for line in process.stdout:
                 file.write(line)
                 file.flush()
                 if told := re.match(rb"epoch (\d+):", line):
                     show(label, int(told[1]), max_epochs)
         except BaseException:  # an interrupt ends the peer with us
-            ended.kill()
+            process.kill()
             raise
-    if ended.returncode != 0:
-        _explain(name, ended.returncode, log)
+    if process.returncode != 0:
+        _explain(name, process.returncode, log)
 
 
 def _explain(name: str, returncode: int, log: Path) -> NoReturn:
