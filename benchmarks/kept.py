@@ -5,18 +5,18 @@
     REASONREC_DATA=... python benchmarks/kept.py unpack peers runs/peers
 
 A table grows over days and machines, and its tests need every query of every method. So the first
-lines leave, for each run, docs/results/kept/<table>/<run>.zip: its manifests, metrics and trials,
-and the rank of each query's target. The last one prepares the data anew and writes the runs as they
-were, but for thoughts, lists and models; the scripts that write pages read them like any others,
-and go on from there. Nothing kept tells who a query is of or what was taken: both are read from the
-data, which must have the fingerprint that the run was measured on.
+lines leave, for each run or search, docs/results/kept/<table>/<run>.zip: its manifests, metrics and
+trials, and the rank of each query's target. The last one prepares the data anew and writes the runs
+as they were, but for thoughts, lists and models; the scripts that write pages read them like any
+others, and go on from there. Nothing kept tells who a query is of or what was taken: both are read
+from the data, whose tables must be, byte for byte, those that the run was measured on.
 """
 
 import argparse
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ from reasonrec.manifest import read_manifest
 KEPT = ROOT / "docs" / "results" / "kept"
 TEXTS = ("manifest.json", "metrics.json", "trials.jsonl", "best.toml", "peer.json")
 """What is kept as it is, wherever it lies in a run."""
+DATA = "data.json"
+"""The name of the data, and the fingerprint of each of its tables."""
 RANKS = "ranks.parquet"
 """Stands for ``per_query.parquet``: a row for each ``method``, ``seed`` and ``protocol``, with the
 lists ``query`` (null: all of the part, in order), ``rank`` and ``num_tokens`` (null: none)."""
@@ -58,7 +60,7 @@ def main(words: Sequence[str] | None = None, kept: Path = KEPT) -> None:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Return the folder if it is a finished run, else the finished ones in it, but for data."""
+    """Return the folder if it is a finished run, else the finished runs and searches in it."""
     folders = [folder] if (folder / "manifest.json").exists() else sorted(folder.iterdir())
     found = [one for one in folders if (one / "manifest.json").exists()]
     return [one for one in found if read_manifest(one)["stage"] != "prepare"]
@@ -71,7 +73,10 @@ def name_of(run: Path, named: Path) -> Path:
 
 def keep(run: Path, to: Path) -> Path:
     """Write a run's zip and return its path."""
-    files: dict[str, bytes] = {}
+    named = str(read_manifest(run).get("data_folder", "data"))
+    data = next(d for d in (Path(named), run / named) if (d / "manifest.json").exists())
+    told = {"name": Dataset.load(data).name, "tables": tables_of(data)}
+    files = {DATA: json.dumps(told, indent=2).encode()}
     for path in sorted(run.rglob("*")):
         place, parent = path.relative_to(run), path.parent
         # what is said of each method of an evaluation stands in that of all
@@ -86,6 +91,12 @@ def keep(run: Path, to: Path) -> Path:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name, _NOON), content, zipfile.ZIP_DEFLATED)
     return to
+
+
+def tables_of(data: Path) -> dict[str, str]:
+    """Return the fingerprint of each table of a prepared folder."""
+    outputs = read_manifest(data)["outputs"]
+    return {name: value for name, value in outputs.items() if name.endswith(".parquet")}
 
 
 def parents_of(method: Path) -> Path:
@@ -117,24 +128,23 @@ def unpack(path: Path, run: Path, runs: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         files = {Path(name): archive.read(name) for name in archive.namelist()}
+    dataset = prepared(runs, **json.loads(files[Path(DATA)]))
     for place, content in files.items():
         if place.name in TEXTS and place != Path("manifest.json"):
-            write(
-                run / place, without_outputs(content) if place.name == "manifest.json" else content
-            )
+            is_manifest = place.name == "manifest.json"
+            write(run / place, laid_out(content, dataset) if is_manifest else content)
     for place, content in files.items():
         if place.name != RANKS:
             continue
         evaluation = run / place.parent
         told = json.loads(files.get(place.parent / "manifest.json", files[Path("manifest.json")]))
         rows = read_rows(evaluation / "metrics.json")
-        dataset = prepared(rows[0].dataset, runs, told["inputs"].get("data"))
         asked = dataset.queries(told["config"].get("part", "test"))
         per_query = queries_of(pl.read_parquet(content), asked)
         write_evaluation(evaluation, [Evaluation(tuple(rows), per_query)])
         for method in sorted((evaluation / "methods").glob("*/")):
             write_method(method, rows, per_query)
-    write(run / "manifest.json", without_outputs(files[Path("manifest.json")]))
+    write(run / "manifest.json", laid_out(files[Path("manifest.json")], dataset))
     say(f"unpacked {run}")
 
 
@@ -144,23 +154,26 @@ def write_method(folder: Path, rows: Sequence[MetricRow], per_query: pl.DataFram
     write_evaluation(folder, [Evaluation(own, per_query.filter(pl.col("method") == folder.name))])
 
 
-def without_outputs(manifest: bytes) -> bytes:
-    """Return a manifest that promises no files: most are not here."""
-    return json.dumps(json.loads(manifest) | {"outputs": {}}, indent=2).encode()
+def laid_out(manifest: bytes, dataset: Dataset) -> bytes:
+    """Return a manifest that is of the data here, and promises no files: most are not here."""
+    told = json.loads(manifest)
+    if "data" in told["inputs"]:
+        told["inputs"]["data"] = dataset.fingerprint
+    return json.dumps(told | {"outputs": {}}, indent=2).encode()
 
 
-def prepared(name: str, runs: Path, fingerprint: str | None) -> Dataset:
+def prepared(runs: Path, name: str, tables: Mapping[str, str]) -> Dataset:
     """Return the data of a set, prepared if need be."""
     folder = runs / name / "data"
     if not (folder / "manifest.json").exists():
         reasonrec("prepare", name, "--out", folder, *PREPARE[name])
-    dataset = Dataset.load(folder)
-    if fingerprint not in (None, dataset.fingerprint):
+    found = tables_of(folder)
+    if other := [table for table, value in tables.items() if found.get(table) != value]:
         raise CheckpointError(
-            f"{folder} must have the fingerprint {fingerprint} of the data that the kept runs were "
-            f"measured on; it has {dataset.fingerprint}. Was it prepared by another version?"
+            f"{folder} must hold the tables that the kept runs were measured on; other than they "
+            f"were are {', '.join(other)}. Was it prepared by another version?"
         )
-    return dataset
+    return Dataset.load(folder)
 
 
 def queries_of(kept: pl.DataFrame, part: Queries) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """What the repository keeps of a run tells nothing of the data; beside them it is the run again."""
 
+import json
 import zipfile
 
 import kept
@@ -11,6 +12,7 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.protocol import read_evaluation
+from reasonrec.evaluation.tuning import read_trials
 from reasonrec.manifest import read_manifest
 
 
@@ -22,6 +24,8 @@ def runs(tmp_path_factory):
     for name, given in (("all-0", []), ("few-0", ["--num-queries", "20"])):
         cli.main(["evaluate", "popularity", "item-knn", "--data", str(folder / "data"),
                   "--out", str(folder / name), *given])  # fmt: skip
+    cli.main(["tune", "item-knn", "--data", str(folder / "data"), "--budget", "2",
+              "--out", str(folder / "tune-item-knn")])  # fmt: skip
     return folder.parent
 
 
@@ -42,14 +46,15 @@ def unpacked(runs, store, tmp_path):
 
 def test_every_run_but_the_data_is_kept(store):
     found = sorted(str(path.relative_to(store)) for path in store.rglob("*.zip"))
-    assert found == ["peers/planted/all-0.zip", "peers/planted/few-0.zip"]
+    assert found == [f"peers/planted/{name}.zip" for name in ("all-0", "few-0", "tune-item-knn")]
 
 
 def test_nothing_kept_names_users_items_or_times(store):
-    for path in store.rglob("*.zip"):
+    for path in store.rglob("*-0.zip"):
         with zipfile.ZipFile(path) as archive:
             tables = [name for name in archive.namelist() if name.endswith(".parquet")]
             assert tables == [kept.RANKS]
+            assert "train.parquet" in json.loads(archive.read(kept.DATA))["tables"]
             columns = pl.read_parquet(archive.read(kept.RANKS)).columns
         assert columns == ["method", "seed", "protocol", "query", "num_tokens", "rank"]
 
@@ -70,6 +75,12 @@ def test_an_unpacked_run_counts_as_finished(unpacked, capsys):
     assert read_manifest(out)["outputs"] == {}
 
 
+def test_the_trials_of_a_search_come_back(runs, unpacked):
+    searches = [folder / "planted" / "tune-item-knn" for folder in (runs, unpacked)]
+    before, after = (read_trials(folder / "trials.jsonl") for folder in searches)
+    assert after == before and len(after) == 2
+
+
 def test_the_same_run_is_kept_in_the_same_bytes(runs, store, tmp_path):
     again = kept.keep(runs / "planted" / "all-0", tmp_path / "again")
     assert again.read_bytes() == (store / "peers" / "planted" / "all-0.zip").read_bytes()
@@ -77,6 +88,6 @@ def test_the_same_run_is_kept_in_the_same_bytes(runs, store, tmp_path):
 
 def test_other_data_are_refused(store, tmp_path):
     prepare_planted(tmp_path / "planted" / "data", PlantedConfig(size="tiny"), None, 1)
-    with pytest.raises(CheckpointError, match="fingerprint"):
+    with pytest.raises(CheckpointError, match=r"other than they were are .*train\.parquet"):
         kept.main(["unpack", "peers", str(tmp_path)], store)
     assert not (tmp_path / "planted" / "all-0" / "manifest.json").exists()
