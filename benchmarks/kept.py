@@ -80,7 +80,7 @@ def keep(run: Path, to: Path) -> Path:
     for path in sorted(run.rglob("*")):
         place, parent = path.relative_to(run), path.parent
         # what is said of each method of an evaluation stands in that of all
-        is_part = parent.parent.name == "methods" and (parents_of(parent) / path.name).exists()
+        is_part = parent.parent.name == "methods" and (evaluation_of(parent) / path.name).exists()
         if path.name in TEXTS and not (is_part and path.name == "metrics.json"):
             files[str(place)] = path.read_bytes()
         elif path.name == "per_query.parquet" and not is_part:
@@ -99,7 +99,7 @@ def tables_of(data: Path) -> dict[str, str]:
     return {name: value for name, value in outputs.items() if name.endswith(".parquet")}
 
 
-def parents_of(method: Path) -> Path:
+def evaluation_of(method: Path) -> Path:
     """Return the evaluation that holds the folder of one of its methods."""
     return method.parent.parent
 
@@ -170,8 +170,8 @@ def prepared(runs: Path, name: str, tables: Mapping[str, str]) -> Dataset:
     found = tables_of(folder)
     if other := [table for table, value in tables.items() if found.get(table) != value]:
         raise CheckpointError(
-            f"{folder} must hold the tables that the kept runs were measured on; other than they "
-            f"were are {', '.join(other)}. Was it prepared by another version?"
+            f"{folder} must hold the tables that the kept runs were measured on; these differ: "
+            f"{', '.join(other)}. Was it prepared by another version?"
         )
     return Dataset.load(folder)
 

@@ -39,9 +39,9 @@ HEAD = """# The paper's preset on the tiny backbone
 
 Written by `python benchmarks/papers_preset.py` with
 [paper-tiny.toml](../../configs/r2ec/paper-tiny.toml): R²ec as the paper has it, on a backbone that
-starts from nothing. `papers-no-think` ranks before it
-learned to think, `papers-preset` after RecPO. Test queries, trained on `train` alone; the same
-queries as [ml-100k.md](ml-100k.md) and [office-2018.md](office-2018.md), where our preset stands.
+starts from nothing. `papers-no-think` ranks before it learned to think, `papers-preset` after
+RecPO. Test queries, trained on `train` alone; the same queries as [ml-100k.md](ml-100k.md) and
+[office-2018.md](office-2018.md), where our preset stands.
 """
 
 

@@ -1,4 +1,4 @@
-"""What this machine has and how fast it is, for ``reasonrec doctor`` and for benchmark records."""
+"""What this machine has, how fast it is, and how a process here comes by its memory."""
 
 import ctypes
 import os

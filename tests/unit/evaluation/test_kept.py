@@ -88,6 +88,6 @@ def test_the_same_run_is_kept_in_the_same_bytes(runs, store, tmp_path):
 
 def test_other_data_are_refused(store, tmp_path):
     prepare_planted(tmp_path / "planted" / "data", PlantedConfig(size="tiny"), None, 1)
-    with pytest.raises(CheckpointError, match=r"other than they were are .*train\.parquet"):
+    with pytest.raises(CheckpointError, match=r"these differ: .*train\.parquet"):
         kept.main(["unpack", "peers", str(tmp_path)], store)
     assert not (tmp_path / "planted" / "all-0" / "manifest.json").exists()
