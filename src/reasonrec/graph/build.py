@@ -38,7 +38,7 @@ class GraphArrays(NamedTuple):
     time_bound: np.ndarray
     """(B,), int32, ascending from 0: starts of B periods with about as many events each."""
     num_before: np.ndarray
-    """(N, B), int32. Occurrences of each item before each bound: where a search by time begins."""
+    """(B, N), int32. Occurrences of each item before each bound: where a search by time begins."""
     pair_filter: np.ndarray
     """(bytes,), uint8. A bit set for each user and item: most pairs without an event are told from
     it alone, at any time, and all others are searched for."""

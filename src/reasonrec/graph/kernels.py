@@ -15,8 +15,12 @@ TRY_COST = 40
 """What a proposal for a chain costs, in events read one after the other."""
 NUM_AT_ONCE = 8
 """Proposals that are made together."""
+NUM_READ = 512
+"""Events that are read before whoever closes a chain is looked at."""
 LEAST_COST = 200
 """Below as many events, all are read without any proposal."""
+_NOTED_FIRST = 4096
+"""As many takers of a candidate are noted before any proposal; more are looked for one by one."""
 _WALK_COST = 4
 """What an event of a neighbour costs, who must be looked for first."""
 _LONG_LOG = 256
@@ -71,10 +75,10 @@ def _period(g, asked_at):
 def _num_older_in(g, item, asked_at, period):
     """Return how many occurrences of an item are before ``asked_at``, which lies in ``period``."""
     start = g.item_offsets[item]
-    low = start + g.num_before[item, period]
+    low = start + g.num_before[period, item]
     high = g.item_offsets[item + 1]
     if period + 1 < len(g.time_bound):
-        high = start + g.num_before[item, period + 1]
+        high = start + g.num_before[period + 1, item]
     elif low < high and g.occurrence_time[high - 1] < asked_at:
         return high - start  # all of them, if the log has no times
     while high - low > 16:
@@ -494,6 +498,8 @@ class Scratch(NamedTuple):
     """(H + 1,), the first event on each of those."""
     is_noted: np.ndarray
     """(U,), whom a row has to do with."""
+    taker: np.ndarray
+    """(U,), 1 + the place of somebody's first event among those of the candidate; 0 elsewhere."""
     shares_two: np.ndarray
     """(U,), who took two items of the history."""
     touched: np.ndarray
@@ -508,6 +514,8 @@ class Scratch(NamedTuple):
     """(``NUM_AT_ONCE``,), the events proposed there, among occurrences; -1 without."""
     try_user: np.ndarray
     """(``NUM_AT_ONCE``,), whose they are, if they may close the chain; else -1."""
+    noted_place: np.ndarray
+    """(``NUM_READ``,), events of those who are noted, among occurrences."""
     chain_key: np.ndarray
     """(K,), waiting times of the neighbours drawn."""
     chain_slot: np.ndarray
@@ -532,6 +540,7 @@ def scratch(num_users, num_items, longest, num_chains=1):
         shared_slot=np.empty(longest + 1, np.int64),
         shared_event=np.empty(longest + 1, np.int64),
         is_noted=np.zeros(num_users, np.bool_),
+        taker=np.zeros(num_users, np.int32),
         shares_two=np.zeros(num_users, np.bool_),
         touched=np.empty(num_users, np.int32),
         overlap=np.empty(num_users, np.int32),
@@ -539,6 +548,7 @@ def scratch(num_users, num_items, longest, num_chains=1):
         try_slot=np.empty(NUM_AT_ONCE, np.int64),
         try_place=np.empty(NUM_AT_ONCE, np.int64),
         try_user=np.empty(NUM_AT_ONCE, np.int64),
+        noted_place=np.empty(NUM_READ, np.int64),
         chain_key=np.empty(num_chains),
         chain_slot=np.empty(num_chains, np.int64),
         chain_event=np.empty(num_chains, np.int64),
@@ -665,7 +675,7 @@ def _proposal(g, s, size, draw, by_degree, num_all):
 
 
 @njit(**_INLINED)
-def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all):
+def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all, is_noted):
     """Propose several events at once and note whose user may have taken the candidate.
 
     What each reads lies far apart in memory, and is waited for together.
@@ -676,8 +686,24 @@ def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all):
     for t in range(NUM_AT_ONCE):
         s.try_user[t] = g.occurrence_user[max(s.try_place[t], 0)]
     for t in range(NUM_AT_ONCE):
-        may_close = _may_know(g, s.try_user[t], candidate) & (s.try_place[t] >= 0)
-        s.try_user[t] = s.try_user[t] if may_close else -1
+        neighbour = s.try_user[t]
+        may_close = s.taker[neighbour] > 0 if is_noted else _may_know(g, neighbour, candidate) > 0
+        s.try_user[t] = neighbour if may_close & (s.try_place[t] >= 0) else -1
+
+
+@njit(**_INLINED)
+def _note_takers(g, s, first, stop, user):
+    """Note who took the candidate in its occurrences ``first`` .. ``stop``, but ``user``."""
+    for place in range(stop - 1, first - 1, -1):  # a repeat counts by its first time
+        s.taker[g.occurrence_user[place]] = place - first + 1
+    if user >= 0:
+        s.taker[user] = 0
+
+
+@njit(**_INLINED)
+def _wipe_takers(g, s, first, stop):
+    for place in range(first, stop):
+        s.taker[g.occurrence_user[place]] = 0
 
 
 @njit(**_INLINED)
@@ -808,10 +834,16 @@ def _offer_noted(
         others = _others(g, s, slot, limit, period)
         rate = 1.0 / max(others, 1) if by_degree else 1.0
         start = g.item_offsets[s.item[slot]]
-        for place in range(start, start + others + s.num_own[slot]):
-            neighbour = g.occurrence_user[place]
-            if is_noted[neighbour]:
-                event = g.occurrence_event[place]
+        stop = start + others + s.num_own[slot]
+        for begin in range(start, stop, len(s.noted_place)):
+            num_noted = 0
+            for place in range(begin, min(begin + len(s.noted_place), stop)):
+                s.noted_place[num_noted] = place
+                # without a branch, which would often be mistaken
+                num_noted += is_noted[np.uint32(g.occurrence_user[place])] != 0
+            for k in range(num_noted):
+                neighbour = g.occurrence_user[s.noted_place[k]]
+                event = g.occurrence_event[s.noted_place[k]]
                 _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users)
 
 
@@ -911,6 +943,9 @@ def sample_candidate_closed(
         cost = _count_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
         by_taker = num_takers * usual_log * _WALK_COST < cost
+        is_noted = num_takers <= _NOTED_FIRST
+        if is_noted:
+            _note_takers(g, s, first, stop, user)
         if by_overlap and budget >= LEAST_COST:
             walk, num_tries, left = mixed(state, size), 0, budget
             # go on while, found as often as so far, what is missing is likely within what is left
@@ -918,14 +953,17 @@ def sample_candidate_closed(
                 num_tries == 0
                 or (num_chains - found) * (num_tries + NUM_AT_ONCE) * TRY_COST < (found + 1) * left
             ):
-                _try(g, s, size, candidate, walk, num_tries, by_degree, cost)
+                _try(g, s, size, candidate, walk, num_tries, by_degree, cost, is_noted)
                 num_tries += NUM_AT_ONCE
                 left = budget - num_tries * TRY_COST
                 for t in range(NUM_AT_ONCE):
                     slot, place, neighbour = s.try_slot[t], s.try_place[t], s.try_user[t]
                     if neighbour < 0 or found == num_chains:
                         continue
-                    last = first_event(g, candidate, neighbour, limit)
+                    if is_noted:
+                        last = g.occurrence_event[first + s.taker[neighbour] - 1]
+                    else:
+                        last = first_event(g, candidate, neighbour, limit)
                     if last < 0 or _is_among(neighbour, out_users, row, found):
                         continue
                     event = g.occurrence_event[place]
@@ -952,16 +990,13 @@ def sample_candidate_closed(
                             out_users,
                         )  # fmt: skip
             else:
-                for place in range(first, stop):
-                    s.is_noted[g.occurrence_user[place]] = True
-                if user >= 0:
-                    s.is_noted[user] = False
+                if not is_noted:
+                    is_noted = True
+                    _note_takers(g, s, first, stop, user)
                 _offer_noted(
-                    g, s, s.is_noted, size, limit, period, by_overlap, by_degree, state, found, row,
+                    g, s, s.taker, size, limit, period, by_overlap, by_degree, state, found, row,
                     out_users,
                 )  # fmt: skip
-                for place in range(first, stop):
-                    s.is_noted[g.occurrence_user[place]] = False
             for k in range(found, num_chains):
                 neighbour, slot = out_users[row, k, 0], s.chain_slot[k]
                 if neighbour < 0:
@@ -977,6 +1012,8 @@ def sample_candidate_closed(
                 out_events[row, k, 1] = first_event(g, candidate, neighbour, limit)
                 out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
+        if is_noted:
+            _wipe_takers(g, s, first, stop)
         _unmark(s, size)
 
 

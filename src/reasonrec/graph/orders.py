@@ -44,15 +44,15 @@ def ranks_of(occurrence_event, item_offsets):
 
 @njit(nogil=True, cache=True)
 def counts_before(occurrence_time, item_offsets, bounds):
-    """Return how many occurrences of each item are before each of the ascending times. (N, B)"""
-    counts = np.empty((len(item_offsets) - 1, len(bounds)), np.int32)
+    """Return how many occurrences of each item are before each of the ascending times. (B, N)"""
+    counts = np.empty((len(bounds), len(item_offsets) - 1), np.int32)
     for item in range(len(item_offsets) - 1):
         start, stop = item_offsets[item], item_offsets[item + 1]
         place = start
         for b in range(len(bounds)):
             while place < stop and occurrence_time[place] < bounds[b]:
                 place += 1
-            counts[item, b] = place - start
+            counts[b, item] = place - start
     return counts
 
 
