@@ -8,6 +8,7 @@ Prints one JSON object a line: what was timed, how many a second of CPU time of 
 of resident memory so far, on which data, commit and machine.
 """
 
+import itertools
 import json
 import resource
 import subprocess
@@ -153,18 +154,17 @@ def run(
     }
     for what, candidate in candidates.items():
         reading = READINGS[1] if candidate is None else READINGS[0]
-        for num_chains in (3, 10):
+        # with what is asked where no chain closes, and the drawing of closed chains alone
+        for num_chains, open_from in itertools.product((3, 10), (3, 0)):
+            settings: dict[str, Any] = {"reading": reading, "num_chains": num_chains}
+            settings |= {"open_from": open_from, "num_threads": 1}
 
-            def work(
-                candidate: Any = candidate, reading: Any = reading, num_chains: int = num_chains
-            ) -> Any:
-                return sample_chains(
-                    graph, histories, candidate, reading=reading, seed=0, num_chains=num_chains,
-                    num_threads=1,
-                )  # fmt: skip
+            def work(candidate: Any = candidate, settings: Any = settings) -> Any:
+                return sample_chains(graph, histories, candidate, seed=0, **settings)
 
             num_closed = int(work().is_closed.sum())
-            report(f"closed chains, {num_chains} a query at most, {what}", num_closed, work)
+            fallback = "no fall-back" if open_from == 0 else "fall-back"
+            report(f"closed chains, {num_chains} at most, {fallback}, {what}", num_closed, work)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ NUM_AT_ONCE = 8
 """Proposals that are made together."""
 NUM_READ = 512
 """Events that are read before whoever closes a chain is looked at."""
-LEAST_COST = 200
+LEAST_COST = 1000
 """Below as many events, all are read without any proposal."""
 _NOTED_FIRST = 4096
 """As many takers of a candidate are noted before any proposal; more are looked for one by one."""
@@ -520,8 +520,8 @@ class Scratch(NamedTuple):
     """(K,), waiting times of the neighbours drawn."""
     chain_slot: np.ndarray
     """(K,), the slots that they were found by."""
-    chain_event: np.ndarray
-    """(K,), their events there."""
+    chain_at: np.ndarray
+    """(K,), their events there, or where these are among occurrences."""
 
 
 def scratch(num_users, num_items, longest, num_chains=1):
@@ -551,7 +551,7 @@ def scratch(num_users, num_items, longest, num_chains=1):
         noted_place=np.empty(NUM_READ, np.int64),
         chain_key=np.empty(num_chains),
         chain_slot=np.empty(num_chains, np.int64),
-        chain_event=np.empty(num_chains, np.int64),
+        chain_at=np.empty(num_chains, np.int64),
     )
 
 
@@ -707,6 +707,14 @@ def _wipe_takers(g, s, first, stop):
 
 
 @njit(**_INLINED)
+def _event_of_taker(g, s, candidate, neighbour, limit, first, is_noted):
+    """Return somebody's first event on the candidate, or -1; if noted, they must have one."""
+    if is_noted:
+        return np.int64(g.occurrence_event[first + s.taker[neighbour] - 1])
+    return np.int64(first_event(g, candidate, neighbour, limit))
+
+
+@njit(**_INLINED)
 def _is_among(user, out_users, row, num_found):
     is_among = False
     for k in range(num_found):
@@ -782,7 +790,7 @@ def _overlap_with_takers(g, s, size, user, limit, period, num_touched, num_event
 
 
 @njit(**_BARE)
-def _insert(keys, slots, events, out_users, row, found, key, user, slot, event):
+def _insert(keys, slots, found_at, out_users, row, found, key, user, slot, at):
     """Put a neighbour among those drawn so far, who wait for ``keys``, soonest first.
 
     A neighbour waits for the first of their items. Places before ``found`` are taken already.
@@ -795,14 +803,15 @@ def _insert(keys, slots, events, out_users, row, found, key, user, slot, event):
             place = k
     while place > found and key < keys[place - 1]:
         keys[place], slots[place] = keys[place - 1], slots[place - 1]
-        events[place], out_users[row, place, 0] = events[place - 1], out_users[row, place - 1, 0]
+        found_at[place] = found_at[place - 1]
+        out_users[row, place, 0] = out_users[row, place - 1, 0]
         place -= 1
-    keys[place], slots[place], events[place] = key, slot, event
+    keys[place], slots[place], found_at[place] = key, slot, at
     out_users[row, place, 0] = user
 
 
 @njit(**_INLINED)
-def _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users):
+def _offer(s, state, by_overlap, rate, neighbour, slot, at, found, row, out_users):
     """Let a neighbour who shares a slot wait for it: exponentially, by ``rate``.
 
     Who waits for several items waits for the soonest: as long as for one of all their rates, and it
@@ -820,8 +829,8 @@ def _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_u
     key = -np.log(draw) / rate
     if key < s.chain_key[last]:
         _insert(
-            s.chain_key, s.chain_slot, s.chain_event, out_users, row, found, key, neighbour, slot,
-            event,
+            s.chain_key, s.chain_slot, s.chain_at, out_users, row, found, key, neighbour, slot,
+            at,
         )  # fmt: skip
 
 
@@ -840,11 +849,11 @@ def _offer_noted(
             for place in range(begin, min(begin + len(s.noted_place), stop)):
                 s.noted_place[num_noted] = place
                 # without a branch, which would often be mistaken
-                num_noted += is_noted[np.uint32(g.occurrence_user[place])] != 0
+                num_noted += is_noted[np.uint32(g.occurrence_user[np.uint64(place)])] != 0
             for k in range(num_noted):
-                neighbour = g.occurrence_user[s.noted_place[k]]
-                event = g.occurrence_event[s.noted_place[k]]
-                _offer(s, state, by_overlap, rate, neighbour, slot, event, found, row, out_users)
+                place = s.noted_place[k]
+                neighbour = g.occurrence_user[place]
+                _offer(s, state, by_overlap, rate, neighbour, slot, place, found, row, out_users)
 
 
 @njit(**_INLINED)
@@ -960,10 +969,7 @@ def sample_candidate_closed(
                     slot, place, neighbour = s.try_slot[t], s.try_place[t], s.try_user[t]
                     if neighbour < 0 or found == num_chains:
                         continue
-                    if is_noted:
-                        last = g.occurrence_event[first + s.taker[neighbour] - 1]
-                    else:
-                        last = first_event(g, candidate, neighbour, limit)
+                    last = _event_of_taker(g, s, candidate, neighbour, limit, first, is_noted)
                     if last < 0 or _is_among(neighbour, out_users, row, found):
                         continue
                     event = g.occurrence_event[place]
@@ -1001,7 +1007,9 @@ def sample_candidate_closed(
                 neighbour, slot = out_users[row, k, 0], s.chain_slot[k]
                 if neighbour < 0:
                     break
-                event, mass = s.chain_event[k], 1.0
+                event, mass = s.chain_at[k], 1.0
+                if not by_taker:
+                    event = g.occurrence_event[event]
                 if not by_overlap:
                     num_shared = _shared(g, s, neighbour, limit)
                     draw = mixed(mixed(state, neighbour), 1)
@@ -1009,7 +1017,9 @@ def sample_candidate_closed(
                     slot, event = s.shared_slot[picked], s.shared_event[picked]
                 out_items[row, k, 0], out_items[row, k, 1] = s.item[slot], candidate
                 out_events[row, k, 0] = event
-                out_events[row, k, 1] = first_event(g, candidate, neighbour, limit)
+                out_events[row, k, 1] = _event_of_taker(
+                    g, s, candidate, neighbour, limit, first, is_noted
+                )
                 out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
         if is_noted:

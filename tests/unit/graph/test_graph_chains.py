@@ -210,13 +210,17 @@ def test_chains_found_by_proposals_and_by_counting_have_the_same_chances(
 
 
 def test_a_candidate_with_many_takers_is_asked_about_one_by_one():
-    # 5000 took item 2, more than are noted; 200 of them took item 0 too
-    events = [(u, i, u) for u in range(1, 5001) for i in ([0, 2] if u <= 200 else [1, 2])]
-    graph = graph_of(events, 5001, 3)
-    table = drawn_from(graph, [0], 2, num_rows=300)
-    assert table.is_closed.all() and len(table) == 900
-    assert table.neighbour.max() <= 200
-    assert count_closable(graph, histories_of([[0]], [0]), np.array([2])).tolist() == [200]
+    # 5000 took item 2, more than are noted; 1500 of them took item 0 too, as did 1500 others
+    events = [(u, i, u) for u in range(1, 5001) for i in ([0, 2] if u <= 1500 else [1, 2])]
+    graph = graph_of(events + [(u, 0, u) for u in range(5001, 6501)], 6501, 3)
+    table = drawn_from(graph, [0], 2, num_rows=1000)
+    assert table.is_closed.all() and len(table) == 3000
+    assert table.neighbour.max() <= 1500
+    tenths = Counter(((table.neighbour - 1) // 150).tolist())
+    check_shares(tenths, dict.fromkeys(range(10), 0.1))
+    assert (graph.arrays.event_item[table.edge_event] == [0, 2]).all()
+    assert (graph.arrays.event_user[table.edge_event] == table.users).all()
+    assert count_closable(graph, histories_of([[0]], [0]), np.array([2])).tolist() == [1500]
 
 
 def test_a_second_time_on_an_item_gives_no_second_chance():
