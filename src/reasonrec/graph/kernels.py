@@ -675,7 +675,7 @@ def _proposal(g, s, size, draw, by_degree, num_all):
 
 
 @njit(**_INLINED)
-def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all, is_noted):
+def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all, has_noted):
     """Propose several events at once and note whose user may have taken the candidate.
 
     What each reads lies far apart in memory, and is waited for together.
@@ -687,7 +687,7 @@ def _try(g, s, size, candidate, walk, num_tries, by_degree, num_all, is_noted):
         s.try_user[t] = g.occurrence_user[max(s.try_place[t], 0)]
     for t in range(NUM_AT_ONCE):
         neighbour = s.try_user[t]
-        may_close = s.taker[neighbour] > 0 if is_noted else _may_know(g, neighbour, candidate) > 0
+        may_close = s.taker[neighbour] > 0 if has_noted else _may_know(g, neighbour, candidate) > 0
         s.try_user[t] = neighbour if may_close & (s.try_place[t] >= 0) else -1
 
 
@@ -707,9 +707,11 @@ def _wipe_takers(g, s, first, stop):
 
 
 @njit(**_INLINED)
-def _event_of_taker(g, s, candidate, neighbour, limit, first, is_noted):
-    """Return somebody's first event on the candidate, or -1; if noted, they must have one."""
-    if is_noted:
+def _event_of_taker(g, s, candidate, neighbour, limit, first, has_noted):
+    """Return somebody's first event on the candidate, or -1.
+
+    Where takers are noted, they must be one."""
+    if has_noted:
         return np.int64(g.occurrence_event[first + s.taker[neighbour] - 1])
     return np.int64(first_event(g, candidate, neighbour, limit))
 
@@ -836,9 +838,9 @@ def _offer(s, state, by_overlap, rate, neighbour, slot, at, found, row, out_user
 
 @njit(**_INLINED)
 def _offer_noted(
-    g, s, is_noted, size, limit, period, by_overlap, by_degree, state, found, row, out_users
+    g, s, noted, size, limit, period, by_overlap, by_degree, state, found, row, out_users
 ):
-    """Offer whoever took a history item before and is noted."""
+    """Offer whoever took a history item before and is not 0 in ``noted``. (U,)"""
     for slot in range(size):
         others = _others(g, s, slot, limit, period)
         rate = 1.0 / max(others, 1) if by_degree else 1.0
@@ -849,7 +851,7 @@ def _offer_noted(
             for place in range(begin, min(begin + len(s.noted_place), stop)):
                 s.noted_place[num_noted] = place
                 # without a branch, which would often be mistaken
-                num_noted += is_noted[np.uint32(g.occurrence_user[np.uint64(place)])] != 0
+                num_noted += noted[np.uint32(g.occurrence_user[np.uint64(place)])] != 0
             for k in range(num_noted):
                 place = s.noted_place[k]
                 neighbour = g.occurrence_user[place]
@@ -952,8 +954,8 @@ def sample_candidate_closed(
         cost = _count_all(g, s, size, limit, period)
         budget = min(cost, num_takers * _LONG_LOG)
         by_taker = num_takers * usual_log * _WALK_COST < cost
-        is_noted = num_takers <= _NOTED_FIRST
-        if is_noted:
+        has_noted = num_takers <= _NOTED_FIRST
+        if has_noted:
             _note_takers(g, s, first, stop, user)
         if by_overlap and budget >= LEAST_COST:
             walk, num_tries, left = mixed(state, size), 0, budget
@@ -962,14 +964,14 @@ def sample_candidate_closed(
                 num_tries == 0
                 or (num_chains - found) * (num_tries + NUM_AT_ONCE) * TRY_COST < (found + 1) * left
             ):
-                _try(g, s, size, candidate, walk, num_tries, by_degree, cost, is_noted)
+                _try(g, s, size, candidate, walk, num_tries, by_degree, cost, has_noted)
                 num_tries += NUM_AT_ONCE
                 left = budget - num_tries * TRY_COST
                 for t in range(NUM_AT_ONCE):
                     slot, place, neighbour = s.try_slot[t], s.try_place[t], s.try_user[t]
                     if neighbour < 0 or found == num_chains:
                         continue
-                    last = _event_of_taker(g, s, candidate, neighbour, limit, first, is_noted)
+                    last = _event_of_taker(g, s, candidate, neighbour, limit, first, has_noted)
                     if last < 0 or _is_among(neighbour, out_users, row, found):
                         continue
                     event = g.occurrence_event[place]
@@ -996,8 +998,8 @@ def sample_candidate_closed(
                             out_users,
                         )  # fmt: skip
             else:
-                if not is_noted:
-                    is_noted = True
+                if not has_noted:
+                    has_noted = True
                     _note_takers(g, s, first, stop, user)
                 _offer_noted(
                     g, s, s.taker, size, limit, period, by_overlap, by_degree, state, found, row,
@@ -1018,11 +1020,11 @@ def sample_candidate_closed(
                 out_items[row, k, 0], out_items[row, k, 1] = s.item[slot], candidate
                 out_events[row, k, 0] = event
                 out_events[row, k, 1] = _event_of_taker(
-                    g, s, candidate, neighbour, limit, first, is_noted
+                    g, s, candidate, neighbour, limit, first, has_noted
                 )
                 out_weight[row, k] = _rate(g, s, slot, limit, period, by_degree) / mass
                 out_position[row, k] = s.position[slot]
-        if is_noted:
+        if has_noted:
             _wipe_takers(g, s, first, stop)
         _unmark(s, size)
 

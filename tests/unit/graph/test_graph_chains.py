@@ -224,12 +224,13 @@ def test_a_candidate_with_many_takers_is_asked_about_one_by_one():
 
 
 def test_a_second_time_on_an_item_gives_no_second_chance():
-    # neighbour 1 took item 0 three times, neighbour 2 once; either took item 1 once
-    events = [(1, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 4), (2, 0, 1), (2, 1, 2)]
-    events += [(u, 0, 9) for u in range(3, 2003)]  # so many that proposals are made
-    graph = graph_of(events, 2003, 2)
+    # 40 took both items, neighbour 1 item 0 five times; among 1004 events proposals find many
+    events = [(1, 0, n) for n in range(1, 6)] + [(1, 1, 6)]
+    events += [(u, i, i + 1) for u in range(2, 41) for i in (0, 1)]
+    events += [(u, 0, 9) for u in range(41, 1001)]
+    graph = graph_of(events, 1001, 2)
     table = drawn_from(graph, [0], 1, num_chains=1)
-    check_shares(Counter(table.neighbour.tolist()), {1: 1 / 2, 2: 1 / 2})
+    check_shares(Counter(table.neighbour.tolist()), dict.fromkeys(range(1, 41), 1 / 40))
 
 
 def slow_walks(events, user, history, candidate, num_neighbours):
