@@ -23,6 +23,7 @@ from reasonrec.evaluation.tuning import Trial, read_trials
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
+SEARCHES = ROOT / "docs" / "results" / "searches"
 PREPARE = {
     "ml-100k": [],
     "ml-latest-small": [],
@@ -97,8 +98,7 @@ def run_set(name: str, folder: Path, budget: int) -> None:
 
 def store_trials(table: str, name: str, trials: list[Trial]) -> None:
     """Keep the searches behind a table, a row for each trial, in docs/results/searches."""
-    folder = ROOT / "docs" / "results" / "searches"
-    folder.mkdir(exist_ok=True)
+    SEARCHES.mkdir(exist_ok=True)
     rows = [
         {
             "method": trial.method,
@@ -109,7 +109,18 @@ def store_trials(table: str, name: str, trials: list[Trial]) -> None:
         }
         for trial in trials
     ]
-    pl.DataFrame(rows).write_csv(folder / f"{table}-{name}.csv", float_precision=5)
+    pl.DataFrame(rows).write_csv(SEARCHES / f"{table}-{name}.csv", float_precision=5)
+
+
+def stored_trials(table: str, name: str) -> list[Trial]:
+    """Return the searches that ``store_trials`` kept; none if it kept none."""
+    path = SEARCHES / f"{table}-{name}.csv"
+    if not path.exists():
+        return []
+    return [
+        Trial(row.pop("method"), json.loads(row.pop("settings")), metrics={}, **row)
+        for row in pl.read_csv(path).to_dicts()
+    ]
 
 
 def write_set(name: str, folder: Path) -> str:

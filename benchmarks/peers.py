@@ -13,9 +13,10 @@ and measures the named sets, one method after the other, each in folders of its 
 where it stopped; a budget of 0 leaves the settings at their defaults, or at those of a file. Every
 line writes the sections of docs/results/peers.md whose sets are in its folder, and leaves the
 others; benchmarks/kept.py brings back what was measured elsewhere. Every command that runs is one
-that anybody can type. Settings are chosen by NDCG@10 on validation. The follow counter, untuned,
-stands beside the peers: it takes no time, and a model that stays below it has learned nothing that
-counting does not know. Nothing is typed in by hand.
+that anybody can type. Settings are chosen by NDCG@10 on validation; a search that stands in
+docs/results/searches is not run again: delete its lines to have it anew. The follow counter,
+untuned, stands beside the peers: it takes no time, and a model that stays below it has learned
+nothing that counting does not know. Nothing is typed in by hand.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from floor import COLUMNS, PREPARE, SEEDS, fit_seconds, store_trials
+from floor import COLUMNS, PREPARE, SEEDS, fit_seconds, store_trials, stored_trials
 from running import ROOT, reasonrec
 from scipy.sparse import csr_array
 
@@ -35,7 +36,7 @@ from reasonrec.baselines.peers import PEERS
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import MethodLine, short, summarise
-from reasonrec.evaluation.tuning import Trial, read_trials
+from reasonrec.evaluation.tuning import Trial, TunedMethod, read_trials
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
@@ -89,12 +90,33 @@ def run_set(
     for method in methods:
         given = ["--params", params] if params else []
         if budget:
-            tuned = folder / f"tune-{method}"
-            reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
-            given = ["--params", tuned]
+            given = ["--params", searched(name, folder, method, budget)]
         for seed in seeds:
             out = folder / f"{method}-{seed}"
             reasonrec("evaluate", method, "--data", data, "--out", out, *given, "--seed", seed)
+
+
+def searched(name: str, folder: Path, method: str, budget: int) -> Path:
+    """Return where the best settings of a method stand; search them, unless that is stored."""
+    tuned = folder / f"tune-{method}"
+    trials = trials_of(name, folder, method)
+    if len(trials) < budget or tuned.exists():
+        data = folder / "data"
+        reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
+        return tuned
+    settings = TunedMethod(method, tuple(trials)).best.settings
+    path = folder / f"best-{method}.toml"
+    lines = [f"[{method}]", *(f"{key} = {value!r}" for key, value in settings.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def trials_of(name: str, folder: Path, method: str) -> list[Trial]:
+    """Return the search of a method: the one of this folder, or the one that is stored."""
+    path = folder / f"tune-{method}" / "trials.jsonl"
+    if path.exists():
+        return read_trials(path)
+    return [trial for trial in stored_trials("peers", name) if trial.method == method]
 
 
 @dataclass(frozen=True)
@@ -126,19 +148,22 @@ def read_measured(folder: Path, method: str) -> Measured | None:
     done = sorted(folder.glob(f"{method}-*/manifest.json"))
     if not done:
         return None
-    tuned = folder / f"tune-{method}"
     peers = [one.parent / "methods" / method / "peer" / "peer.json" for one in done]
+    told = [json.loads(one.read_text(encoding="utf-8")) for one in peers]
+    trials = trials_of(folder.name, folder, method)
+    if trials and TunedMethod(method, tuple(trials)).best.settings != told[0]["job"]["settings"]:
+        trials = []  # a search that these runs do not follow
     return Measured(
         method,
         rows=[row for one in done for row in read_rows(one.parent / "metrics.json")],
-        trials=read_trials(tuned / "trials.jsonl") if tuned.exists() else [],
-        told=[json.loads(one.read_text(encoding="utf-8")) for one in peers],
+        trials=trials,
+        told=told,
     )
 
 
 def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     """Return the section of one set."""
-    if trials := [trial for one in found for trial in one.trials]:
+    if trials := [trial for method in PEERS for trial in trials_of(name, folder, method)]:
         store_trials("peers", name, trials)
     counter = read_rows(folder / COUNTER / "metrics.json")
     summary = summarise([*counter, *(row for one in found for row in one.rows)], COLUMNS)

@@ -20,7 +20,8 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.protocol import evaluate, read_rows
-from reasonrec.evaluation.tuning import SPACES
+from reasonrec.evaluation.tuning import SPACES, tune_baseline
+from reasonrec.evaluation.tuning_config import TuneConfig
 from reasonrec.records import Histories
 
 PEERS_FOLDER = Path(__file__).parents[3] / "peers"
@@ -199,3 +200,18 @@ def test_settings_that_contradict_each_other_are_refused():
         check_settings("sasrec", {"num_factors": 65})
     with pytest.raises(ConfigError, match="check_every must be at most max_epochs"):
         check_settings("caser", {"max_epochs": 2})
+
+
+def test_a_search_trains_a_peer_again_for_windows_of_another_length(shop, tmp_path, monkeypatch):
+    dataset = Dataset.load(shop)
+    rng = np.random.default_rng(0)
+    scores = rng.random((len(dataset.valid), dataset.num_items), np.float32)
+    write_answers(tmp_path / "left", dataset, scores, job_of(dataset, part="valid"))
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho trained >> {tmp_path}/runs\ncp {tmp_path}/left/* $2\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("REASONREC_PEERS_PYTHON", str(python))
+    spaces = {"sasrec": {"max_events": (50, 20)}}  # a setting of reading, for baselines of ours
+    tuned = tune_baseline("sasrec", dataset, TuneConfig(budget=4), spaces=spaces)
+    assert [trial.settings["max_events"] for trial in tuned.trials] == [50, 20]
+    assert (tmp_path / "runs").read_text().count("trained") == 2
