@@ -19,18 +19,7 @@ from reasonrec.models.tiny.backbone import build_tiny_backbone
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.traces.config import PromptConfig
-from reasonrec.traces.prompts import (
-    AFTER,
-    ALIKE,
-    FOUND,
-    HISTORY,
-    LIKE,
-    NEXT,
-    NOTHING,
-    THINK,
-    PromptWriter,
-    as_data,
-)
+from reasonrec.traces.prompts import WORDS, PromptWriter, as_data
 
 TOKENIZED_WORDS = 100
 """Words of a description that an item's text keeps, as in R²ec."""
@@ -102,8 +91,7 @@ def catalogue_titles(catalogue: Catalogue) -> list[str]:
 def _tiny_tokenizer(
     titles: list[str], texts: list[str], tiny: TinyConfig
 ) -> PreTrainedTokenizerBase:
-    template = f"{HISTORY}{THINK} Mostly{AFTER}{ALIKE}{FOUND}{NOTHING}{LIKE}{NEXT} Item:"
-    return train_tokenizer(titles, [*texts, *([template] * 100)], vocab_size=tiny.vocab_size)
+    return train_tokenizer(titles, texts, vocab_size=tiny.vocab_size, words=WORDS)
 
 
 def load_backbone(

@@ -27,9 +27,10 @@ from reasonrec.traces.config import PromptConfig
 
 PROMPT_VERSION = "3"
 """Changes whenever any text below changes; saved with every model."""
-HISTORY, THINK, AFTER, ALIKE, MAYBE, TOGETHER, FOUND, NOTHING, LIKE, NEXT = (
+HISTORY, THINK, MOSTLY, AFTER, ALIKE, MAYBE, TOGETHER, FOUND, NOTHING, LIKE, NEXT = (
     "History:",
     "<think>",
+    " Mostly",
     " After",
     " Alike",
     " Maybe",
@@ -39,6 +40,8 @@ HISTORY, THINK, AFTER, ALIKE, MAYBE, TOGETHER, FOUND, NOTHING, LIKE, NEXT = (
     " like",
     ";",
 )
+WORDS = (HISTORY, MOSTLY, AFTER, ALIKE, MAYBE, TOGETHER, NOTHING, LIKE)
+"""What a tokenizer that is trained here holds whole; markers and punctuation are tokens anyway."""
 ANSWER = "<answer>"
 SOMEBODY = -1
 """Stands for a person alike where a question is asked about an item or a person."""

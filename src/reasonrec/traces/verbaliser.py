@@ -21,7 +21,7 @@ from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.likeness import Likeness
-from reasonrec.traces.prompts import PromptWriter, as_data
+from reasonrec.traces.prompts import MOSTLY, PromptWriter, as_data
 
 
 @dataclass(frozen=True)
@@ -302,10 +302,10 @@ class Verbaliser:
             if top[b] == 0:
                 words.append("")
             elif counts[b, second[b]] == 0:
-                words.append(f" Mostly {self._categories[first[b]]}.")
+                words.append(f"{MOSTLY} {self._categories[first[b]]}.")
             else:
                 words.append(
-                    f" Mostly {self._categories[first[b]]}, {self._categories[second[b]]}."
+                    f"{MOSTLY} {self._categories[first[b]]}, {self._categories[second[b]]}."
                 )
         return words
 

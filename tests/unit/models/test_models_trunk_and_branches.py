@@ -25,7 +25,7 @@ def _batch(model, branch_lengths, branch_at):
 def test_a_branch_reads_as_if_it_alone_followed_its_part_of_the_prompt():
     model = toy_model()
     lengths = torch.tensor([[3, 5], [1, 4], [5, 2]])
-    at = torch.tensor([[3, 5], [2, 2], [4, 7]])  # some branches leave before the prompt's end
+    at = torch.tensor([[3, 5], [2, 2], [4, 6]])  # some branches leave before the prompt's end
     batch = _batch(model, lengths, at)
     outputs = model(batch, with_post=True)
     for b in range(3):

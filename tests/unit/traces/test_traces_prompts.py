@@ -7,7 +7,7 @@ from tests.toy_models import plain_tokenizer
 
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.records import Found, Histories, Link, Lookup
-from reasonrec.traces.prompts import ANSWER, THINK, PromptWriter, as_data
+from reasonrec.traces.prompts import ANSWER, ASKING, THINK, WORDS, PromptWriter, as_data
 
 HARD_TITLES = [
     "Plain", "Plain", "Plain #2", "[REC]", "It's \"quoted\"", "Amélie", "七人の侍", "Ünïcödé ½ 🎬",
@@ -19,7 +19,7 @@ HARD_TITLES = [
 def tiny_writer(titles, **options):
     names = unique_titles(titles)
     return PromptWriter(
-        train_tokenizer(names, ["History: Mostly After nothing new; a text"] * 5, vocab_size=300),
+        train_tokenizer(names, ["a text; another"] * 5, vocab_size=300, words=WORDS),
         names,
         **options,
     )
@@ -45,6 +45,19 @@ def test_a_prompt_is_its_text_tokenised_as_a_whole(make):
         text = writer.prompt_text(row)
         assert tokens == writer.tokenizer.encode(text, add_special_tokens=False)
         assert writer.tokenizer.decode(tokens) == text
+
+
+@WRITERS
+def test_words_of_questions_are_whole_tokens_whatever_the_catalogue_says(make):
+    writer = make(["Plain", "After Dark", "Together"])
+    asked = [word for word, _ in ASKING.values()]
+    assert set(asked) < set(WORDS)
+    if writer.title_token_ids is not None:
+        assert [len(writer.encode(word)) for word in WORDS] == [1] * len(WORDS)
+    for word in asked:  # a word that goes on asks nothing
+        tokens = writer.encode(f"{THINK} Mostly A.{word}")
+        assert writer.asked_by(tokens) is not None
+        assert writer.asked_by([*tokens, *writer.encode("r")]) is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -34,14 +34,20 @@ def unique_titles(titles: Sequence[str]) -> list[str]:
 
 
 def train_tokenizer(
-    titles: Sequence[str], texts: Iterable[str], *, vocab_size: int = 1024
+    titles: Sequence[str],
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 1024,
+    words: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with a token for each of the (unique) titles.
 
     Args:
         titles: Unique item titles, in ``item_index`` order.
-        texts: What sub-word tokens are learned from: descriptions, categories, templates.
-        vocab_size: Sub-word tokens, special ones included, before the title tokens are added.
+        texts: What sub-word tokens are learned from: descriptions, categories.
+        vocab_size: Sub-word tokens, special ones included, before words and titles are added.
+        words: Each is one token too, with the space that it starts with. A word that a model must
+            spell takes several steps to write, and a short log does not teach it the spelling.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,7 +59,8 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(f" [{title}]", normalized=False) for title in titles])
+    whole = [*words, *(f" [{title}]" for title in titles)]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS, eos_token=EOS, pad_token=PAD,
