@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 METHODS = ("think-recpo", "think-sft", "r2rec-rl", "r2rec-sft", "no-think")
 """Models of a run, the one to use first."""
+MOST_CHAINS = 10
+"""Printed for one person."""
 
 
 def recommend(
@@ -46,8 +48,9 @@ def recommend(
         history: Item ids with commas between them, oldest first: for somebody new, or instead of
             what is known of the user.
         k: Length of the list.
-        explain: Show the thought, the chains that it rests on, and, where a method weighs several
-            kinds of evidence, what each adds to the first place.
+        explain: Show the thought, the chains that it rests on (ten, those to the top of the list
+            first; all with --json), and, where a method weighs several kinds of evidence, what
+            each adds to the first place.
         method: Which model of a demo run answers; the best trained one if not given.
         data: Prepared data folder, where the run does not name it.
         json: Print a JSON list with one answer for each user.
@@ -123,7 +126,7 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from reasonrec.serving.explanations import render_because, render_chain
+    from reasonrec.serving.explanations import in_order, render_because, render_chain
 
     console.print(
         Text(f"\nFor {answer.user_id or 'somebody new'}, by {answer.method}", style="bold")
@@ -147,7 +150,10 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
     if answer.items and answer.items[0].because:
         told = render_because(answer.items[0].because)
         console.print(Text("because  ", style="dim") + Text(f"{told} (#1, beside the others)"))
-    for chain in answer.chains:
+    chains = in_order(answer.chains)
+    for chain in chains[:MOST_CHAINS]:
         console.print(Text("chain    ", style="dim") + Text(render_chain(chain)))
+    if len(chains) > MOST_CHAINS:
+        console.print(Text(f"         and {len(chains) - MOST_CHAINS} more", style="dim"))
     for note in answer.notes:
         console.print(Text("note     ", style="yellow") + Text(note))

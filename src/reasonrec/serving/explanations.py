@@ -1,6 +1,6 @@
 """Explanations as text for a terminal. The HTML report draws the same chains as SVG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from reasonrec.records import EvidenceChain
 
@@ -13,6 +13,11 @@ KINDS = {
     "words": "words like those of the history",
 }
 """What kinds of evidence are called; others go by the name of their baseline."""
+
+
+def in_order(chains: Sequence[EvidenceChain]) -> list[EvidenceChain]:
+    """Return chains as they are shown: by the place of what they lead to, then the strong ones."""
+    return sorted(chains, key=lambda c: (c.rank is None, c.rank or 0, -c.weight))
 
 
 def render_chain(chain: EvidenceChain) -> str:

@@ -1,5 +1,7 @@
 import io
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -80,6 +82,19 @@ def test_an_answer_is_printed_with_thought_chains_and_notes():
     drawn = f"you ── [{chain.via_title}] ── neighbour u100 (+3) ── [{chain.title}]  #1"
     assert render_chain(chain) == drawn
     assert drawn in text
+
+
+def test_chains_to_the_top_of_the_list_are_printed_first_and_not_too_many():
+    answer = recommendation(toy_titles(), "u4", stream(0, "toy"))
+    chain = answer.chains[0]
+    places = [None, *range(1, 13)]
+    chains = tuple(replace(chain, rank=p, title=f"To {p}", weight=1.0) for p in places)
+    stronger = replace(chain, rank=2, title="Strong to 2", weight=9.0)
+    out = io.StringIO()
+    print_recommendation(replace(answer, chains=(*chains, stronger)), Console(file=out, width=200))
+    drawn = re.findall(r"── \[([^]]*)\](?:  #\d+)?$", out.getvalue(), re.MULTILINE)
+    assert drawn == ["To 1", "Strong to 2", *(f"To {p}" for p in range(2, 10))]
+    assert "and 4 more" in out.getvalue()
 
 
 def test_brackets_in_titles_are_printed_as_they_are():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reasonrec.records import EvidenceChain
+from reasonrec.serving.explanations import in_order
 
 WIDTH = 860
 ROW_HEIGHT = 52
@@ -49,11 +50,10 @@ class ChainDrawing:
 
 
 def draw_chains(chains: Sequence[EvidenceChain]) -> ChainDrawing | None:
-    """Return the strongest chains as a layered graph; those that end in the ranking come first."""
+    """Return chains as a layered graph, those that lead to the top of the ranking first of all."""
     if not chains:
         return None
-    order = sorted(chains, key=lambda c: (c.rank is None, -c.weight))
-    shown = order[:MAX_CHAINS]
+    shown = in_order(chains)[:MAX_CHAINS]
     layers: dict[str, dict[str, tuple[str, str]]] = {
         "you": {"you": ("you", "")},
         "via": {c.via_item_id: (c.via_title, "") for c in shown},
