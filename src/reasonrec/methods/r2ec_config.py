@@ -47,7 +47,10 @@ class NoThinkStage(Config):
 class SftStage(Config):
     """Thoughts of the verbaliser, learned beside the next item."""
 
-    num_epochs: PositiveInt = 4
+    num_epochs: PositiveInt | None = None
+    """Times that the log is read. None: four, or on a short log as many as make ``min_windows``."""
+    min_windows: PositiveInt = 4_000
+    """What it takes to learn how a thought is written. Counts where ``num_epochs`` is not set."""
     max_windows: PositiveInt = 16_000
     """Most windows in all epochs; those that end in a held-out event are kept before others."""
     num_branches: PositiveInt = 3
@@ -60,6 +63,10 @@ class SftStage(Config):
         batch_size=32,
         num_validations=2,
     )
+
+    def epochs_for(self, windows_in_one: int) -> int:
+        """Return how often a log is read that holds so many windows."""
+        return self.num_epochs or max(4, -(-self.min_windows // max(1, windows_in_one)))
 
 
 class EvidenceStage(SftStage):

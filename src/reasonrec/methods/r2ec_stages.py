@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -164,10 +165,14 @@ def learned_from(
     chosen = own[stage]
     is_sft = isinstance(chosen, SftStage)
     log = log if is_sft else log.without(held_out)
-    windows = schedule_windows(
-        log, max_history=config.head.max_history, num_epochs=chosen.num_epochs,
+    schedule = partial(
+        schedule_windows, log, max_history=config.head.max_history,
         batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
-    ).at_most(chosen.max_windows, above_all=held_out if is_sft else None)  # fmt: skip
+    )  # fmt: skip
+    epochs = chosen.epochs_for(len(schedule(num_epochs=1))) if is_sft else chosen.num_epochs
+    windows = schedule(num_epochs=epochs).at_most(
+        chosen.max_windows, above_all=held_out if is_sft else None
+    )
     data = WindowDataset(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model, unknown=held_out) if is_sft else None,

@@ -92,6 +92,18 @@ def test_a_model_of_other_data_is_refused(fitted):
         load_recommender(fitted.out / "think-recpo", other)
 
 
+def test_a_short_log_is_read_until_thoughts_can_be_written(fitted, tmp_path):
+    # 370 thoughts, four times over, left words unfinished: "Togetherrrr" (docs/experiments.md)
+    default = SftStage()
+    assert [default.epochs_for(w) for w in (30_000, 1_000, 999, 370)] == [4, 4, 5, 11]
+    assert SftStage(num_epochs=1).epochs_for(370) == 1
+    sft = SftStage(min_windows=100, num_branches=1, optimiser=OPTIMISER)
+    config, start = CONFIG.model_copy(update={"sft": sft}), fitted.out / "no-think"
+    train_stage("sft", shop(), config, out=tmp_path / "sft", seed=3, start=start)
+    steps = read_metrics(tmp_path / "sft" / "metrics.jsonl")[-1]["step"]
+    assert steps == 7 * 16 // OPTIMISER.batch_size  # a window for each of 16 people, seven times
+
+
 def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):
     counter = {"num_steps": 2, "reverse_share": 0.1, "total_power": 0.7, "recency_power": 2.0}
     thought = ThoughtConfig().counting_like(counter)
