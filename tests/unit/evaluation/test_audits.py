@@ -1,12 +1,14 @@
 """Audits find what is planted for them to find, and nothing in a sound data set."""
 
 import dataclasses
+import io
 import json
 from datetime import date
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 from tests.toy_models import ring_rows, toy_catalogue
 from tests.toy_traces import card, hand_question
 from tests.toys import toy_dataset
@@ -33,6 +35,7 @@ from reasonrec.evaluation.audits.records import (
     Audits,
     audit_rows,
     audits_markdown,
+    audits_table,
     judged,
     read_audits,
     write_audits_file,
@@ -67,6 +70,19 @@ def test_a_verdict_follows_from_the_stated_limits():
     assert judged("x", 0.9, "m", n=5, fail_below=0.95).verdict == "fail"
     assert judged("x", None, "m", n=0).verdict == "warn"
     assert judged("x", 7.0, "m", n=0).limit == "reported only"
+
+
+def test_audits_can_be_read_in_a_narrow_terminal():
+    meaning = "Share of the probed training events whose evidence follows the edge to be predicted"
+    limits = {"n": 9, "warn_above": 0.1, "fail_above": 0.5}
+    rows = (judged("fine", 0.0, "m", n=9), judged("a-rather-long-name", 0.6, meaning, **limits))
+    out = io.StringIO()
+    table = audits_table(Audits("toy", "leave-one-out", rows))
+    Console(file=out, width=80).print(table)
+    text = out.getvalue()
+    assert text.index("a-rather-long-name") < text.index("fine")
+    assert set(meaning.split()) <= set(text.split())  # no word is cut
+    assert len(text.splitlines()) < 9
 
 
 def test_audits_are_read_back_and_the_worst_comes_first(tmp_path):

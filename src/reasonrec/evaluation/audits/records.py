@@ -1,6 +1,7 @@
 """One audit is one row: a number, what it means, and what limit it is held against."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,12 +126,17 @@ def read_audits(folder: Path) -> Audits:
 
 def audit_rows(audits: Audits) -> list[dict[str, Any]]:
     """Return the audits as plain rows for a report: what failed first, then what warns."""
+    return [asdict(row) for row in in_order(audits.rows)]
+
+
+def in_order(rows: Sequence[Audit]) -> list[Audit]:
+    """Return audits as they are shown: what failed first, then what warns."""
     order = ("fail", "warn", "pass")
-    return [asdict(row) for row in sorted(audits.rows, key=lambda row: order.index(row.verdict))]
+    return sorted(rows, key=lambda row: order.index(row.verdict))
 
 
 def audits_table(audits: Audits) -> "Table":
-    """Return the audits as a rich table."""
+    """Return the audits as a rich table: what failed first, then what warns."""
     from rich.table import Table
     from rich.text import Text
 
@@ -142,17 +148,15 @@ def audits_table(audits: Audits) -> "Table":
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
-    table.add_column("audit", no_wrap=True)
+    table.add_column("audit", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("limit", no_wrap=True)
-    table.add_column("meaning", overflow="fold")
-    for row in audits.rows:
+    for row in in_order(audits.rows):
         table.add_row(
             Text(row.verdict, style=_STYLES[row.verdict]),
-            row.audit,
+            Text(f"{row.audit}\n") + Text(row.meaning, style="dim"),
             shown(row.value),
-            Text(row.limit, style="dim"),
-            row.meaning,
+            Text(row.limit.replace(", ", "\n"), style="dim"),
         )
     return table
 
