@@ -4,7 +4,8 @@ RecBole reads files of its own and decides alone what is evaluated on what, so o
 used, handed what it asks of a configuration and of a data set. Cross-entropy over the whole
 catalogue, as the library's default. Each event of training, but for a user's first, is a target;
 the events before it, at most ``max_events`` of them, are the image that is convolved, padded on
-the right as the library pads.
+the right as the library pads. Its filters are as long or as wide as the image, so that they are
+multiplied as matrices: the numbers and gradients of the library's convolutions, in half the time.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,11 @@ import numpy as np
 import torch
 from contract import Histories, Prepared, Scorer, UnfitError, Watch
 from recbole.model.sequential_recommender.caser import Caser
+from torch import Tensor, nn
+
+# one of the library's modules has every operation of the process looked through for NaN, which
+# takes half of all time; the loss is looked at instead
+torch.autograd.set_detect_anomaly(False)
 
 
 def train_caser(prepared: Prepared, settings: Mapping[str, Any], seed: int) -> Scorer:
@@ -32,6 +38,8 @@ def train_caser(prepared: Prepared, settings: Mapping[str, Any], seed: int) -> S
     # the library counts users and items from 1 and keeps 0 for padding
     sizes = {"user": prepared.num_users + 1, "item": prepared.num_items + 1}
     model = Caser(config, SimpleNamespace(user_num=sizes["user"], num=sizes.__getitem__))
+    model.conv_v = AlongTime(model.conv_v)
+    model.conv_h = nn.ModuleList([AcrossFactors(conv) for conv in model.conv_h])
     optimiser = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"])
     is_known_user = np.zeros(prepared.num_users, bool)
     is_known_user[prepared.user_index] = True
@@ -62,6 +70,37 @@ def train_caser(prepared: Prepared, settings: Mapping[str, Any], seed: int) -> S
             break
     scorer.epochs = watch.restore(model)
     return scorer
+
+
+class AlongTime(nn.Module):
+    """A convolution whose filters are as long as the image, and one factor wide."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 1, L, D) to (B, filters, 1, D)."""
+        mixed = self.weight[:, 0, :, 0] @ images[:, 0]
+        return (mixed + self.bias[:, None])[:, :, None]
+
+
+class AcrossFactors(nn.Module):
+    """A convolution whose filters are as wide as the image, and some events long."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 1, L, D) to (B, filters, L - length + 1, 1)."""
+        num_filters, _, length, width = self.weight.shape
+        # every filter row meets every event once; what a place sums up lies along a diagonal
+        rows = self.weight[:, 0].transpose(0, 1).reshape(-1, width)
+        met = (images[:, 0] @ rows.T).unflatten(2, (length, num_filters))  # (B, L, length, filters)
+        stop = met.shape[1] - length + 1
+        summed = self.bias + sum(met[:, k : stop + k, k] for k in range(length))
+        return summed.transpose(1, 2)[..., None]
 
 
 def _places(prepared: Prepared, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
