@@ -20,10 +20,12 @@ benchmarks/papers_preset.py, and of the control of thinking, for each set and se
     reasonrec evaluate runs/control/trained/ml-100k-0/evidence-no-think --seed 0 \
         --data runs/ml-100k-0/data --out runs/control/ml-100k/evidence-no-think-0
 
-Every number comes from the runs' own files; nothing is typed in by hand.
+Sets without a run there keep their page and their section. Every number comes from the runs' own
+files; nothing is typed in by hand.
 """
 
 import argparse
+import re
 import tempfile
 from pathlib import Path
 
@@ -53,16 +55,19 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders beside them")
     asked = parser.parse_args()
     runs = asked.runs
-    sections = []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = readme.split(START)
+    tables, after = rest.split(END)
+    sections = {}
+    for text in re.split(r"\n(?=\*\*)", tables)[1:]:
+        sections[text.split("**")[1]] = text.rstrip() + "\n"
     for name, command in COMMANDS.items():
         folders = sorted(p for p in runs.glob(f"{name}-*") if (p / "manifest.json").exists())
         beside = [one for root in asked.beside for one in sorted(root.glob(f"{name}/*-[0-9]"))]
         if folders:
-            sections.append(write_set(name, command, folders, beside))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = readme.split(START)
-    after = rest.split(END)[1]
-    text = before + START + "\n" + "\n".join(sections) + END + after
+            sections[name] = write_set(name, command, folders, beside)
+    written = [sections[name] for name in COMMANDS if name in sections]
+    text = before + START + "\n" + "\n".join(written) + END + after
     (ROOT / "README.md").write_text(text, encoding="utf-8")
 
 
