@@ -43,7 +43,7 @@ OPTIMISER = OptimiserConfig(
 CONFIG = BaselinesConfig(
     direct_sft=DirectSftConfig(num_epochs=8, dropout=0.0, optimiser=OPTIMISER),
     bigrec=BigrecConfig(
-        num_epochs=25, num_branches=4, dropout=0.0, vocab_size=330, max_tokens=12,
+        num_epochs=40, num_branches=4, dropout=0.0, vocab_size=330, max_tokens=12,
         popularity=True, optimiser=OPTIMISER,
     ),
     tiger=TigerConfig(
