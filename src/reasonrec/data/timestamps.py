@@ -23,7 +23,7 @@ def parse_times(values: pl.Series) -> Times:
     """Return times from numbers, ISO dates or text of either; each row is read by its own size.
 
     A number below 10^11 is seconds (up to the year 5138), below 10^14 milliseconds, below 10^17
-    microseconds, else nanoseconds. Dates without a zone are UTC.
+    microseconds, else nanoseconds. Dates without a zone are UTC; with dots, the day stands first.
     """
     if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
         if isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is not None:
@@ -66,6 +66,7 @@ def _from_text(values: pl.Series) -> tuple[pl.Series, pl.Series]:
     number = text.cast(pl.Float64, strict=False)
     tidy = (
         text.str.replace_all("/", "-", literal=True)
+        .str.replace(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})", "${3}-${2}-${1}")
         .str.replace(r"^(\d{4}-\d{2}-\d{2})T", "${1} ")
         .str.replace(r" ?(Z|UTC)$", "+00:00")
     )

@@ -211,7 +211,7 @@ def _require(table: Table, names: tuple[str, ...]) -> None:
         found = ", ".join(table.columns or read) or "none"
         raise DataError(
             f"{table.file} must have the columns {', '.join(names)}; {', '.join(missing)} missing, "
-            f"found: {found}. Rename them in the file"
+            f"found: {found}. Name them so in the file; a text table does so in its first line"
         )
 
 
@@ -251,8 +251,9 @@ def _as_id(values: pl.Series) -> pl.Series:
 def _numbers(values: pl.Series) -> pl.Series:
     if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Date, pl.Boolean):
         raise DataError(f"{values.name} must be numbers; got {values.dtype}")
-    text = values.str.strip_chars() if values.dtype == pl.String else values
-    return text.cast(pl.Float32, strict=False)
+    if values.dtype == pl.String:  # 4,5 is written where the comma is in numbers; 1,000 is not read
+        values = values.str.strip_chars().str.replace(r"^([+-]?\d+),(\d{1,2})$", "${1}.${2}")
+    return values.cast(pl.Float32, strict=False)
 
 
 def _whole_numbers(values: pl.Series) -> pl.Series:

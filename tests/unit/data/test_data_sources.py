@@ -104,6 +104,21 @@ def test_movielens_1m_is_read_between_double_colons(tmp_path: Path):
     assert dataset.statistics["rejected"]["interactions"] == {"not 4 fields between ::": 1}
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_table_of_a_spreadsheet_that_writes_numbers_with_a_comma_is_read(
+    tmp_path: Path, separator: str
+):
+    log = ["user_id item_id rating timestamp", "1 10 4,5 14.11.2023"]
+    log += ["1 20 3 15.11.2023", "2 30 0,5 14.11.2023", "1 30 4,0 16.11.2023"]
+    items = ["item_id title", "10 Käse, klein", "20 Nib", "30 Ink"]
+    for name, lines in (("interactions", log), ("items", items)):
+        text = "\r\n".join(lines).replace(" ", separator).replace(f",{separator}", ", ")
+        (tmp_path / f"{name}.csv").write_bytes(text.encode("latin-1"))
+    dataset = prepare(tmp_path, tmp_path / "out", PrepareConfig(min_rating=3))
+    assert rows_of(dataset) == [("1", "10"), ("1", "20"), ("1", "30")]
+    assert dataset.catalogue.titles[0] == "Käse, klein"
+
+
 def test_movielens_latest_is_read_with_quoted_titles(tmp_path: Path):
     folder = tmp_path / "ml-latest-small"
     folder.mkdir()

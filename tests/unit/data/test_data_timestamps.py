@@ -25,6 +25,8 @@ NOON_S = 1_577_880_000  # 2020-01-01 12:00 UTC: 18262 days * 86400 s + 43200 s
         "2020-01-01T12:00:00",
         "2020-01-01T12:00:00Z",
         "2020/01/01 12:00:00",
+        "01.01.2020 12:00",
+        "1.1.2020 12:00:00",
         "2020-01-01T12:00:00.000+00:00",
         "2020-01-01T14:00:00+02:00",
         " 2020-01-01 12:00:00 UTC ",
@@ -53,7 +55,8 @@ def test_mixed_units_in_one_column_are_read_row_by_row_and_counted():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "2020-13-01", "2020-02-30", "nan", "inf", "1e30"]
+    "text",
+    ["", "yesterday", "2020-13-01", "2020-02-30", "01.13.2020", "13/01/2020", "nan", "inf", "1e30"],
 )
 def test_what_is_no_time_stays_empty(text: str):
     times = parse_times(pl.Series([text, "0"]))

@@ -44,8 +44,10 @@ def read_log(path: Path, columns: Sequence[str]) -> Table:
         return Table(path.name, _numbered(frame), columns=tuple(found))
     if kind == "jsonl":
         return _log_from_json_lines(path, columns)
-    found = csv_header(path, "\t" if kind == "tsv" else ",")
-    return read_csv(path, found, wanted=columns, separator="\t" if kind == "tsv" else ",")
+    line = _first_line(path)
+    separator = _separator(line, kind)
+    header = _header_fields(line, separator)
+    return read_csv(path, header, wanted=columns, separator=separator)
 
 
 def read_items(path: Path) -> Table:
@@ -59,10 +61,10 @@ def read_items(path: Path) -> Table:
         return Table(path.name, _numbered(_read_parquet(path, None)))
     if kind == "jsonl":
         return items_from_json_lines(path)
-    separator = "\t" if kind == "tsv" else ","
     text, notes = read_text(path)
-    header = _header_fields(text.partition("\n")[0], separator)
-    table = read_csv(path, header, separator=separator, text=text)
+    line = text.partition("\n")[0]
+    separator = _separator(line, kind)
+    table = read_csv(path, _header_fields(line, separator), separator=separator, text=text)
     return replace(table, notes=notes)
 
 
@@ -121,6 +123,10 @@ def csv_header(path: Path, separator: str = ",") -> list[str]:
     Raises:
         DataError: The file is empty or cannot be read.
     """
+    return _header_fields(_first_line(path), separator)
+
+
+def _first_line(path: Path) -> str:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             line = file.readline(1 << 20).decode("utf-8", "replace")
@@ -128,7 +134,7 @@ def csv_header(path: Path, separator: str = ",") -> list[str]:
         raise _unreadable(path, error) from None
     if not line.strip():
         raise DataError(f"{path} must start with a line of column names; it is empty")
-    return _header_fields(line, separator)
+    return line
 
 
 def read_lines(path: Path) -> pl.DataFrame:
@@ -256,6 +262,14 @@ def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
 
 def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW))
+
+
+def _separator(line: str, kind: str) -> str:
+    """Return what parts the fields of a table whose first line is ``line``.
+
+    A spreadsheet writes CSV with semicolons where the comma is in numbers; tabs and bars occur too.
+    """
+    return "\t" if kind == "tsv" else max(",;\t|", key=line.count)  # the first of equal ones
 
 
 def _header_fields(line: str, separator: str) -> list[str]:
