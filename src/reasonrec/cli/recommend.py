@@ -49,8 +49,8 @@ def recommend(
             what is known of the user.
         k: Length of the list.
         explain: Show the thought, the chains that it rests on (ten, those to the top of the list
-            first; all with --json), and, where a method weighs several kinds of evidence, what
-            each adds to the first place.
+            first; all, and whole titles, with --json), and, where a method weighs several kinds of
+            evidence, what each adds to the first place.
         method: Which model of a demo run answers; the best trained one if not given.
         data: Prepared data folder, where the run does not name it.
         json: Print a JSON list with one answer for each user.
@@ -126,7 +126,13 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from reasonrec.serving.explanations import in_order, render_because, render_chain
+    from reasonrec.serving.explanations import (
+        in_order,
+        in_short,
+        render_because,
+        render_chain,
+        render_thought,
+    )
 
     console.print(
         Text(f"\nFor {answer.user_id or 'somebody new'}, by {answer.method}", style="bold")
@@ -135,7 +141,8 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
         shown = answer.history[-8:]
         before = f"{len(answer.history) - len(shown)} earlier, " if len(answer.history) > 8 else ""
         console.print(
-            Text("history  ", style="dim") + Text(before + " · ".join(h.title for h in shown))
+            Text("history  ", style="dim")
+            + Text(before + " · ".join(in_short(h.title) for h in shown))
         )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("#", justify="right")
@@ -146,7 +153,9 @@ def print_recommendation(answer: "Recommendation", console: "Console") -> None:
         table.add_row(str(item.rank), Text(item.title), Text(item.item_id), f"{item.score:.3f}")
     console.print(table)
     if answer.thought:
-        console.print(Text("thought  ", style="dim") + Text(answer.thought, style="italic"))
+        console.print(
+            Text("thought  ", style="dim") + Text(render_thought(answer.thought), style="italic")
+        )
     if answer.items and answer.items[0].because:
         told = render_because(answer.items[0].because)
         console.print(Text("because  ", style="dim") + Text(f"{told} (#1, beside the others)"))

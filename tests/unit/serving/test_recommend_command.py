@@ -88,13 +88,30 @@ def test_chains_to_the_top_of_the_list_are_printed_first_and_not_too_many():
     answer = recommendation(toy_titles(), "u4", stream(0, "toy"))
     chain = answer.chains[0]
     places = [None, *range(1, 13)]
-    chains = tuple(replace(chain, rank=p, title=f"To {p}", weight=1.0) for p in places)
-    stronger = replace(chain, rank=2, title="Strong to 2", weight=9.0)
+    chains = tuple(
+        replace(chain, rank=p, item_id=f"i{p}", title=f"To {p}", weight=1.0) for p in places
+    )
+    stronger = replace(chain, rank=2, via_item_id="other", title="Strong to 2", weight=9.0)
+    again = replace(chains[1], weight=0.5)  # found by two look-ups
     out = io.StringIO()
-    print_recommendation(replace(answer, chains=(*chains, stronger)), Console(file=out, width=200))
+    print_recommendation(
+        replace(answer, chains=(again, *chains, stronger)), Console(file=out, width=200)
+    )
     drawn = re.findall(r"── \[([^]]*)\](?:  #\d+)?$", out.getvalue(), re.MULTILINE)
     assert drawn == ["To 1", "Strong to 2", *(f"To {p}" for p in range(2, 10))]
     assert "and 4 more" in out.getvalue()
+
+
+def test_a_title_of_a_whole_description_stands_in_the_list_alone_in_full():
+    long = "Pen, " + "very blue, " * 20 + "end"
+    answer = recommendation([long] * 20, "u4", stream(0, "toy"))
+    answer = replace(answer, thought=f"Mostly ink. Alike: [Nib] [{long}];")
+    out = io.StringIO()
+    print_recommendation(answer, Console(file=out, width=400))
+    text = out.getvalue()
+    assert text.count(long) == len(answer.items)
+    assert f"Alike: [Nib] [{long[:56]} ...];" in text
+    assert f"── [{long[:56]} ...]  #1" in text
 
 
 def test_brackets_in_titles_are_printed_as_they_are():
