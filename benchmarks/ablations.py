@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from running import ROOT, merged, reasonrec, say, source
+from running import ROOT, merged, reasonrec, say, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.config import read_toml
@@ -235,13 +235,12 @@ rows. *Train s* is wall-clock of the stages that the row trained anew, beside ot
 
 def write_page(runs: Path) -> None:
     """Write docs/results/ablations.md from what is finished."""
-    sections = [
-        set_section(name, runs / name)
+    sections = {
+        name: set_section(name, runs / name)
         for name in PREPARE
         if (runs / name / "measured" / "default" / "manifest.json").exists()
-    ]
-    page = ROOT / "docs" / "results" / "ablations.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    }
+    write_sections(ROOT / "docs" / "results" / "ablations.md", HEAD, sections, PREPARE)
 
 
 def set_section(name: str, folder: Path) -> str:

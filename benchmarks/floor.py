@@ -4,9 +4,10 @@
     python benchmarks/floor.py runs/floor --only-write
 
 The first line prepares, tunes and measures the named sets, each in a folder of its own, and goes on
-where it stopped; the second writes docs/results/floor.md from what is finished. Every command that
-runs is one that anybody can type. Settings are chosen by NDCG@10 on validation; methods that draw
-at random are measured with three seeds. Nothing is typed in by hand.
+where it stopped; the second writes the sections of docs/results/floor.md that are finished there,
+and leaves the others. Every command that runs is one that anybody can type. Settings are chosen by
+NDCG@10 on validation; methods that draw at random are measured with three seeds. Nothing is typed
+in by hand.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 from pathlib import Path
 
 import polars as pl
-from running import ROOT, reasonrec
+from running import ROOT, reasonrec, write_sections
 
 from reasonrec.baselines.floor import BASELINES
 from reasonrec.evaluation.protocol import MetricRow, read_rows
@@ -55,13 +56,12 @@ def main() -> None:
     if not asked.only_write:
         for name in asked.sets:
             run_set(name, asked.runs / name, asked.budget)
-    sections = [
-        write_set(name, asked.runs / name)
+    sections = {
+        name: write_set(name, asked.runs / name)
         for name in PREPARE
         if (asked.runs / name / f"test-{SEEDS[-1]}" / "manifest.json").exists()
-    ]
-    page = ROOT / "docs" / "results" / "floor.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    }
+    write_sections(ROOT / "docs" / "results" / "floor.md", HEAD, sections, PREPARE)
 
 
 HEAD = """# Baselines, tuned

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from running import ROOT, reasonrec
+from running import ROOT, reasonrec, write_sections
 
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
@@ -74,9 +74,9 @@ def main() -> None:
     if not asked.only_write:
         for name in asked.sets:
             run_set(name, asked.runs / name, asked.methods, asked.seeds)
-    sections = [write_set(name, asked.runs / name) for name in PREPARE if tests(asked.runs / name)]
-    page = ROOT / "docs" / "results" / "llm-baselines.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    found = [name for name in PREPARE if tests(asked.runs / name)]
+    sections = {name: write_set(name, asked.runs / name) for name in found}
+    write_sections(ROOT / "docs" / "results" / "llm-baselines.md", HEAD, sections, PREPARE)
 
 
 def run_set(name: str, folder: Path, methods: list[str], seeds: list[int]) -> None:

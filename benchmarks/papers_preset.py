@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from floor import PREPARE, SEEDS
-from running import ROOT, reasonrec, say, source
+from running import ROOT, reasonrec, say, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
@@ -57,9 +57,8 @@ def main() -> None:
         reasonrec("prepare", name, "--out", data, *PREPARE[name])
         for seed in asked.seeds:
             run(asked.runs / name, Dataset.load(data), seed, asked.num_queries)
-    sections = [text for name in PREPARE if (text := section(name, asked.runs / name))]
-    page = ROOT / "docs" / "results" / "papers-preset.md"
-    page.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    sections = {name: text for name in PREPARE if (text := section(name, asked.runs / name))}
+    write_sections(ROOT / "docs" / "results" / "papers-preset.md", HEAD, sections, PREPARE)
 
 
 def run(folder: Path, dataset: Dataset, seed: int, num_queries: int | None) -> None:

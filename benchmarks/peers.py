@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from floor import COLUMNS, PREPARE, SEEDS, fit_seconds, store_trials, stored_trials
-from running import ROOT, reasonrec
+from running import ROOT, reasonrec, write_sections
 from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS
@@ -132,15 +132,12 @@ class Measured:
 
 
 def write_page(runs: Path) -> None:
-    page = ROOT / "docs" / "results" / "peers.md"
-    before = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
-    sections = {text.split("\n")[0]: f"## {text.rstrip()}\n" for text in before}
+    sections = {}
     for name in PREPARE:
         found = [one for method in PEERS if (one := read_measured(runs / name, method))]
         if found:
             sections[name] = write_set(name, runs / name, found)
-    written = [sections[name] for name in PREPARE if name in sections]
-    page.write_text("\n".join([HEAD, *written]), encoding="utf-8")
+    write_sections(ROOT / "docs" / "results" / "peers.md", HEAD, sections, PREPARE)
 
 
 def read_measured(folder: Path, method: str) -> Measured | None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from reasonrec.manifest import read_manifest
@@ -25,6 +25,19 @@ def reasonrec(*words: object) -> None:
 
 def say(words: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+
+
+def write_sections(page: Path, head: str, written: Mapping[str, str], order: Iterable[str]) -> None:
+    """Write the sections of a page, one a set; those that are not in ``written`` stay.
+
+    A section starts with its name after ``## ``; sets not in ``order`` are dropped.
+    """
+    before = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
+    sections = {text.split("\n")[0]: f"## {text.rstrip()}\n" for text in before} | dict(written)
+    page.write_text(
+        "\n".join([head, *(sections[name] for name in order if name in sections)]),
+        encoding="utf-8",
+    )
 
 
 def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
