@@ -16,8 +16,9 @@ from reasonrec.errors import DataError
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig, SftStage, Stage
 from reasonrec.metrics import hit, ndcg
+from reasonrec.models.branches import Batch
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
     NoThinkRecommender,

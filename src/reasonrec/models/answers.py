@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from reasonrec.models.branches import read_states
 from reasonrec.models.copying import TitleCopier, following, tokens_before
 from reasonrec.models.item_table import ItemTable
-from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.models.language_head import backbone_logits
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.text_batch import TextBatch, choice_logp, padded, text_batch
 from reasonrec.models.tiny.tokenizer import train_tokenizer
 from reasonrec.traces.interaction_of_thought import student_answer, student_prompt
@@ -109,7 +111,7 @@ class AnsweringModel(ReasoningRecommender):
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Return float32 logits (..., V); padding, begin and think tokens are never written."""
-        logits = self._plain_logits(states).float()
+        logits = backbone_logits(self.backbone, states).float()
         never = torch.tensor(self.never_drawn, device=logits.device)
         return logits.index_fill(-1, never, -torch.inf)
 

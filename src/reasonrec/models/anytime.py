@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.models.branches import Batch
 from reasonrec.models.generation import Generated
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.traces.prompts import AFTER, ASKING, Prompts, PromptWriter
 
 _SENTENCE_ENDS = (".", "!", "?", ";")

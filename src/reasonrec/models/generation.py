@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicLayer
 
-from reasonrec.models.reasoning_recommender import ReasoningRecommender, read_states
+from reasonrec.models.branches import read_states
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Found, Lookup
 from reasonrec.traces.prompts import ASKING, Prompts, PromptWriter
 

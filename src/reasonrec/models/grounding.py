@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reasonrec.models.answers import AnsweringModel, HeadlessModel, write
-from reasonrec.models.reasoning_recommender import Batch, read_states
+from reasonrec.models.branches import Batch, read_states
 from reasonrec.models.text_batch import padded
 from reasonrec.records import Histories, Scored
 from reasonrec.traces.prompts import ANSWER

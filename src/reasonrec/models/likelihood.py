@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from reasonrec.models.answers import AnsweringModel
-from reasonrec.models.reasoning_recommender import MOST_LOGITS, read_states
+from reasonrec.models.branches import read_states
+from reasonrec.models.reasoning_recommender import MOST_LOGITS
 from reasonrec.models.trie import TokenTrie
 from reasonrec.records import Histories, Scored
 

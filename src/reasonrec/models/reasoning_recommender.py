@@ -2,19 +2,15 @@
 
 A batch is a *trunk*, the prompt, and *branches*, thoughts that continue it. Branches of one row
 share the trunk's computation and do not see each other: G rollouts of a prompt, or thoughts after
-several positions of one history, cost one pass over the prompt. Where the state is read is decided
-here alone, in `read_states`, for training, reward, evaluation and serving.
+several positions of one history, cost one pass over the prompt.
 
-Nothing here knows the name of an architecture. Logits are made by the backbone's own forward from
-states that are handed to it, so that capped or scaled ones come out right, and whether branches can
-share a trunk is tried once on a few tokens.
+Nothing here knows the name of an architecture; whether branches can share a trunk is tried once, on
+a few tokens.
 """
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +25,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import train_adapters_alone
+from reasonrec.models.branches import Batch, Outputs, branch_attention, read_states
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
+from reasonrec.models.language_head import backbone_logits, logp_and_entropy, num_titles
 from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
 from reasonrec.records import LOOKUP_KINDS
 from reasonrec.traces.config import PromptConfig
@@ -58,118 +55,6 @@ TEXTS_AT_ONCE = 64
 MOST_LOGITS = 2**27
 """Token logits, or scores of next items, that are held at a time, in entries: half a GiB. Where
 there are more, they are computed in parts, and once more in the backward pass."""
-
-
-@dataclass
-class Batch:
-    """A trunk and its branches, as tensors. Every field after the trunk may be absent."""
-
-    trunk_ids: Tensor
-    """(B, T), right-padded prompts."""
-    trunk_lengths: Tensor
-    """(B,)."""
-    item_ends: Tensor | None = None
-    """(B, H + 1), positions whose state predicts the next item; -1 where there is none."""
-    next_item: Tensor | None = None
-    """(B, H + 1), the item to predict there; -100 where there is none."""
-    branch_ids: Tensor | None = None
-    """(B, G, S), thoughts from their opening to the end of the answer marker, right-padded. Without
-    them, ``branch_at`` and ``named_item`` are evidence that stands there without a thought."""
-    branch_lengths: Tensor | None = None
-    """(B, G). 0 for a branch that does not exist."""
-    branch_at: Tensor | None = None
-    """(B, G), trunk position of the last token that the branch may see."""
-    pre_at: Tensor | None = None
-    """(B, G), trunk position of the state before the thought, where it is not ``branch_at``."""
-    is_written: Tensor | None = None
-    """(B, G, S), True for tokens that the language head is to be trained on."""
-    named_at: Tensor | None = None
-    """(B, G, E), where in a thought each looked-up item stands: needed to cut thoughts, and to know
-    which candidates a thought may ask about."""
-    named_item: Tensor | None = None
-    """(B, G, E), items that each thought looked up; -1 for none."""
-    named_weight: Tensor | None = None
-    """(B, G, E), float32, how strongly the graph holds with each; 0 for none."""
-    named_kind: Tensor | None = None
-    """(B, G, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
-    target: Tensor | None = None
-    """(B, G), item that each branch should lead to; -100 for none."""
-
-    def to(self, device: torch.device | str) -> "Batch":
-        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
-        return Batch(**moved)
-
-
-@dataclass
-class Outputs:
-    """What one pass yields. Log-probabilities are float32."""
-
-    next_item_logp: Tensor | None = None
-    """(M,), log p(next item) at the M dense positions, over the whole catalogue."""
-    token_logp: Tensor | None = None
-    """(B, G, S), log p of each written token; 0 elsewhere."""
-    token_entropy: Tensor | None = None
-    """(B, G, S), entropy of the language head there, in nats; 0 elsewhere. Gradient if asked."""
-    pre_states: Tensor | None = None
-    """(B, G, D), before the thought."""
-    post_states: Tensor | None = None
-    """(B, G, D), after the thought."""
-    think_logits: Tensor | None = None
-    """(B, G, N), scores from the gated state."""
-    post_logits: Tensor | None = None
-    """(B, G, N), scores from the state after the thought alone."""
-
-
-class _GivenOutput(BaseModelOutputWithPast):
-    """States alone; whatever else a forward asks of its layers' output is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Given(nn.Module):
-    """Stands for the layers of a backbone and returns the states that it was given, (1, R, D)."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return self  # a forward that calls a part of its layers means all of them
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return _GivenOutput(last_hidden_state=self.states)  # pyright: ignore[reportArgumentType]
-
-
-class _SomeTokens(nn.Module):
-    """Stands for an output embedding and knows some tokens only."""
-
-    def __init__(self, output: nn.Linear, tokens: Tensor) -> None:
-        super().__init__()
-        self.weight = output.weight.index_select(0, tokens)
-        self.bias = None if output.bias is None else output.bias[tokens]
-
-    def forward(self, states: Tensor) -> Tensor:
-        return F.linear(states, self.weight, self.bias)
-
-
-def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
-    """Return the state at ``last_token``: of the prompt, or of the answer marker.
-
-    This is the one place that says where a state is read.
-
-    Args:
-        hidden: (B, T, D).
-        last_token: (B, K), positions in [0, T).
-
-    Returns:
-        (B, K, D), float32 whatever the backbone computes in.
-    """
-    return hidden.gather(1, last_token[..., None].expand(-1, -1, hidden.shape[-1])).float()
 
 
 class ReasoningRecommender(nn.Module, ModelHubMixin):
@@ -297,7 +182,8 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
                 for none.
         """
         if not self.is_title.numel():
-            return self._plain_logits(states).float().index_fill(-1, self.never_written, -torch.inf)
+            logits = backbone_logits(self.backbone, states).float()
+            return logits.index_fill(-1, self.never_written, -torch.inf)
         logits = torch.full((len(states), len(self.is_title)), -torch.inf, device=states.device)
         for row, token, found in self._choices(states, seen, asked, previous, proposed):
             logits[row[:, None], token] = found
@@ -326,7 +212,7 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         row, open_titles = row[asks], open_titles[asks]
         if len(row):
             token = self.is_title.nonzero()[:, 0]
-            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            logits = backbone_logits(self.backbone, states[row], token).float() * TINY_SHARPNESS
             recency = self._recency(seen[row], shown[row], len(self.is_title))
             logits = logits + recency.index_select(-1, token)
             is_closed = ~open_titles.index_select(-1, token)
@@ -334,27 +220,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         names_none = torch.ones_like(previous, dtype=torch.bool).index_fill(0, row, False)
         row, token = names_none.nonzero()[:, 0], (~self.is_title).nonzero()[:, 0]
         if len(row):
-            logits = self._plain_logits(states[row], token).float() * TINY_SHARPNESS
+            logits = backbone_logits(self.backbone, states[row], token).float() * TINY_SHARPNESS
             is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
-            least = self._num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
-            must_ask = self._num_titles(asked[row], was_asked[row]) < least
+            least = num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
+            must_ask = num_titles(asked[row], was_asked[row]) < least
             is_closed |= must_ask[:, None] & (token == self.writer.answer[0])
             yield row, token, logits.masked_fill_(is_closed, -torch.inf)
-
-    def _plain_logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return the backbone's own logits of states (R, D), capped or scaled as it does: of all
-        tokens (R, V), or of some (R, C)."""
-        # its forward runs on a copy whose layers are replaced by what they would have returned
-        head = copy.copy(self.backbone)
-        modules = {**self.backbone._modules, head.base_model_prefix: _Given(states[None])}
-        if tokens is not None:
-            output = self.backbone.get_output_embeddings()
-            name = next((name for name, module in modules.items() if module is output), None)
-            if name is None:  # somewhere deeper: make all
-                return self._plain_logits(states).index_select(-1, tokens)
-            modules[name] = _SomeTokens(output, tokens)
-        head.__dict__["_modules"] = modules
-        return head(inputs_embeds=states[None], use_cache=False).logits[0]
 
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
         """Return what each prompt title's age adds to its logit, (R, V); 0 for other tokens."""
@@ -364,13 +235,6 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         everywhere = added.new_zeros(len(seen), num_tokens)
         # of a title that stands there twice, the larger: positions with one bias are no conflict
         return everywhere.scatter_reduce(-1, seen, added, "amax", include_self=False)
-
-    @staticmethod
-    def _num_titles(tokens: Tensor, is_title: Tensor) -> Tensor:
-        """Return how many different titles are among tokens (R, T), (R,)."""
-        titles = tokens.where(is_title, -1).sort(-1).values
-        is_new = F.pad(titles[:, 1:] != titles[:, :-1], (1, 0), value=True)
-        return (is_new & (titles >= 0)).sum(-1)
 
     def run_backbone(self, embeddings: Tensor, **inputs: Any) -> Any:
         """Run the backbone without its language head; ``last_hidden_state`` is (B, T, D)."""
@@ -526,14 +390,14 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         wanted = batch.branch_ids[b, g, s]
         if not self.is_title.numel():
             logits = self.language_logits(states, seen, asked, previous)
-            return _logp_and_entropy(logits, wanted, entropy_gradient)
+            return logp_and_entropy(logits, wanted, entropy_gradient)
         chosen = torch.full(s.shape, -torch.inf, device=s.device)
         entropy = torch.zeros_like(chosen)
         proposed = self._proposed(batch, places)
         for row, token, logits in self._choices(states, seen, asked, previous, proposed):
             # neither needs a row over the whole vocabulary, of which most is closed to it
             place = torch.searchsorted(token, wanted[row]).clamp(max=len(token) - 1)
-            found, spread = _logp_and_entropy(logits, place, entropy_gradient)
+            found, spread = logp_and_entropy(logits, place, entropy_gradient)
             is_choice = token[place] == wanted[row]
             chosen = chosen.index_copy(0, row, found.masked_fill(~is_choice, -torch.inf))
             entropy = entropy.index_copy(0, row, spread)
@@ -781,49 +645,3 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             raise CheckpointError(
                 f"{folder} does not fit this model: missing {missing}, unexpected {unexpected}"
             )
-
-
-def _logp_and_entropy(
-    logits: Tensor, wanted: Tensor, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,)."""
-    logp = logits.log_softmax(-1)
-    chosen = logp.gather(-1, wanted[:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
-        kept = logp.clamp(min=-80.0)
-        return chosen, -(kept.exp() * kept).sum(-1)
-
-
-def branch_attention(
-    trunk_lengths: Tensor, num_trunk: int, branch_lengths: Tensor, branch_at: Tensor, num_step: int
-) -> Tensor:
-    """Return who may attend to whom in rows of one trunk and G branches.
-
-    A trunk token sees the trunk up to itself. A branch token sees the trunk up to ``branch_at``
-    and its own branch up to itself. Padding sees itself only, so that no softmax is empty.
-
-    Args:
-        trunk_lengths: (B,).
-        branch_lengths, branch_at: (B, G).
-
-    Returns:
-        (B, T + G * S, T + G * S), bool.
-    """
-    B, G = branch_at.shape
-    T, S = num_trunk, num_step
-    device = branch_at.device
-    position = torch.arange(T, device=device)
-    step = torch.arange(S, device=device)
-    total = T + G * S
-    allowed = torch.zeros(B, total, total, dtype=torch.bool, device=device)
-    causal = position[:, None] >= position
-    allowed[:, :T, :T] = causal & (position < trunk_lengths[:, None])[:, None, :]
-    sees_trunk = position <= branch_at[..., None]  # (B, G, T)
-    allowed[:, T:, :T] = sees_trunk[:, :, None, :].expand(B, G, S, T).reshape(B, G * S, T)
-    within = (step[:, None] >= step) & (step < branch_lengths[..., None])[:, :, None, :]  # B G S S
-    same = torch.eye(G, dtype=torch.bool, device=device)
-    blocks = within[:, :, :, None, :] & same[:, None, :, None]  # (B, G, S, G, S)
-    allowed[:, T:, T:] = blocks.reshape(B, G * S, G * S)
-    allowed |= torch.eye(total, dtype=torch.bool, device=device)
-    return allowed

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from reasonrec.models.branches import Batch
 from reasonrec.models.gate import ThinkingGate
 from reasonrec.models.generation import Generated, LookUp, read_prompts, think
 from reasonrec.models.ranking import top_k
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream_seed

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.data.dataset import InteractionLog
-from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.models.branches import Batch
 from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import Prompts, PromptWriter

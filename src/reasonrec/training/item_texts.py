@@ -13,8 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.answers import AnsweringModel
+from reasonrec.models.branches import Batch
 from reasonrec.models.grounding import TitleWritingModel
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.text_batch import TextBatch
 from reasonrec.rng import stream
 from reasonrec.training.examples import Windows, pad_branches

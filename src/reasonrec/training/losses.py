@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reasonrec import ranks
-from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.models.branches import Batch
 from reasonrec.training.config import SftLossConfig
 
 

@@ -9,6 +9,7 @@ import torch
 from tests.toy_models import toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
+from reasonrec.models.language_head import backbone_logits
 from reasonrec.models.reasoning_recommender import TINY_SHARPNESS
 from reasonrec.models.rec_head import Evidence, EvidencePointer
 from reasonrec.models.tiny.initialisation import start_from_text
@@ -247,7 +248,7 @@ def test_what_may_be_written_is_what_the_rules_say_row_by_row(least):
             num_asking += 1
         assert set(logits[r].isfinite().nonzero()[:, 0].tolist()) == may_write
     assert 20 < num_asking < 180
-    plain = model._plain_logits(states) * TINY_SHARPNESS
+    plain = backbone_logits(model.backbone, states) * TINY_SHARPNESS
     finite = logits[:, sorted(words)].where(logits[:, sorted(words)].isfinite(), 0.0)
     expected = plain[:, sorted(words)].where(finite != 0, 0.0)
     assert torch.equal(finite, expected)

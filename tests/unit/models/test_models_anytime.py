@@ -8,8 +8,8 @@ from tests.toys import toy_dataset
 
 from reasonrec.evaluation.faithfulness.edits import assemble, cut_after, thoughts_of
 from reasonrec.models.anytime import Cuts, batch_of, cut_places, cuts_of, scores_along
+from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import look_up_for, score_given
 from reasonrec.records import Histories, Link, Lookup
 

@@ -19,9 +19,9 @@ from reasonrec.methods.r2ec import load_recommender, train, train_stage
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.models import reasoning_recommender
 from reasonrec.models.backbone import build_model
+from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.generation import think
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
 from reasonrec.records import Histories
 from reasonrec.serving.recommender import recommend

@@ -10,8 +10,8 @@ from tests.toys import toy_dataset
 
 from reasonrec.evaluation.faithfulness.edits import thoughts_of
 from reasonrec.methods.r2ec_stages import proposer
+from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
 from reasonrec.records import LOOKUP_KINDS, Histories, Lookup
 from reasonrec.serving.recommender import recommend

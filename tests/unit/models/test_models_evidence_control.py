@@ -7,8 +7,8 @@ from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.metrics import ndcg
+from reasonrec.models.branches import Batch
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import EvidenceRecommender, NoThinkRecommender
 from reasonrec.records import Histories
 from reasonrec.traces.verbaliser import named_columns

@@ -10,9 +10,10 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from reasonrec.errors import CheckpointError
 from reasonrec.models.backbone import build_model
+from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.generation import think
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
 from reasonrec.records import Histories
 from reasonrec.traces.config import PromptConfig

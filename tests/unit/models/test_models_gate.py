@@ -7,9 +7,9 @@ from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.errors import CheckpointError
+from reasonrec.models.branches import Batch
 from reasonrec.models.gate import RIDGES, ThinkingGate, choose_threshold, fit_gain
 from reasonrec.models.ranking import rank_targets
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import (
     GatedThinkingRecommender,
     NoThinkRecommender,

@@ -6,8 +6,10 @@ import torch
 from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
+from reasonrec.models import reasoning_recommender
+from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
-from reasonrec.models.reasoning_recommender import Batch
+from reasonrec.models.language_head import backbone_logits
 from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
 from reasonrec.records import Found, Histories, Link, Lookup
 from reasonrec.traces.prompts import SOMEBODY
@@ -113,10 +115,15 @@ def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature,
             assert thoughts[r][at] in closing
 
 
-def test_the_token_head_is_applied_to_drawn_tokens_alone():
+def test_the_token_head_is_applied_to_drawn_tokens_alone(monkeypatch: pytest.MonkeyPatch):
     model = toy_model()
-    rows, plain = [], model._plain_logits
-    model._plain_logits = lambda states, *rest: (rows.append(len(states)), plain(states, *rest))[1]
+    rows: list[int] = []
+
+    def counted(backbone, states, *rest):
+        rows.append(len(states))
+        return backbone_logits(backbone, states, *rest)
+
+    monkeypatch.setattr(reasoning_recommender, "backbone_logits", counted)
     written = _generate(model, _always(0), max_tokens=20)
     assert sum(rows) == int(written.is_written.sum())
     rows.clear()

@@ -8,6 +8,7 @@ from tests.toys import toy_dataset
 
 from reasonrec.models.answers import AnsweringModel, with_words_of
 from reasonrec.models.backbone import build_model
+from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.grounding import (
     GroundingRecommender,
@@ -15,7 +16,6 @@ from reasonrec.models.grounding import (
     grounded_scores,
     text_states,
 )
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.training.examples import schedule_windows
 from reasonrec.training.item_texts import WrittenTitles, title_loss
 

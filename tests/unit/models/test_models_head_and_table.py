@@ -7,8 +7,9 @@ from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
 from reasonrec.models import reasoning_recommender
 from reasonrec.models.backbone import build_model, item_texts
+from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import GatedReadout, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories

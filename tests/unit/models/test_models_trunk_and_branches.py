@@ -1,7 +1,7 @@
 import torch
 from tests.toy_models import toy_model
 
-from reasonrec.models.reasoning_recommender import Batch, branch_attention
+from reasonrec.models.branches import Batch, branch_attention
 from reasonrec.records import Histories
 
 

@@ -25,8 +25,8 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.answers import AnsweringModel
 from reasonrec.models.backbone import build_model
+from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
-from reasonrec.models.reasoning_recommender import Batch
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.training.config import EngineConfig, RecpoConfig

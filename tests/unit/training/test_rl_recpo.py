@@ -6,7 +6,7 @@ import torch
 from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
-from reasonrec.models.reasoning_recommender import Outputs
+from reasonrec.models.branches import Outputs
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.examples import events_with_history
 from reasonrec.training.rl.loss import log_prob_of_targets

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
+from reasonrec.models.branches import Batch, Outputs
 from reasonrec.models.generation import Part
 from reasonrec.models.ranking import Mask
-from reasonrec.models.reasoning_recommender import Batch, Outputs, ReasoningRecommender
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed

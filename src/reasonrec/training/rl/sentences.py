@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from reasonrec.models.anytime import Cuts, cuts_of, scores_along
-from reasonrec.models.reasoning_recommender import Batch, ReasoningRecommender
+from reasonrec.models.branches import Batch
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.training.rl.loss import log_prob_of_targets
 
 MOST_SCORES = 2**26
