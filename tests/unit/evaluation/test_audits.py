@@ -262,6 +262,8 @@ def test_slices_hold_the_queries_that_training_says_little_about():
     assert found["cold items"].tolist() == [True, True, False]  # train holds items 0 and 1 alone
     assert found["rare items (1 to 4 events)"].tolist() == [False, False, True]
     assert found["cold users"].tolist() == [False, False, True]
+    assert found["taken before"].tolist() == [False, False, True]  # 0, after 0, 1 and 2
+    assert found["not taken before"].tolist() == [True, True, False]
     assert found["items first seen from 1970-01-01"].all()
     first = first_seen(dataset)
     # event n of a user happens at 100 (n + 1): 0 at 100, 1 at 200, 2 and 4 at 300, 3 and 5 at 400

@@ -1,4 +1,7 @@
-"""Results of an evaluation on the queries that memory cannot answer: cold, rare and new."""
+"""Results of an evaluation on the queries that memory cannot answer: cold, rare and new.
+
+And on those that a mask gives away: of a target that repeats an item of its history.
+"""
 
 from datetime import UTC, date, datetime
 
@@ -6,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.audits.log import repeated_targets
 from reasonrec.evaluation.audits.records import Audit, SliceRow, judged, share
 from reasonrec.evaluation.significance import bootstrap_intervals, resampling_users
 from reasonrec.metrics import metric_values
@@ -58,6 +62,10 @@ def slices_of(dataset: Dataset, *, first_seen_after: date | None) -> dict[str, n
         "cold users": is_cold_user,
         "known users": ~is_cold_user,
     }
+    repeats = repeated_targets(test)
+    if repeats.any():
+        found["taken before"] = repeats
+        found["not taken before"] = ~repeats
     first, moment = first_seen(dataset), cutoff(dataset, first_seen_after)
     if first is not None and moment is not None:
         is_new = first[test.target] >= moment[0]
