@@ -1,6 +1,6 @@
 """Results of an evaluation on the queries that memory cannot answer: cold, rare and new.
 
-And on those that a mask gives away: of a target that repeats an item of its history.
+And on those that the default mask gives away, whose target repeats an item of the history.
 """
 
 from datetime import UTC, date, datetime
