@@ -78,6 +78,14 @@ class InteractionLog:
         """(U + 1,), int64. The events of user u are ``[user_offsets[u], user_offsets[u + 1])``."""
         return np.searchsorted(self.user_index, np.arange(self.num_users + 1)).astype(np.int64)
 
+    @cached_property
+    def is_repeat(self) -> np.ndarray:
+        """(E,), bool. Whether the event's user had taken its item before."""
+        key = self.user_index.astype(np.int64) * (int(self.item_index.max(initial=0)) + 1)
+        is_repeat = np.ones(len(self), bool)
+        is_repeat[np.unique(key + self.item_index, return_index=True)[1]] = False
+        return is_repeat
+
     def without(self, event: np.ndarray) -> "InteractionLog":
         """Return the log without the events at the named positions (K,)."""
         is_kept = np.ones(len(self), bool)
@@ -150,6 +158,15 @@ class Queries:
             log_timestamp=self.log_timestamp,
             timestamp=None if self.timestamp is None else self.timestamp[rows],
         )
+
+    @cached_property
+    def is_repeat(self) -> np.ndarray:
+        """(Q,), bool. Whether the target stands in the history of its own query."""
+        histories = self.histories()
+        owner = np.repeat(np.arange(len(self)), histories.lengths)
+        is_repeat = np.zeros(len(self), bool)
+        is_repeat[owner[histories.item_index == self.target[owner]]] = True
+        return is_repeat
 
     def histories(self, *, last: int | None = None) -> Histories:
         """Return the history of every query, or only its ``last`` events."""

@@ -20,11 +20,11 @@ from reasonrec.evaluation.protocol import MetricRow, read_rows, write_rows
 from reasonrec.evaluation.report.comparison_page import write_comparison_report
 from reasonrec.evaluation.report.views import best_simple
 from reasonrec.evaluation.table import (
-    COLUMNS,
     metric_title,
     protocol_title,
     results_markdown,
     short,
+    usual_columns,
 )
 from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
 
@@ -42,7 +42,7 @@ def compare_runs(
     out: Path,
     *,
     reference: str | None = None,
-    columns: Sequence[tuple[str, str]] = COLUMNS,
+    columns: Sequence[tuple[str, str]] | None = None,
     num_resamples: int = 10_000,
     common_queries: bool = False,
 ) -> tuple[tuple[MetricRow, ...], tuple[Comparison, ...]]:
@@ -74,6 +74,7 @@ def compare_runs(
     joined = join_runs(found)
     if common_queries:
         joined = on_common_queries(joined)
+    columns = columns or usual_columns(joined.rows)
     reference = reference or _strongest(joined)
     config = {
         "reference": reference,

@@ -7,11 +7,11 @@ import numpy as np
 
 from reasonrec.errors import DataError
 from reasonrec.evaluation.joined import Joined, Values, values_of
-from reasonrec.evaluation.protocol import MetricRow
+from reasonrec.evaluation.protocol import MetricRow, full_word_in
 from reasonrec.evaluation.report.views import CHOSEN
 from reasonrec.evaluation.significance import PairwiseTests, holm, pairwise_tests
 from reasonrec.evaluation.slices import Slicing, slicings
-from reasonrec.evaluation.table import COLUMNS
+from reasonrec.evaluation.table import usual_columns
 from reasonrec.rng import stream
 
 
@@ -59,7 +59,7 @@ class Compared:
     against: Mapping[str, tuple[Comparison, ...]]
     """For every method as reference: all others tested against it, Holm's correction within."""
     slicings: tuple[Slicing, ...]
-    """In the metric of the first of ``CHOSEN`` and the columns that was measured."""
+    """In ``CHOSEN`` over the whole catalogue, or in what was measured first."""
     sliced: Column | None
 
     @property
@@ -70,7 +70,7 @@ class Compared:
 def compare(
     joined: Joined,
     reference: str,
-    columns: Sequence[tuple[str, str]] = COLUMNS,
+    columns: Sequence[tuple[str, str]] | None = None,
     num_resamples: int = 10_000,
 ) -> Compared:
     """Return every method tested against every other, and the queries cut into slices.
@@ -78,6 +78,7 @@ def compare(
     Raises:
         DataError: The reference is not among the methods, or they answered different queries.
     """
+    columns = columns or usual_columns(joined.rows)
     methods = list(dict.fromkeys(row.method for row in joined.rows))
     if reference not in methods:
         raise DataError(f"the reference must be one of {', '.join(methods)}; got {reference!r}")
@@ -93,7 +94,8 @@ def compare(
             )
             tested.append(Column(protocol, metric, values, tests))
     sliced = {(column.protocol, column.metric): column for column in tested}
-    shown = sliced.get(CHOSEN) or (tested[0] if tested else None)
+    chosen = (full_word_in({protocol for protocol, _ in sliced}), CHOSEN)
+    shown = sliced.get(chosen) or (tested[0] if tested else None)
     return Compared(
         joined=joined,
         columns=tuple(tested),

@@ -13,8 +13,8 @@ from pydantic import (
 from reasonrec.config import Config
 from reasonrec.data.dataset import Part
 from reasonrec.evaluation.candidates import parse_protocol
-from reasonrec.evaluation.protocol import DEFAULT_MASK, PROTOCOLS
-from reasonrec.models.ranking import Mask
+from reasonrec.evaluation.protocol import PROTOCOLS
+from reasonrec.models.ranking import DEFAULT_MASK, Mask
 
 TrainedOn = Literal["train", "train+valid"]
 

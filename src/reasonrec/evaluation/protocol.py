@@ -8,7 +8,7 @@ different meaning never share a name.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,12 +21,19 @@ from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.candidates import Candidates, draw_candidates, parse_protocol
 from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.metrics import METRICS, metric_values
-from reasonrec.models.ranking import Mask, count_above, masked_items, rank_candidates, top_k
+from reasonrec.models.ranking import (
+    DEFAULT_MASK,
+    Mask,
+    count_above,
+    masked_items,
+    rank_candidates,
+    top_k,
+)
 from reasonrec.records import Histories, Scored
 from reasonrec.rng import stream
 
-PROTOCOLS = ("full", "candidates-20")
-DEFAULT_MASK: Mask = "history-except-target"
+FULL = "full"
+PROTOCOLS = (FULL, "candidates-20")
 COST = "cost"
 """The protocol word of rows that do not depend on what is ranked."""
 FILES = ("metrics.json", "per_query.parquet", "thoughts.parquet")
@@ -146,8 +153,8 @@ def evaluate(
     sets = _candidate_sets(protocols, candidates, dataset, part, candidate_seed)
     words = [*protocols, *(word for word in sets if word not in protocols)]
     answers = _ask(recommender, asked, rows, words, sets, mask, batch_size, keep_lists, progress)
-    full_word = "full" if mask == DEFAULT_MASK else f"full-mask-{mask}"
-    ranks = [(full_word if w == "full" else w, answers.ranks[w]) for w in words]
+    full_word = FULL if mask == DEFAULT_MASK else f"{FULL}-mask-{mask}"
+    ranks = [(full_word if w == FULL else w, answers.ranks[w]) for w in words]
 
     measured: list[tuple[str, str, Interval, int]] = []
     for word, rank in ranks:
@@ -278,7 +285,7 @@ def _ask(
         seconds[batch] = (time.perf_counter() - clock) / len(histories)
         for word in words:
             scores = answers[word].scores
-            if word == "full":
+            if word == FULL:
                 target = asked.target[batch]
                 higher, tied = count_above(scores, target, histories=histories, mask=mask)
                 ranks[word][batch] = 1.0 + higher + 0.5 * tied
@@ -338,7 +345,7 @@ def _scores(
     if isinstance(recommender, CandidateRecommender):
         return {
             word: recommender.score(histories)
-            if word == "full"
+            if word == FULL
             else recommender.score_candidates(histories, chosen[word])
             for word in words
         }
@@ -396,6 +403,21 @@ def read_rows(path: Path) -> list[MetricRow]:
         raise CheckpointError(f"{path} must be a list of metric rows; {error}") from None
 
 
+def full_word_in(words: Iterable[str]) -> str:
+    """Return the word that rankings of the whole catalogue have among these protocols.
+
+    ``full``, unless another mask was asked for and nothing else was measured.
+    """
+    other = sorted({word for word in words if word.startswith(f"{FULL}-mask-")})
+    return FULL if FULL in words or not other else other[0]
+
+
+def full_ranks(per_query: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of rankings of the whole catalogue, whatever their mask."""
+    word = full_word_in(per_query["protocol"].unique().to_list())
+    return per_query.filter(pl.col("protocol") == word)
+
+
 def chosen_queries(
     queries: Queries, named: np.ndarray | None, num_sampled: int | None, part: Part
 ) -> np.ndarray:
@@ -426,7 +448,7 @@ def _candidate_sets(
     """Return the candidates of every candidate protocol, drawing what was not handed in."""
     sets = {one.protocol: one for one in given}
     for word in protocols:
-        if word == "full" or word in sets:
+        if word == FULL or word in sets:
             continue
         count, negatives = parse_protocol(word)
         sets[word] = draw_candidates(

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasonrec.evaluation.protocol import COST, MetricRow
+from reasonrec.evaluation.protocol import COST, FULL, MetricRow, full_word_in
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = (
-    ("full", "hit@10"),
-    ("full", "ndcg@10"),
+    (FULL, "hit@10"),
+    (FULL, "ndcg@10"),
     ("candidates-20", "hit@1"),
     ("candidates-20", "ndcg@10"),
 )
 """What a table shows if nothing else is asked for: (protocol, metric)."""
+_MASKS = {f"{FULL}-mask-none": "unmasked", f"{FULL}-mask-history": "new only"}
 _TITLES = {"hit": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 
 
@@ -57,8 +58,14 @@ class MethodLine:
     """Scoring all queries, mean over seeds."""
 
 
+def usual_columns(rows: Iterable[MetricRow]) -> tuple[tuple[str, str], ...]:
+    """Return ``COLUMNS``, over the catalogue as these rows were masked."""
+    full = full_word_in({row.protocol for row in rows})
+    return tuple((full if protocol == FULL else protocol, metric) for protocol, metric in COLUMNS)
+
+
 def summarise(
-    rows: Iterable[MetricRow], columns: Sequence[tuple[str, str]] = COLUMNS
+    rows: Iterable[MetricRow], columns: Sequence[tuple[str, str]] | None = None
 ) -> tuple[MethodLine, ...]:
     """Return a line for each (method, trained_on), averaged over seeds, in order of arrival.
 
@@ -66,6 +73,7 @@ def summarise(
         ValueError: The rows mix data sets or splits, whose numbers cannot share a table.
     """
     rows = list(rows)
+    columns = columns or usual_columns(rows)
     sets = sorted({(row.dataset, row.split) for row in rows})
     if len(sets) > 1:
         raise ValueError(f"one table holds one data set and split; got {sets}")
@@ -92,7 +100,7 @@ def summarise(
 def results_table(
     rows: Iterable[MetricRow],
     *,
-    columns: Sequence[tuple[str, str]] = COLUMNS,
+    columns: Sequence[tuple[str, str]] | None = None,
     title: str | None = None,
 ) -> "Table":
     """Return the results as a rich table: value, below it the interval and the oracle's share.
@@ -102,6 +110,8 @@ def results_table(
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
+    columns = columns or usual_columns(rows)
     lines = summarise(rows, columns)
     best = _best(lines, len(columns))
     has_oracle = any(cell and cell.oracle_share for line in lines for cell in line.cells)
@@ -143,10 +153,11 @@ def results_table(
 
 
 def results_markdown(
-    rows: Iterable[MetricRow], *, columns: Sequence[tuple[str, str]] = COLUMNS
+    rows: Iterable[MetricRow], *, columns: Sequence[tuple[str, str]] | None = None
 ) -> str:
     """Return the results as a Markdown table, one line a method."""
     rows = list(rows)
+    columns = columns or usual_columns(rows)
     headings = [f"{metric_title(metric)} {protocol}" for protocol, metric in columns]
     headings = ["method", "trained on", *headings, "tokens", "ms/user", "p95", "seconds", "users/s"]
     text = [
@@ -228,7 +239,7 @@ def metric_title(metric: str) -> str:
 
 def protocol_title(protocol: str) -> str:
     """Return a protocol's word, short enough for a column."""
-    return protocol.replace("candidates-", "1 of ")
+    return _MASKS.get(protocol) or protocol.replace("candidates-", "1 of ")
 
 
 def short(value: float, digits: int = 4) -> str:

@@ -5,9 +5,8 @@ from typing import Self
 from pydantic import PositiveInt, model_validator
 
 from reasonrec.config import Config
-from reasonrec.evaluation.protocol import DEFAULT_MASK
 from reasonrec.metrics import METRICS
-from reasonrec.models.ranking import Mask
+from reasonrec.models.ranking import DEFAULT_MASK, Mask
 
 UNCUT = "ndcg"
 """NDCG over the whole ranking, without a cut-off: 1 / log2(1 + rank) of every query."""

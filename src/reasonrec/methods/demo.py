@@ -74,6 +74,8 @@ def run_demo(
     from reasonrec.evaluation.report.records import load_run
     from reasonrec.evaluation.report.render import write_report
 
+    if config.repeats:
+        evaluation = evaluation.model_copy(update={"mask": "none"})
     out = make_folder(out)
     with stopwatch() as spent:
         announce(f"preparing {source}")
@@ -110,6 +112,7 @@ def run_demo(
                 users_to_show(dataset),
                 k=10,
                 explain=True,
+                mask="none" if config.repeats else "history",
             )
         )
         (out / "recommendations.json").write_text(

@@ -46,7 +46,7 @@ from reasonrec.methods.r2ec_stages import (
     METHOD_OF_STAGE,
     StageParts,
     check_trainable,
-    held_out_events,
+    events_to_ask,
     keys_of,
     learned_from,
     method_of,
@@ -70,7 +70,6 @@ from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import restore_evidence
 from reasonrec.training.config import EngineConfig
 from reasonrec.training.examples import (
-    events_with_history,
     keep_batch,
 )
 from reasonrec.training.gating import learn_gate
@@ -302,9 +301,7 @@ def _train_gate(
     thinking = load_recommender(start, dataset)
     assert isinstance(thinking, ThinkingRecommender)
     with stopwatch() as spent:
-        events = held_out_events(dataset.train, config)
-        if not len(events):
-            events = events_with_history(dataset.train)
+        events = events_to_ask(dataset.train, config)
         events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
         queries = StageParts(dataset, config, seed).queries()
         gate, choice = learn_gate(
@@ -315,6 +312,7 @@ def _train_gate(
             config.gate,
             config.recpo.recpo,
             seed=seed,
+            repeats=config.repeats,
         )
         gate.save(out)
     write_manifest(

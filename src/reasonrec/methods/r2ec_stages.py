@@ -17,7 +17,7 @@ from reasonrec.graph.build import InteractionGraph
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig, SftStage, Stage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.branches import Batch
-from reasonrec.models.ranking import rank_targets
+from reasonrec.models.ranking import DEFAULT_MASK, Mask, rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
@@ -81,13 +81,16 @@ class StageParts:
         return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
 
     def queries(self) -> Queries:
-        return validation_queries(self.dataset, self.config.num_valid_queries)
+        config = self.config
+        return validation_queries(self.dataset, config.num_valid_queries, repeats=config.repeats)
 
     def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
         """Fit what looked-up evidence is worth to the validation queries."""
         queries = self.queries()
         recommender = self.recommender(model, self.verbaliser(model), stage)
-        return calibrate_evidence(recommender, queries.histories(), queries.target)
+        return calibrate_evidence(
+            recommender, queries.histories(), queries.target, mask=ranked_mask(self.config)
+        )
 
     def recommender(
         self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage
@@ -104,13 +107,17 @@ class StageParts:
         queries = self.queries()
         histories = queries.histories()
         verbaliser = self.verbaliser(model) if stage != "no-think" else None
+        accuracy = partial(
+            validation_accuracy, queries=queries, histories=histories,
+            mask=ranked_mask(self.config),
+        )  # fmt: skip
 
         def measure(model: ReasoningRecommender) -> dict[str, float]:
-            silent = validation_accuracy(NoThinkRecommender(model), queries, histories)
+            silent = accuracy(NoThinkRecommender(model))
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
             thinking = self.recommender(model, verbaliser, stage)
-            spoken = validation_accuracy(thinking, queries, histories)
+            spoken = accuracy(thinking)
             return {
                 **{f"valid/{name}": value for name, value in spoken.items()},
                 **{f"valid/silent/{name}": value for name, value in silent.items()},
@@ -124,6 +131,30 @@ def held_out_events(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     return hold_out_last(
         log, max_events=config.held_out.max_events, max_frac=config.held_out.max_frac
     )
+
+
+def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+    """Return the events that rewards are given for: the held-out ones, or where none is held out
+    all with a history; without repeats unless they are offered.
+
+    Raises:
+        DataError: None is left.
+    """
+    held_out = held_out_events(log, config)
+    every = held_out if len(held_out) else events_with_history(log)
+    asked = every if config.repeats else every[~log.is_repeat[every]]
+    if not len(asked):
+        raise DataError(
+            f"rewards need an event whose item its user had not taken before; of {len(every)} "
+            "events that could be asked about none is. If such items are to be offered again, say "
+            "so (--repeats)"
+        )
+    return asked
+
+
+def ranked_mask(config: R2ecConfig) -> Mask:
+    """Return what rankings leave out while a model is trained and chosen."""
+    return "none" if config.repeats else DEFAULT_MASK
 
 
 def stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
@@ -148,7 +179,7 @@ def learned_from(
     held_out = held_out_events(log, config)
     if stage == "recpo":
         recpo = config.recpo.recpo
-        eligible = held_out if len(held_out) else events_with_history(log)
+        eligible = events_to_ask(log, config)
         batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
         asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
         sample = PromptSample(
@@ -159,7 +190,7 @@ def learned_from(
         start = StartingPoint(model) if needs_start else None
         learner = Recpo(
             recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
-            engine=engine,
+            engine=engine, repeats=config.repeats,
         )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
@@ -209,9 +240,24 @@ def proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None
     return propose
 
 
-def validation_queries(dataset: Dataset, most: int) -> Queries:
-    """Return the validation queries that choose: all, or a seeded sample of ``most``."""
+def validation_queries(dataset: Dataset, most: int, *, repeats: bool = False) -> Queries:
+    """Return the validation queries that choose: all, or a seeded sample of ``most``.
+
+    Args:
+        repeats: Whether targets that stand in their own history choose, too.
+
+    Raises:
+        DataError: All of them do, and may not.
+    """
     queries = dataset.valid
+    if not repeats and queries.is_repeat.any():
+        queries = queries.take(np.flatnonzero(~queries.is_repeat))
+        if not len(queries):
+            raise DataError(
+                f"choosing needs a validation query whose item its user had not taken before; all "
+                f"{len(dataset.valid)} of {dataset.name} repeat one. If such items are to be "
+                "offered again, say so (--repeats)"
+            )
     if len(queries) <= most:
         return queries
     drawn = stream(0, "validation").choice(len(queries), most, replace=False)
@@ -219,17 +265,17 @@ def validation_queries(dataset: Dataset, most: int) -> Queries:
 
 
 def validation_accuracy(
-    recommender: Recommender, queries: Queries, histories: Histories
+    recommender: Recommender, queries: Queries, histories: Histories, mask: Mask = DEFAULT_MASK
 ) -> dict[str, float]:
     """Return what a run is validated by, for a recommender as it is now."""
-    return ranking_accuracy(recommender.score(histories).scores, queries, histories)
+    return ranking_accuracy(recommender.score(histories).scores, queries, histories, mask)
 
 
 def ranking_accuracy(
-    scores: np.ndarray, queries: Queries, histories: Histories
+    scores: np.ndarray, queries: Queries, histories: Histories, mask: Mask = DEFAULT_MASK
 ) -> dict[str, float]:
     """Return metrics of scores (Q, N), and the log-loss of their softmax."""
-    rank = rank_targets(scores, queries.target, histories=histories, mask="history-except-target")
+    rank = rank_targets(scores, queries.target, histories=histories, mask=mask)
     logp = log_softmax(scores, axis=1)[np.arange(len(scores)), queries.target]
     return {
         "ndcg@10": float(ndcg(rank, 10).mean()),
@@ -244,10 +290,12 @@ def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = stage.replace("-", "_")
     if stage == "gate":  # the rest is that of the model that it stands before
-        asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
+        asked = {
+            key: keys[key] for key in ("method", "held_out", "num_valid_queries", "repeats", own)
+        }
         rolls_out = config.gate.source == "rollouts"
         return asked | ({"recpo": {"recpo": keys["recpo"]["recpo"]}} if rolls_out else {})
-    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
+    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", "repeats", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]
     if stage != "no-think":

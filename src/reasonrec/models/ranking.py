@@ -15,6 +15,7 @@ from reasonrec.records import Histories
 Mask = Literal["none", "history", "history-except-target"]
 """Which items may not be recommended: nothing is kept out; the history is; the history is, but a
 target that repeats an earlier item stays reachable."""
+DEFAULT_MASK: Mask = "history-except-target"
 MASKS: tuple[Mask, ...] = get_args(Mask)
 
 

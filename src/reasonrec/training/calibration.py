@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reasonrec.metrics import ndcg
-from reasonrec.models.ranking import rank_targets
+from reasonrec.models.ranking import DEFAULT_MASK, Mask, rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import LOG_HALF, Evidence, EvidencePointer
 from reasonrec.records import Histories
@@ -45,7 +45,11 @@ class RanksWithEvidence(Protocol):
 
 
 def calibrate_evidence(
-    recommender: RanksWithEvidence, histories: Histories, target: np.ndarray
+    recommender: RanksWithEvidence,
+    histories: Histories,
+    target: np.ndarray,
+    *,
+    mask: Mask = DEFAULT_MASK,
 ) -> dict[str, list[float]]:
     """Fit what evidence is worth, in place, and return what was chosen.
 
@@ -57,6 +61,7 @@ def calibrate_evidence(
     Args:
         histories: Validation queries, B of them.
         target: (B,), what was taken next.
+        mask: What the ranking leaves out. If the history, ask about no target that it holds.
     """
     pointer = recommender.model.pointer
     if pointer is None or not len(target):
@@ -69,7 +74,7 @@ def calibrate_evidence(
         ranks = [
             rank_targets(
                 recommender.rank_with(thought), target[part],
-                histories=histories.take(part), mask="history-except-target",
+                histories=histories.take(part), mask=mask,
             )
             for part, thought in zip(parts, thoughts, strict=True)
         ]  # fmt: skip

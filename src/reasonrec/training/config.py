@@ -6,7 +6,6 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from reasonrec.config import Config
-from reasonrec.models.ranking import Mask
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
@@ -128,9 +127,6 @@ class RecpoConfig(Config):
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
     """Cut-off k of the NDCG reward."""
-    mask: Mask = "history-except-target"
-    """Which items the ranking that is rewarded leaves out, and the recommendation's softmax too.
-    With ``history`` a target that repeats an earlier item is out of reach and earns nothing."""
     length_weight: NonNegativeFloat = 0.0
     """Taken off the reward of a thought that writes ``max_tokens`` tokens, of a shorter one in
     proportion; what is inserted costs nothing. The paper has none."""

@@ -10,7 +10,7 @@ from reasonrec.data.dataset import InteractionLog
 from reasonrec.metrics import ndcg
 from reasonrec.models.gate import GateChoice, ThinkingGate, choose_threshold, fit_gain
 from reasonrec.models.generation import read_prompts
-from reasonrec.models.ranking import distinct_events, rank_targets
+from reasonrec.models.ranking import DEFAULT_MASK, Mask, distinct_events, rank_targets
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import Histories
 from reasonrec.rng import stream_seed
@@ -42,6 +42,7 @@ def learn_gate(
     recpo: RecpoConfig,
     *,
     seed: int,
+    repeats: bool = False,
 ) -> tuple[ThinkingGate, GateChoice]:
     """Return a gate, and what it does on the queries that its threshold was chosen on.
 
@@ -50,17 +51,18 @@ def learn_gate(
         events: (K,), places in the log of what the gain is learned from.
         queries: Histories and targets (Q,) of validation.
         recpo: How rollouts are written and rewarded, where the gain is learned from them.
+        repeats: Whether items of the history are ranked, too.
     """
     histories = log.histories_before(events)
     if config.source == "rollouts":
         states = states_before(thinking, histories)
-        gain = rollout_gains(thinking, log, events, recpo, seed=seed)
+        gain = rollout_gains(thinking, log, events, recpo, seed=seed, repeats=repeats)
     else:
-        learned_from = measure_gains(thinking, histories, log.item_index[events])
+        learned_from = measure_gains(thinking, histories, log.item_index[events], repeats=repeats)
         states = learned_from.states
         gain = learned_from.think[config.gain] - learned_from.silent[config.gain]
     gate = fit_gain(states, gain)
-    asked = measure_gains(thinking, *queries)
+    asked = measure_gains(thinking, *queries, repeats=repeats)
     choice = choose_threshold(
         gate.predict(asked.states), asked.think["ndcg"], asked.silent["ndcg"], asked.num_tokens,
         max_mean_tokens=config.max_mean_tokens,
@@ -75,6 +77,7 @@ def rollout_gains(
     recpo: RecpoConfig,
     *,
     seed: int,
+    repeats: bool = False,
 ) -> np.ndarray:
     """Return the mean reward of sampled thoughts less that of the empty one of their group, (K,).
 
@@ -88,7 +91,7 @@ def rollout_gains(
     for start in range(0, len(events), _PROMPTS_AT_ONCE):
         rollouts = roll_out(
             thinking.model, log, thinking.verbaliser, events[start : start + _PROMPTS_AT_ONCE],
-            recpo, generator_seed=stream_seed(seed, "gate-rollout", start),
+            recpo, generator_seed=stream_seed(seed, "gate-rollout", start), repeats=repeats,
         )  # fmt: skip
         with torch.no_grad():
             scores = thinking.model(rollouts.batch, with_tokens=False).think_logits
@@ -110,7 +113,11 @@ def states_before(thinking: ThinkingRecommender, histories: Histories) -> np.nda
 
 
 def measure_gains(
-    thinking: ThinkingRecommender, histories: Histories, targets: np.ndarray
+    thinking: ThinkingRecommender,
+    histories: Histories,
+    targets: np.ndarray,
+    *,
+    repeats: bool = False,
 ) -> Measured:
     """Return what every query gets from a thought, and what without one."""
     silent = NoThinkRecommender(thinking.model).score(histories)
@@ -118,18 +125,22 @@ def measure_gains(
     assert thought.num_tokens is not None
     return Measured(
         states_before(thinking, histories),
-        _values(thought.scores, histories, targets),
-        _values(silent.scores, histories, targets),
+        _values(thought.scores, histories, targets, repeats=repeats),
+        _values(silent.scores, histories, targets, repeats=repeats),
         thought.num_tokens,
     )
 
 
-def _values(scores: np.ndarray, histories: Histories, targets: np.ndarray) -> dict[str, np.ndarray]:
+def _values(
+    scores: np.ndarray, histories: Histories, targets: np.ndarray, *, repeats: bool
+) -> dict[str, np.ndarray]:
     """Return the target's log-probability among what competes with it, and its NDCG."""
-    rank = rank_targets(scores, targets, histories=histories, mask="history-except-target")
+    mask: Mask = "none" if repeats else DEFAULT_MASK
+    rank = rank_targets(scores, targets, histories=histories, mask=mask)
     competing = scores.copy()
-    row, taken = distinct_events(histories, scores.shape[1])
-    others = taken != targets[row]
-    competing[row[others], taken[others]] = -np.inf
+    if not repeats:
+        row, taken = distinct_events(histories, scores.shape[1])
+        others = taken != targets[row]
+        competing[row[others], taken[others]] = -np.inf
     log_prob = log_softmax(competing, axis=1)[np.arange(len(targets)), targets]
     return {"log_prob": log_prob.astype(np.float64), "ndcg": ndcg(rank, scores.shape[1])}

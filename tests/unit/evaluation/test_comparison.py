@@ -13,7 +13,13 @@ from reasonrec.evaluation.compare_runs import compare_runs, comparison_table
 from reasonrec.evaluation.joined import find_runs, per_user_table
 from reasonrec.evaluation.protocol import MetricRow, evaluate, write_evaluation
 from reasonrec.evaluation.significance import paired_test
-from reasonrec.evaluation.table import results_markdown, results_table, summarise
+from reasonrec.evaluation.table import (
+    COLUMNS,
+    results_markdown,
+    results_table,
+    summarise,
+    usual_columns,
+)
 from toys import NextInLine, toy_dataset
 
 TITLES = [f"item {i}" for i in range(30)]
@@ -295,3 +301,17 @@ def test_what_was_not_measured_is_a_dash():
     (line,) = [line for line in markdown.splitlines() if line.startswith("| a ")]
     assert line == "| a | train | - | .2000 (.100-.300) | - | - | - | - | - | 2.0 | - |"
     assert "-" in shown(results_table([metric_row("a", 0.2)]))
+
+
+def test_rankings_under_another_mask_alone_fill_the_usual_columns(tmp_path):
+    dataset = walkers()
+    contestants = (fit_floor("popularity", dataset), NextInLine(30))
+    run = run_of(tmp_path / "run", *(evaluate(one, dataset, mask="none") for one in contestants))
+    rows, comparisons = compare_runs([run], tmp_path / "out")
+    table = shown(results_table(rows))
+    (line,) = [line for line in table.splitlines() if line.startswith("next-in-line")]
+    assert "unmasked" in table and line.split()[1] == "1.000"  # everybody goes to the next item
+    assert {"full-mask-none", "candidates-20"} == {row.protocol for row in comparisons}
+    assert {row.reference for row in comparisons} == {"next-in-line"}  # the strongest there
+    both = [metric_row("a", 0.2), metric_row("a", 0.3, protocol="full-mask-none")]
+    assert usual_columns(both) == COLUMNS  # the default mask is shown where it was measured

@@ -53,15 +53,16 @@ def test_the_history_is_masked_except_the_target(dataset):
     assert masked[0].nonzero()[:, 0].tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(
-    ("mask", "left_out"), [("none", []), ("history", [0, 1, 2]), ("history-except-target", [0, 2])]
-)
-def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, mask, left_out):
+@pytest.mark.parametrize(("repeats", "left_out"), [(True, []), (False, [0, 2])])
+def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, repeats, left_out):
     # a log where a target repeats: user 0 walks 0, 1, 2 and takes 1 again
     again = toy_dataset([[0, 1, 2, 1, 3, 4], *ring_rows(7, 12, 9)], [f"T {i}" for i in range(12)])
     model = toy_model()
-    config = SMALL.model_copy(update={"mask": mask, "beta": 0.0})
-    rollouts = _rollouts(again, model, config, events=(3,))
+    config = SMALL.model_copy(update={"beta": 0.0})
+    rollouts = roll_out(
+        model, again.train, toy_verbaliser(model, again), np.array([3]), config,
+        generator_seed=1, repeats=repeats,
+    )  # fmt: skip
     assert rollouts.target_P.tolist() == [1]
     assert rollouts.masked_P_N[0].nonzero()[:, 0].tolist() == left_out
     outputs = model(rollouts.batch)
@@ -70,10 +71,8 @@ def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, mask, left_o
     kept = [i for i in range(12) if i not in left_out]
     for g in range(4):
         higher = sum(bool(scores[g, i] > scores[g, 1]) for i in kept)
-        reward = 1 / math.log2(2 + higher) if 1 in kept else 0.0
-        assert rollouts.rewards_P_G[0, g].item() == pytest.approx(reward)
-        competing = sorted({1, *kept})
-        logp = scores[g, competing].log_softmax(-1)[competing.index(1)]
+        assert rollouts.rewards_P_G[0, g].item() == pytest.approx(1 / math.log2(2 + higher))
+        logp = scores[g, kept].log_softmax(-1)[kept.index(1)]
         torch.testing.assert_close(rollouts.old_item_logp_P_G[0, g], logp)
     assert torch.isfinite(loss)
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +7,9 @@ from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.data.dataset import InteractionLog
+from reasonrec.errors import DataError
+from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2ec_stages import events_to_ask, ranked_mask, validation_queries
 from reasonrec.training.examples import (
     NONE,
     WindowDataset,
@@ -175,3 +179,31 @@ def test_held_out_events_are_last_ones_of_users_with_a_history_and_leave_the_res
     assert rest.item_index.tolist() == [i for i in range(17) if i not in (4, 9, 16)]
     assert np.diff(rest.user_offsets).tolist() == [4, 2, 0, 2, 6]
     assert events_with_history(log).tolist() == [2, 3, 4, 9, 12, 13, 14, 15, 16]
+
+
+def test_rewards_and_choices_rest_on_no_event_that_repeats_an_item():
+    # user 0 ends training with item 1 again, user 1 with a new one; their validation the other way
+    rows = [[0, 1, 2, 1, 5, 6], [3, 4, 5, 6, 3, 7], *ring_rows(6, 12, 8)]
+    dataset = toy_dataset(rows, [f"Tale {i}" for i in range(12)])
+    log = dataset.train
+    assert np.flatnonzero(log.is_repeat).tolist() == [3]
+    assert np.flatnonzero(dataset.valid.is_repeat).tolist() == [1]
+    config = R2ecConfig.model_validate({"held_out": {"max_frac": 0.9}})
+    last = (log.user_offsets[1:] - 1).tolist()
+    assert events_to_ask(log, config).tolist() == last[1:]
+    assert validation_queries(dataset, 100).user_index.tolist() == [0, *range(2, 8)]
+    none_held_out = R2ecConfig.model_validate({"held_out": {"max_events": 0}})
+    assert 3 not in events_to_ask(log, none_held_out)
+    offered_again = config.model_copy(update={"repeats": True})
+    assert events_to_ask(log, offered_again).tolist() == last
+    assert len(validation_queries(dataset, 100, repeats=True)) == 8
+    assert ranked_mask(config) == "history-except-target" and ranked_mask(offered_again) == "none"
+
+
+def test_a_log_of_nothing_but_repeats_says_what_to_do():
+    dataset = toy_dataset([[0, 1, 0, 1, 0, 1]] * 3, ["A", "B"])
+    config = R2ecConfig.model_validate({"held_out": {"max_frac": 0.9}})
+    with pytest.raises(DataError, match=r"of 3 events .* none is\. If .* \(--repeats\)"):
+        events_to_ask(dataset.train, config)
+    with pytest.raises(DataError, match=r"all 3 of .* repeat one.*\(--repeats\)"):
+        validation_queries(dataset, 100)

@@ -13,7 +13,7 @@ def log_audits(dataset: Dataset) -> list[Audit]:
     rejected = statistics.get("rejected", {}).get("interactions", {})
     num_rows = int(log.get("rows", 0))
     duplicates = sum(count for reason, count in rejected.items() if "duplicate" in reason)
-    repeats = repeated_targets(test)
+    repeats = test.is_repeat
     rows = [
         judged(
             "duplicate-rows", duplicates / num_rows if num_rows else None,
@@ -81,22 +81,13 @@ def target_in_train(dataset: Dataset) -> Audit:
     pairs = np.unique(train.user_index.astype(np.int64) * N + train.item_index)
     asked = test.user_index.astype(np.int64) * N + test.target
     is_pair = np.isin(asked, pairs) & (test.user_index >= 0)
-    found = is_pair & ~repeated_targets(test)
+    found = is_pair & ~test.is_repeat
     return judged(
         "target-in-train", share(found),
         "Share of the test queries whose user and target are a training event, though the target "
         "is not in the history.",
         n=len(test), fail_above=0.0,
     )  # fmt: skip
-
-
-def repeated_targets(queries: Queries) -> np.ndarray:
-    """Return which targets stand in the history of their own query. (Q,), bool."""
-    histories = queries.histories()
-    owner = np.repeat(np.arange(len(queries)), histories.lengths)
-    found = np.zeros(len(queries), bool)
-    found[owner[histories.item_index == queries.target[owner]]] = True
-    return found
 
 
 def tied_targets(queries: Queries) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.audits.log import repeated_targets
 from reasonrec.evaluation.audits.records import Audit, SliceRow, judged, share
+from reasonrec.evaluation.protocol import full_ranks
 from reasonrec.evaluation.significance import bootstrap_intervals, resampling_users
 from reasonrec.metrics import metric_values
 from reasonrec.rng import stream
@@ -62,7 +62,7 @@ def slices_of(dataset: Dataset, *, first_seen_after: date | None) -> dict[str, n
         "cold users": is_cold_user,
         "known users": ~is_cold_user,
     }
-    repeats = repeated_targets(test)
+    repeats = test.is_repeat
     if repeats.any():
         found["taken before"] = repeats
         found["not taken before"] = ~repeats
@@ -99,7 +99,7 @@ def slice_rows(per_query: pl.DataFrame, slices: dict[str, np.ndarray]) -> list[S
         per_query: Of an evaluation on the test part.
     """
     rows = []
-    full = per_query.filter(pl.col("protocol") == "full")
+    full = full_ranks(per_query)
     for (method, seed), ranks in full.group_by("method", "seed", maintain_order=True):
         query = ranks["query"].to_numpy()
         rank, users = ranks["rank"].to_numpy(), resampling_users(ranks["user_index"].to_numpy())

@@ -13,7 +13,7 @@ from reasonrec.evaluation.report.page import (
     write_page,
 )
 from reasonrec.evaluation.report.views import cost_points, flattened
-from reasonrec.evaluation.table import COLUMNS, metric_title, protocol_title
+from reasonrec.evaluation.table import metric_title, protocol_title, usual_columns
 
 
 def write_comparison_report(compared: Compared, passport: Passport, out: Path) -> Path:
@@ -28,7 +28,9 @@ def write_comparison_report(compared: Compared, passport: Passport, out: Path) -
 def render_comparison(compared: Compared, passport: Passport) -> str:
     """Return the page."""
     joined, shown = compared.joined, compared.sliced
-    columns = [(column.protocol, column.metric) for column in compared.columns] or list(COLUMNS)
+    columns = [(column.protocol, column.metric) for column in compared.columns] or list(
+        usual_columns(joined.rows)
+    )
     column = 0 if shown is None else columns.index((shown.protocol, shown.metric))
     lines = views.result_lines(compared, columns)
     methods = [one.line for one in lines]

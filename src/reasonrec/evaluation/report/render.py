@@ -12,7 +12,7 @@ from reasonrec.evaluation.report.page import (
     write_page,
 )
 from reasonrec.evaluation.report.records import RunRecords
-from reasonrec.evaluation.table import COLUMNS
+from reasonrec.evaluation.table import usual_columns
 
 MAX_THOUGHT_CHARS = 1500
 
@@ -29,7 +29,8 @@ def write_report(run: RunRecords, out: Path) -> Path:
 def render_report(run: RunRecords) -> str:
     """Return the page."""
     lines = views.lines_of(run)
-    column = COLUMNS.index(views.CHOSEN)
+    columns = usual_columns(run.metrics)
+    column = [metric for _, metric in columns].index(views.CHOSEN)
     points = views.cost_points(lines, column)
     up, down = views.moved(run)
     return render(
@@ -39,9 +40,9 @@ def render_report(run: RunRecords) -> str:
         dataset=run.dataset,
         statistics=run.dataset.statistics,
         lines=lines,
-        columns=COLUMNS,
+        columns=columns,
         column=column,
-        best=best_values(lines, len(COLUMNS)),
+        best=best_values(lines, len(columns)),
         versus=views.versus(run),
         simple=views.best_simple(run.metrics),
         thinker=views.thinking_method(run.metrics),

@@ -10,7 +10,7 @@ import polars as pl
 
 from reasonrec.data.dataset import Part
 from reasonrec.data.validation import count_reasons
-from reasonrec.evaluation.protocol import MetricRow
+from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
 from reasonrec.evaluation.significance import PairedTest, bootstrap_intervals, paired_test
@@ -25,8 +25,8 @@ THINKERS = ("think-recpo", "r2rec-rl", "think-sft", "r2rec-sft")
 OURS = (REFERENCE, *THINKERS, "untuned")
 SILENT = "/silent"
 """Follows the name of a thinking method that was asked to rank without its thought."""
-CHOSEN = ("full", "ndcg@10")
-"""The (protocol, metric) that headline and charts speak of."""
+CHOSEN = "ndcg@10"
+"""The metric that headline and charts speak of, over the whole catalogue."""
 NUM_EXAMPLES = 3
 """Thoughts shown on either side: moved up most, moved down most."""
 CURVES = {
@@ -154,8 +154,9 @@ def versus(run: RunRecords) -> list[Versus]:
 def best_simple(metrics: Sequence[MetricRow]) -> str | None:
     """Return the method with the highest NDCG@10 that is neither ours nor the oracle."""
     values: dict[str, list[float]] = {}
+    chosen = (full_word_in({row.protocol for row in metrics}), CHOSEN)
     for row in metrics:
-        if (row.protocol, row.metric) == CHOSEN and row.method.removesuffix(SILENT) not in (
+        if (row.protocol, row.metric) == chosen and row.method.removesuffix(SILENT) not in (
             *OURS,
             "oracle",
         ):
@@ -244,7 +245,7 @@ def moved(run: RunRecords) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
     method = thinking_method(run.metrics)
     if method is None or run.thoughts is None or run.per_query is None:
         return (), ()
-    full = run.per_query.filter(pl.col("protocol") == CHOSEN[0], pl.col("rank").is_finite())
+    full = full_ranks(run.per_query).filter(pl.col("rank").is_finite())
     thoughts = run.thoughts.filter(pl.col("method") == method)
     thoughts = thoughts.filter(pl.col("seed") == pl.col("seed").min())  # one thought a query
     thoughts = thoughts.select("query", "seed", "thought")
@@ -322,7 +323,7 @@ def cost(metrics: Sequence[MetricRow], method: str, name: str) -> float | None:
 
 def _versus(per_query: pl.DataFrame, method: str, reference: str) -> Versus | None:
     keys = ["seed", "query"]
-    full = per_query.filter(pl.col("protocol") == CHOSEN[0])
+    full = full_ranks(per_query)
     right = full.filter(pl.col("method") == reference)
     if right["seed"].n_unique() == 1:  # a method without randomness is measured once
         keys, right = ["query"], right.drop("seed")
@@ -347,7 +348,7 @@ def _versus(per_query: pl.DataFrame, method: str, reference: str) -> Versus | No
 
 def _wide(per_query: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame | None:
     """Return NDCG@10 per query, mean over seeds: one column for each method that was measured."""
-    full = per_query.filter(pl.col("protocol") == CHOSEN[0], pl.col("method").is_in(methods))
+    full = full_ranks(per_query).filter(pl.col("method").is_in(methods))
     if full.is_empty():
         return None
     full = full.with_columns(value=pl.Series(ndcg(full["rank"].to_numpy(), 10)))

@@ -16,7 +16,6 @@ from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.branches import Batch, Outputs
 from reasonrec.models.generation import Part
-from reasonrec.models.ranking import Mask
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
@@ -137,12 +136,15 @@ class Recpo:
         seed: int,
         start: StartingPoint | None = None,
         engine: RolloutEngine | None = None,
+        repeats: bool = False,
     ) -> None:
         """Args:
         engine: Who writes the rollouts; our own sampler unless told otherwise.
+        repeats: Whether items of the history are ranked too; see `roll_out`.
         """
         self.config = config
         self.engine = engine or Sampler()
+        self.repeats = repeats
         self.start = start
         self.log = log
         self.verbaliser = verbaliser
@@ -172,6 +174,7 @@ class Recpo:
                         self.config,
                         generator_seed=stream_seed(self.seed, "rollout", first),
                         engine=self.engine,
+                        repeats=self.repeats,
                         part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
                     )
                 parts["rl/sync_seconds"] = synced - started
@@ -202,12 +205,15 @@ def roll_out(
     *,
     generator_seed: int,
     engine: RolloutEngine | None = None,
+    repeats: bool = False,
     part: Part | None = None,
 ) -> Rollouts:
     """Return G thoughts for the history before each log position, token in, token out.
 
     Args:
         engine: Who writes them, synced with the model; None: our sampler.
+        repeats: Whether items of the history are ranked, too, in the reward and in the softmax of
+            the recommendation. If not, ask about no event that repeats one.
         part: Which rollouts of a larger batch these are, where processes share it.
     """
     histories = log.histories_before(event)
@@ -224,7 +230,7 @@ def roll_out(
         batch=rollout_batch(model, log, event, written, P, G),
         target_P=target,
         targets=ranks.gathered(target),
-        masked_P_N=masked_items(histories, target, model.num_items, config.mask),
+        masked_P_N=masked_items(histories, target, model.num_items, repeats=repeats),
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
     )
@@ -322,15 +328,15 @@ def masked_items(
     histories: Histories,
     target_P: Tensor,
     num_items: int,
-    mask: Mask = "history-except-target",
+    *,
+    repeats: bool = False,
 ) -> Tensor:
-    """Return what may not be recommended. (P, N), bool."""
+    """Return what does not compete: the history, but the target, or nothing. (P, N), bool."""
     masked = torch.zeros((len(histories), num_items), dtype=torch.bool)
-    if mask != "none":
+    if not repeats:
         row = np.repeat(np.arange(len(histories)), histories.lengths)
         masked[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
-    masked = masked.to(target_P.device)
-    return masked if mask == "history" else masked.scatter(1, target_P[:, None], False)
+    return masked.to(target_P.device).scatter(1, target_P[:, None], False)
 
 
 @torch.no_grad()
