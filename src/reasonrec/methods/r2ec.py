@@ -51,6 +51,7 @@ from reasonrec.methods.r2ec_stages import (
     learned_from,
     method_of,
     stage_before,
+    tell_of_repeats,
 )
 from reasonrec.models.backbone import build_model
 from reasonrec.models.gate import FILE, ThinkingGate
@@ -116,6 +117,8 @@ def train_stage(
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
     check_trainable(stage, dataset)
+    if start is None and not config.repeats:
+        tell_of_repeats(dataset)
     parts = StageParts(dataset, config, seed)
     model = _model_to_train(dataset, config, start, seed)
     ranks.first_alone(

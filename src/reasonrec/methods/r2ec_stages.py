@@ -1,5 +1,6 @@
 """What each stage of R²ec learns from, by which loss, and what chooses its best step."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,7 @@ from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
+logger = logging.getLogger(__name__)
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
     "evidence": "evidence-no-think",
@@ -305,6 +307,19 @@ def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
         del asked["recpo"]["engine"]
         asked["recpo"] |= config.recpo.engine.decides()
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
+
+
+def tell_of_repeats(dataset: Dataset) -> None:
+    """Say how many targets choose nothing, where there are any, and when they should."""
+    share = dataset.valid.is_repeat.mean() if len(dataset.valid) else 0.0
+    if share:
+        logger.warning(
+            "%s: %.1f %% of the validation targets were taken before by the same person. They "
+            "choose nothing and earn no reward, as nothing is offered twice. If this shop does "
+            "offer things again, say so (repeats = true), and measure and recommend with "
+            "--mask none",
+            dataset.name, 100 * share,
+        )  # fmt: skip
 
 
 def check_trainable(stage: Stage, dataset: Dataset) -> None:

@@ -9,7 +9,12 @@ from tests.toys import toy_dataset
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.errors import DataError
 from reasonrec.methods.r2ec_config import R2ecConfig
-from reasonrec.methods.r2ec_stages import events_to_ask, ranked_mask, validation_queries
+from reasonrec.methods.r2ec_stages import (
+    events_to_ask,
+    ranked_mask,
+    tell_of_repeats,
+    validation_queries,
+)
 from reasonrec.training.examples import (
     NONE,
     WindowDataset,
@@ -207,3 +212,12 @@ def test_a_log_of_nothing_but_repeats_says_what_to_do():
         events_to_ask(dataset.train, config)
     with pytest.raises(DataError, match=r"all 3 of .* repeat one.*\(--repeats\)"):
         validation_queries(dataset, 100)
+
+
+def test_where_targets_repeat_a_run_says_so(caplog):
+    tell_of_repeats(toy_dataset(ring_rows(6, 12, 8), TITLES))
+    assert not caplog.messages
+    tell_of_repeats(toy_dataset([[0, 1, 2, 1, 5], [3, 4, 5, 6, 7]], TITLES))
+    (message,) = caplog.messages
+    assert message.startswith("toy: 50.0 % of the validation targets were taken before")
+    assert "repeats = true" in message and "--mask none" in message
