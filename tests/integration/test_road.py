@@ -132,8 +132,9 @@ def test_recommend_answers_known_new_and_unknown_people(whole):
         run("recommend", whole / "no-think", "--history", f"{items[3]},nothing-known", "--json")
     )
     assert any("nothing-known" in note for note in new[0]["notes"])
-    everything = json.loads(run("recommend", whole, "--user", users[1], "--k", 10_000, "--json"))
-    assert len(everything[0]["items"]) < len(items)
+    asked = ("recommend", whole, "--user", users[1], "--k", 10_000, "--json")
+    assert len(json.loads(run(*asked))[0]["items"]) < len(items)
+    assert len(json.loads(run(*asked, "--mask", "none"))[0]["items"]) == len(items)
     assert "reader-" in run("recommend", whole, "--user", "reader-00000x", code=1)
 
 

@@ -2,7 +2,7 @@
 
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -28,6 +28,7 @@ def recommend(
     history: str | None = None,
     k: int = 10,
     explain: bool = False,
+    mask: Literal["history", "none"] = "history",
     method: str | None = None,
     data: Path | None = None,
     json: bool = False,
@@ -51,6 +52,8 @@ def recommend(
         explain: Show the thought, the chains that it rests on (ten, those to the top of the list
             first; all, and whole titles, with --json), and, where a method weighs several kinds of
             evidence, what each adds to the first place.
+        mask: What is not offered: what the person took before (history), or nothing (none), for
+            models trained with repeats = true.
         method: Which model of a demo run answers; the best trained one if not given.
         data: Prepared data folder, where the run does not name it.
         json: Print a JSON list with one answer for each user.
@@ -71,11 +74,17 @@ def recommend(
         item_ids = [item_id.strip() for item_id in history.split(",") if item_id.strip()]
         answers = [
             serving.recommend_for_history(
-                model, dataset, item_ids, user_id=user[0] if user else None, k=k, explain=explain
+                model,
+                dataset,
+                item_ids,
+                user_id=user[0] if user else None,
+                k=k,
+                explain=explain,
+                mask=mask,
             )
         ]
     else:
-        answers = serving.recommend(model, dataset, user or [], k=k, explain=explain)
+        answers = serving.recommend(model, dataset, user or [], k=k, explain=explain, mask=mask)
     if json:
         print(
             json_format.dumps(
