@@ -20,6 +20,7 @@ def demo(
     prepare: PrepareConfig | None = None,
     tune: Count = 0,
     num_queries: Positive | None = None,
+    repeats: bool = False,
 ) -> None:
     """Run the whole road on a data set, or on a generated shop whose truth is known.
 
@@ -34,6 +35,7 @@ def demo(
         reasonrec demo office-2018 --prepare.split given --out runs/office
         reasonrec demo games-2018 --prepare.split given --num-queries 10000 --out runs/games
         reasonrec demo ml-1m --preset configs/r2ec/ml-1m.toml --out runs/ml-1m
+        reasonrec demo my-groceries/ --repeats --out runs/groceries
 
     Args:
         source: planted, a data set's name (see REASONREC_DATA), or a folder or file of your own.
@@ -47,6 +49,8 @@ def demo(
         tune: Settings of each simple recommender that are tried on validation first.
         num_queries: Test queries that are answered, the same sample for all methods. All if not
             given.
+        repeats: Offer again what a person took before, as groceries or songs are: rank it, learn
+            from it and measure it.
     """
     from rich.console import Console
 
@@ -57,12 +61,17 @@ def demo(
     from reasonrec.methods.demo import run_demo
     from reasonrec.methods.r2ec_config import R2ecConfig
 
+    config = R2ecConfig.load(preset) if preset else R2ecConfig()
+    if repeats:
+        config = config.model_copy(
+            update={"head": config.head.model_copy(update={"repeats": True})}
+        )
     console, progress_console = Console(), Console(stderr=True, highlight=False)
     with method_progress() as progress:
         done = run_demo(
             source,
             out,
-            R2ecConfig.load(preset) if preset else R2ecConfig(),
+            config,
             seed=seed,
             world=world or PlantedConfig(size="demo"),
             world_seed=world_seed,

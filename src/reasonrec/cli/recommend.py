@@ -53,7 +53,7 @@ def recommend(
             first; all, and whole titles, with --json), and, where a method weighs several kinds of
             evidence, what each adds to the first place.
         mask: What is not offered: what the person took before (history), or nothing (none), for
-            models trained with repeats = true.
+            models trained with head.repeats.
         method: Which model of a demo run answers; the best trained one if not given.
         data: Prepared data folder, where the run does not name it.
         json: Print a JSON list with one answer for each user.

@@ -121,8 +121,10 @@ def _sampled(
         # a stream of its own for every batch: one seed for all would repeat the draws of the first
         written = replace(sampler, seed=sampler.seed + start).write(part.histories())
         tokens[rows] = written.lengths.reshape(len(rows), -1).cpu().numpy().cumsum(1)
+        histories = part.histories()
         for count in counts:
-            values[count][rows] = _values(sampler.rank_with(written, first=count), part)
+            scores = sampler.rank_with(written, histories, first=count)
+            values[count][rows] = _values(scores, part)
     return [
         _Asked(
             way, replace(sampler, num_samples=count), sampler.temperature, count,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import torch
 
 from reasonrec.data.dataset import Queries
 from reasonrec.models.anytime import batch_of, cuts_of, scores_along
@@ -15,6 +16,7 @@ TRAJECTORY = "trajectory.parquet"
 target after it, and ``method`` where the folder holds several."""
 
 
+@torch.no_grad()
 def trace_thoughts(
     recommender: ThinkingRecommender, queries: Queries, rows: np.ndarray, *, batch_size: int = 64
 ) -> pl.DataFrame:
@@ -35,9 +37,11 @@ def trace_thoughts(
     for start in range(0, len(rows), batch_size):
         asked = queries.take(rows[start : start + batch_size])
         histories = asked.histories()
-        batch = batch_of(model, model.writer.prompts(histories), recommender.write(histories))
+        written = recommender.write(histories)
+        batch = batch_of(model, model.writer.prompts(histories), written)
         cuts = cuts_of(batch, model.writer)
-        scores = scores_along(model, batch, cuts)[:, 0].cpu().numpy()  # (B, K, N)
+        scores = scores_along(model, batch, cuts)[:, 0]  # (B, K, N)
+        scores = model.beside_history(scores, written.pre_states, histories).cpu().numpy()
         exists = cuts.exists[:, 0].cpu().numpy()
         for step in range(scores.shape[1]):
             there = np.flatnonzero(exists[:, step])

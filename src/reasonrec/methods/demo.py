@@ -74,7 +74,7 @@ def run_demo(
     from reasonrec.evaluation.report.records import load_run
     from reasonrec.evaluation.report.render import write_report
 
-    if config.repeats:
+    if config.head.repeats:
         evaluation = evaluation.model_copy(update={"mask": "none"})
     out = make_folder(out)
     with stopwatch() as spent:
@@ -112,7 +112,7 @@ def run_demo(
                 users_to_show(dataset),
                 k=10,
                 explain=True,
-                mask="none" if config.repeats else "history",
+                mask="none" if config.head.repeats else "history",
             )
         )
         (out / "recommendations.json").write_text(

@@ -117,7 +117,7 @@ def train_stage(
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
         return out
     check_trainable(stage, dataset)
-    if start is None and not config.repeats:
+    if start is None and not config.head.repeats:
         tell_of_repeats(dataset)
     parts = StageParts(dataset, config, seed)
     model = _model_to_train(dataset, config, start, seed)
@@ -315,7 +315,7 @@ def _train_gate(
             config.gate,
             config.recpo.recpo,
             seed=seed,
-            repeats=config.repeats,
+            repeats=config.head.repeats,
         )
         gate.save(out)
     write_manifest(

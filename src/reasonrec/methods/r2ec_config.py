@@ -170,11 +170,6 @@ class R2ecConfig(Config):
     after RecPO, and kept where validation ranks better with it. Ours."""
     num_valid_queries: PositiveInt = 1000
     """Validation queries that choose the best step: all, or a seeded sample of this many."""
-    repeats: bool = False
-    """Whether what a person took before is offered again. If not, it competes nowhere, and no
-    reward, weight of evidence or best step rests on events that repeat an item: whoever puts the
-    history first would find them for nothing. If so, measure and serve with ``--mask none``. Ours.
-    """
 
     @model_validator(mode="after")
     def check_stages_are_in_order(self) -> Self:

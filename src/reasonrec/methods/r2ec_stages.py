@@ -83,8 +83,8 @@ class StageParts:
         return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
 
     def queries(self) -> Queries:
-        config = self.config
-        return validation_queries(self.dataset, config.num_valid_queries, repeats=config.repeats)
+        most, repeats = self.config.num_valid_queries, self.config.head.repeats
+        return validation_queries(self.dataset, most, repeats=repeats)
 
     def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
         """Fit what looked-up evidence is worth to the validation queries."""
@@ -144,19 +144,19 @@ def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     """
     held_out = held_out_events(log, config)
     every = held_out if len(held_out) else events_with_history(log)
-    asked = every if config.repeats else every[~log.is_repeat[every]]
+    asked = every if config.head.repeats else every[~log.is_repeat[every]]
     if not len(asked):
         raise DataError(
             f"rewards need an event whose item its user had not taken before; of {len(every)} "
             "events that could be asked about none is. If such items are to be offered again, say "
-            "so (--repeats)"
+            "so (--head.repeats)"
         )
     return asked
 
 
 def ranked_mask(config: R2ecConfig) -> Mask:
     """Return what rankings leave out while a model is trained and chosen."""
-    return "none" if config.repeats else DEFAULT_MASK
+    return "none" if config.head.repeats else DEFAULT_MASK
 
 
 def stage_before(stage: Stage, config: R2ecConfig) -> Stage | None:
@@ -192,7 +192,7 @@ def learned_from(
         start = StartingPoint(model) if needs_start else None
         learner = Recpo(
             recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
-            engine=engine, repeats=config.repeats,
+            engine=engine, repeats=config.head.repeats,
         )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
@@ -258,7 +258,7 @@ def validation_queries(dataset: Dataset, most: int, *, repeats: bool = False) ->
             raise DataError(
                 f"choosing needs a validation query whose item its user had not taken before; all "
                 f"{len(dataset.valid)} of {dataset.name} repeat one. If such items are to be "
-                "offered again, say so (--repeats)"
+                "offered again, say so (--head.repeats)"
             )
     if len(queries) <= most:
         return queries
@@ -292,12 +292,10 @@ def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     keys: dict[str, Any] = config.model_dump(mode="json")
     own = stage.replace("-", "_")
     if stage == "gate":  # the rest is that of the model that it stands before
-        asked = {
-            key: keys[key] for key in ("method", "held_out", "num_valid_queries", "repeats", own)
-        }
+        asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}
         rolls_out = config.gate.source == "rollouts"
         return asked | ({"recpo": {"recpo": keys["recpo"]["recpo"]}} if rolls_out else {})
-    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", "repeats", own]
+    kept = ["method", "backbone", "tiny", "head", "held_out", "num_valid_queries", own]
     if config.backbone != "tiny":
         kept += ["weights", "prompt"]
     if stage != "no-think":
@@ -316,8 +314,8 @@ def tell_of_repeats(dataset: Dataset) -> None:
         logger.warning(
             "%s: %.1f %% of the validation targets were taken before by the same person. They "
             "choose nothing and earn no reward, as nothing is offered twice. If this shop does "
-            "offer things again, say so (repeats = true), and measure and recommend with "
-            "--mask none",
+            "offer things again, say so (--head.repeats; demo --repeats), and measure and "
+            "recommend with --mask none",
             dataset.name, 100 * share,
         )  # fmt: skip
 

@@ -85,6 +85,11 @@ class HeadConfig(Config):
     """Share of the next-item target spread evenly over the catalogue while training."""
     max_history: PositiveInt = 50
     """Most recent history items that a prompt shows."""
+    repeats: bool = False
+    """Whether what a person took before is offered again. If not, thoughts rank what is new beside
+    it, and no reward, weight of evidence or best step rests on events that repeat an item: whoever
+    puts the history first would find them for nothing. If so, all competes and all counts; measure
+    and serve with ``--mask none`` then. Ours."""
 
 
 class WeightsConfig(Config):

@@ -34,8 +34,14 @@ from reasonrec.models.branches import Batch, Outputs, branch_attention, read_sta
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.language_head import backbone_logits, logp_and_entropy, num_titles
-from reasonrec.models.rec_head import Evidence, EvidencePointer, GatedReadout, score_catalogue
-from reasonrec.records import LOOKUP_KINDS
+from reasonrec.models.rec_head import (
+    Evidence,
+    EvidencePointer,
+    GatedReadout,
+    beside_history,
+    score_catalogue,
+)
+from reasonrec.records import LOOKUP_KINDS, Histories
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, PROMPT_VERSION, THINK, PromptWriter
 
@@ -156,6 +162,24 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         if self.pointer is None or found is None:
             return scores
         return self.pointer(scores, post, found)
+
+    def beside_history(self, scores: Tensor, pre: Tensor, histories: Histories) -> Tensor:
+        """Return scores (B, ..., N) after thoughts as they are served beside a history.
+
+        Among new items nothing changes its place. As they are where items are offered again
+        (``head.repeats``), or where thoughts are read by their state alone.
+
+        Args:
+            pre: States before the thoughts. (B, D).
+        """
+        if self.pointer is None or self.head.repeats:
+            return scores
+        is_own = torch.zeros(len(histories), self.num_items, dtype=torch.bool, device=scores.device)
+        row = np.repeat(np.arange(len(histories)), histories.lengths)
+        is_own[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
+        wide = (len(histories), *[1] * (scores.dim() - 2), self.num_items)
+        before = self.score_states(pre).reshape(wide)
+        return beside_history(scores, before, is_own.reshape(wide))
 
     def language_logits(
         self,

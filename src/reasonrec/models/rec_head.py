@@ -54,6 +54,22 @@ def score_catalogue(
         return scores if temperature == 1 else scores.div_(temperature)  # no second (..., N)
 
 
+def beside_history(after: Tensor, before: Tensor, is_own: Tensor) -> Tensor:
+    """Return log-probabilities (..., N) in which a thought has moved new items alone.
+
+    ``p(i) = p_before(i)`` for items of the history, and what they leave is shared by the others as
+    the thought says: ``p(i) = p_after(i) * P_before(new) / P_after(new)``. What a thought looks up
+    never names the history, so that it tells nothing of how likely a repeat is.
+
+    Args:
+        after: Scores (..., N) after the thought; those ``before`` it, of the state alone.
+        is_own: Which items the history holds. (..., N), bool.
+    """
+    before, after = before.log_softmax(-1), after.log_softmax(-1)
+    left, shared = (x.masked_fill(is_own, -torch.inf).logsumexp(-1, True) for x in (before, after))
+    return torch.where(is_own, before, after + (left - shared))
+
+
 class GatedReadout(nn.Module):
     """Mixes the states before and after the thought: ``pre + gate * (post - pre)``.
 

@@ -83,7 +83,7 @@ class ThinkingRecommender:
         for rows in _batches(len(histories), self.batch_size):
             part = histories.take(rows)
             written = self.write(part)
-            scores[rows] = self.rank_with(written)
+            scores[rows] = self.rank_with(written, part)
             first = range(0, len(written.evidence), self.num_samples)
             thoughts += [self.text(written, r) for r in first]
             lengths = written.lengths.reshape(len(part), -1).sum(1)
@@ -120,7 +120,9 @@ class ThinkingRecommender:
         return self.model.writer.thought_text(tokens)
 
     @torch.no_grad()
-    def rank_with(self, written: Generated, *, first: int | None = None) -> np.ndarray:
+    def rank_with(
+        self, written: Generated, histories: Histories, *, first: int | None = None
+    ) -> np.ndarray:
         """Return the scores (B, N) that B histories' thoughts lead to; samples are averaged.
 
         Args:
@@ -132,7 +134,8 @@ class ThinkingRecommender:
             grouped = scores.log_softmax(-1).reshape(-1, self.num_samples, scores.shape[-1])
             grouped = grouped[:, :first]
             scores = grouped.logsumexp(1) - np.log(grouped.shape[1])
-        return scores.cpu().numpy()
+        pre = written.pre_states[:: self.num_samples]
+        return self.model.beside_history(scores, pre, histories).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -217,8 +220,9 @@ class EvidenceRecommender:
         scores = np.empty((len(histories), self.model.num_items), np.float32)
         evidence: list[tuple[Lookup, ...]] = []
         for rows in _batches(len(histories), self.batch_size):
-            gathered = self.write(histories.take(rows))
-            scores[rows] = self.rank_with(gathered)
+            part = histories.take(rows)
+            gathered = self.write(part)
+            scores[rows] = self.rank_with(gathered, part)
             evidence += [tuple(found) for found in gathered.evidence]
         return Scored(scores, evidence=tuple(evidence))
 
@@ -244,11 +248,11 @@ class EvidenceRecommender:
         return self.model.readout(pre, post), post, found
 
     @torch.no_grad()
-    def rank_with(self, gathered: Gathered) -> np.ndarray:
+    def rank_with(self, gathered: Gathered, histories: Histories) -> np.ndarray:
         """Return the scores (B, N) that the evidence leads to."""
         found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
         scores = self.model.score_thoughts(gathered.pre_states, gathered.post_states, found)
-        return scores.cpu().numpy()
+        return self.model.beside_history(scores, gathered.pre_states, histories).cpu().numpy()
 
 
 def score_given(
@@ -279,15 +283,18 @@ def score_given(
     scores = np.empty((len(histories), model.num_items), np.float32)
     for rows in _batches(len(histories), batch_size):
         part = [thoughts[r] for r in rows]
+        asked = histories.take(rows)
         batch = replace(
-            _one_branch_each(model, histories.take(rows), [one.tokens for one in part]),
+            _one_branch_each(model, asked, [one.tokens for one in part]),
             named_item=_padded([one.named_item for one in part], -1),
             named_weight=_padded([one.named_weight for one in part], 0.0),
             named_kind=_padded([one.named_kind for one in part], 0),
         )
         with torch.no_grad():
             outputs = model(batch.to(model.device), with_tokens=False)
-        scores[rows] = outputs.think_logits[:, 0].cpu().numpy()
+            reached = outputs.think_logits[:, 0]
+            served = model.beside_history(reached, outputs.pre_states[:, 0], asked)
+        scores[rows] = served.cpu().numpy()
     return scores
 
 
@@ -310,14 +317,16 @@ def score_found(
     model.eval()
     scores = np.empty((len(histories), model.num_items), np.float32)
     for rows in _batches(len(histories), batch_size):
-        states = read_prompts(model, model.writer.prompts(histories.take(rows)))
+        asked = histories.take(rows)
+        states = read_prompts(model, model.writer.prompts(asked))
         part = [thoughts[r] for r in rows]
         found = Evidence(
             _padded([one.named_item for one in part], -1)[:, 0].to(states.device),
             _padded([one.named_weight for one in part], 0.0)[:, 0].to(states.device),
             _padded([one.named_kind for one in part], 0)[:, 0].to(states.device),
         )
-        scores[rows] = model.score_thoughts(states, states, found).cpu().numpy()
+        reached = model.score_thoughts(states, states, found)
+        scores[rows] = model.beside_history(reached, states, asked).cpu().numpy()
     return scores
 
 

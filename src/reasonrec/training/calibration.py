@@ -39,7 +39,7 @@ class RanksWithEvidence(Protocol):
 
     def write(self, histories: Histories, /) -> Any: ...
 
-    def rank_with(self, written: Any, /) -> np.ndarray: ...
+    def rank_with(self, written: Any, histories: Histories, /) -> np.ndarray: ...
 
     def evidence_of(self, written: Any, /) -> tuple[Tensor, Tensor, Evidence]: ...
 
@@ -68,16 +68,16 @@ def calibrate_evidence(
         return {}
     rows = range(0, len(target), recommender.batch_size)
     parts = [np.arange(i, min(i + recommender.batch_size, len(target))) for i in rows]
-    thoughts = [recommender.write(histories.take(part)) for part in parts]
+    histories_of_parts = [histories.take(part) for part in parts]
+    thoughts = [recommender.write(asked) for asked in histories_of_parts]
 
     def worth() -> float:
         ranks = [
             rank_targets(
-                recommender.rank_with(thought), target[part],
-                histories=histories.take(part), mask=mask,
+                recommender.rank_with(thought, asked), target[part], histories=asked, mask=mask
             )
-            for part, thought in zip(parts, thoughts, strict=True)
-        ]  # fmt: skip
+            for part, asked, thought in zip(parts, histories_of_parts, thoughts, strict=True)
+        ]
         return float(ndcg(np.concatenate(ranks), recommender.model.num_items).mean())
 
     states, posts, found = _joined([recommender.evidence_of(one) for one in thoughts])

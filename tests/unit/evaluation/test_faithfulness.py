@@ -292,9 +292,11 @@ def test_with_the_gate_shut_words_change_nothing_and_what_is_found_moves_against
     np.testing.assert_allclose(plain, silent, atol=1e-4)  # another order of float32 sums
     own = score_given(model, histories, [assemble(t, model.writer) for t in thoughts])
     for row, thought in enumerate(thoughts):
-        rest = [item for item in range(N) if item not in thought.found]
+        rest = [item for item in range(N) if item not in {*thought.found, *histories.row(row)}]
         change = own[row] - silent[row]
-        change -= change[rest[0]]  # a softmax does not see what all items gain
+        taken = histories.row(row)
+        np.testing.assert_allclose(change[taken], 0, atol=1e-4)  # not a word of what was taken
+        change[np.setdiff1d(np.arange(N), taken)] -= change[rest[0]]  # what all new items gain
         moved = set(np.flatnonzero(np.abs(change) > 1e-3).tolist())
         assert moved == thought.found
 

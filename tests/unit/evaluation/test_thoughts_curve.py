@@ -12,6 +12,7 @@ from reasonrec.evaluation.significance import paired_test
 from reasonrec.evaluation.thoughts_curve import POWER, curve_markdown, thoughts_curve
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
+from reasonrec.models.rec_head import Evidence
 from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.rng import stream
 
@@ -65,12 +66,18 @@ def test_a_prefix_averages_the_probabilities_of_the_first_thoughts(asked):
     histories = queries.histories()
     written = sampler.write(histories)
     # thought by thought, the slow way
-    alone = replace(sampler, num_samples=1).rank_with(written).astype(np.float64)
+    model = sampler.model
+    found = Evidence(written.named_item, written.named_weight, written.named_kind)
+    reached = model.score_thoughts(written.pre_states, written.post_states, found)
+    alone = reached.detach().numpy().astype(np.float64)
     p = np.exp(alone - alone.max(1, keepdims=True))
     p = (p / p.sum(1, keepdims=True)).reshape(len(histories), 4, N)
     for first in (1, 2, 4):
-        scores = sampler.rank_with(written, first=first)
-        np.testing.assert_allclose(np.exp(scores), p[:, :first].mean(1), rtol=1e-4)
+        scores = sampler.rank_with(written, histories, first=first)
+        mean = torch.from_numpy(np.log(p[:, :first].mean(1)))
+        with torch.no_grad():
+            expected = model.beside_history(mean, written.pre_states[::4], histories)
+        np.testing.assert_allclose(np.exp(scores), expected.exp().numpy(), rtol=1e-4)
 
 
 def test_silent_and_greedy_are_what_they_say_and_tests_are_against_greedy(asked):

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.toy_models import toy_model, toy_verbaliser
+from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.models.language_head import backbone_logits
 from reasonrec.models.reasoning_recommender import TINY_SHARPNESS
-from reasonrec.models.rec_head import Evidence, EvidencePointer
+from reasonrec.models.rec_head import Evidence, EvidencePointer, beside_history
+from reasonrec.models.recommenders import EvidenceRecommender, NoThinkRecommender
 from reasonrec.models.tiny.initialisation import start_from_text
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
@@ -291,3 +292,44 @@ def test_no_thought_of_the_teacher_is_impossible_for_the_model():
         batch = data.__getitems__(range(start, min(start + 16, len(data))))
         loss, _ = sft_loss(model, batch, SftLossConfig())
         assert loss.isfinite()
+
+
+def test_a_thought_moves_new_items_alone_and_the_history_keeps_what_it_had():
+    before = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log() + 5  # scores, of no scale of their own
+    after = torch.tensor([[0.7, 0.1, 0.15, 0.05]]).log()
+    is_own = torch.tensor([[True, False, False, True]])
+    # history: .1 and .4 as before; the other half is shared 2 : 3, as after the thought
+    expected = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    torch.testing.assert_close(beside_history(after, before, is_own).exp(), expected)
+    everything = torch.ones(1, 4, dtype=torch.bool)
+    torch.testing.assert_close(beside_history(after, before, everything).exp(), expected)
+    nothing = ~everything
+    torch.testing.assert_close(beside_history(after, before, nothing), after)
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_served_thoughts_leave_the_history_where_it_was_unless_things_are_offered_again(repeats):
+    dataset = toy_dataset(ring_rows(6, 12, 8), [f"Tale {i}" for i in range(12)])
+    model = toy_model(pointer=True)
+    model.head = model.head.model_copy(update={"repeats": repeats})
+    with torch.no_grad():
+        model.pointer.amount[:] = 0.3
+    verbaliser = toy_verbaliser(model, dataset, num_lookups=1)
+    thinking = EvidenceRecommender(model, verbaliser)
+    histories = dataset.test.histories()
+    silent = NoThinkRecommender(model).score(histories).scores
+    served = thinking.score(histories).scores
+    gathered = thinking.write(histories)
+    found = Evidence(gathered.named_item, gathered.named_weight, gathered.named_kind)
+    pre = gathered.pre_states
+    raw = model.score_thoughts(pre, gathered.post_states, found).detach().numpy()
+    for row in range(len(histories)):
+        own = np.unique(histories.row(row))
+        new = np.setdiff1d(np.arange(12), own)
+        if repeats:
+            np.testing.assert_array_equal(served[row], raw[row])
+            continue
+        logp = silent[row] - np.log(np.exp(silent[row]).sum())
+        np.testing.assert_allclose(served[row, own], logp[own], atol=1e-5)
+        assert np.exp(served[row]).sum() == pytest.approx(1, abs=1e-5)
+        assert served[row, new].argsort().tolist() == raw[row, new].argsort().tolist()

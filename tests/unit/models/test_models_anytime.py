@@ -56,7 +56,10 @@ def test_one_pass_gives_the_scores_of_every_beginning_written_out(written):
         ]
         history = histories.take(np.full(len(given), b))
         slow = score_given(model, history, given)
-        np.testing.assert_allclose(scores[b, g, : len(given)].numpy(), slow, atol=2e-4)
+        before = thoughts.pre_states[row : row + 1].expand(len(given), -1)
+        with torch.no_grad():
+            served = model.beside_history(scores[b, g, : len(given)], before, history)
+        np.testing.assert_allclose(served.numpy(), slow, atol=2e-4)
         num_checked += len(given)
     assert num_checked > 2 * len(pieces)
     if model.writer.title_token_ids is not None:

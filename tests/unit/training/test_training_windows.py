@@ -25,6 +25,7 @@ from reasonrec.training.examples import (
 )
 
 TITLES = [f"Tale {i}" for i in range(12)]
+HELD_OUT = {"held_out": {"max_frac": 0.9}}
 
 
 def _log(lengths):
@@ -193,13 +194,13 @@ def test_rewards_and_choices_rest_on_no_event_that_repeats_an_item():
     log = dataset.train
     assert np.flatnonzero(log.is_repeat).tolist() == [3]
     assert np.flatnonzero(dataset.valid.is_repeat).tolist() == [1]
-    config = R2ecConfig.model_validate({"held_out": {"max_frac": 0.9}})
+    config = R2ecConfig.model_validate(HELD_OUT)
     last = (log.user_offsets[1:] - 1).tolist()
     assert events_to_ask(log, config).tolist() == last[1:]
     assert validation_queries(dataset, 100).user_index.tolist() == [0, *range(2, 8)]
     none_held_out = R2ecConfig.model_validate({"held_out": {"max_events": 0}})
     assert 3 not in events_to_ask(log, none_held_out)
-    offered_again = config.model_copy(update={"repeats": True})
+    offered_again = R2ecConfig.model_validate({**HELD_OUT, "head": {"repeats": True}})
     assert events_to_ask(log, offered_again).tolist() == last
     assert len(validation_queries(dataset, 100, repeats=True)) == 8
     assert ranked_mask(config) == "history-except-target" and ranked_mask(offered_again) == "none"
@@ -208,9 +209,9 @@ def test_rewards_and_choices_rest_on_no_event_that_repeats_an_item():
 def test_a_log_of_nothing_but_repeats_says_what_to_do():
     dataset = toy_dataset([[0, 1, 0, 1, 0, 1]] * 3, ["A", "B"])
     config = R2ecConfig.model_validate({"held_out": {"max_frac": 0.9}})
-    with pytest.raises(DataError, match=r"of 3 events .* none is\. If .* \(--repeats\)"):
+    with pytest.raises(DataError, match=r"of 3 events .* none is\. If .* \(--head.repeats\)"):
         events_to_ask(dataset.train, config)
-    with pytest.raises(DataError, match=r"all 3 of .* repeat one.*\(--repeats\)"):
+    with pytest.raises(DataError, match=r"all 3 of .* repeat one.*\(--head.repeats\)"):
         validation_queries(dataset, 100)
 
 
@@ -220,4 +221,4 @@ def test_where_targets_repeat_a_run_says_so(caplog):
     tell_of_repeats(toy_dataset([[0, 1, 2, 1, 5], [3, 4, 5, 6, 7]], TITLES))
     (message,) = caplog.messages
     assert message.startswith("toy: 50.0 % of the validation targets were taken before")
-    assert "repeats = true" in message and "--mask none" in message
+    assert "--head.repeats" in message and "--mask none" in message
