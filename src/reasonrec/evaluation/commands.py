@@ -98,7 +98,8 @@ def demo_command(
     if PLANTED in data:
         words += ["--world-seed", str(data_seed), *_world_options(data[PLANTED], "world")]
     words += _prepare_options(data, "prepare")
-    words += _options({"tune": config["evaluation"].get("tune", 0)}, {"tune": 0})
+    asked = {key: config["evaluation"].get(key) for key in ("tune", "num_queries")}
+    words += _options(asked, {"tune": 0})
     return (*_file(f"{out}.toml", toml_lines(config["r2ec"])), shlex.join(words))
 
 

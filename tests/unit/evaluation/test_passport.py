@@ -181,11 +181,14 @@ def test_the_command_of_a_demo_brings_its_whole_preset(tmp_path):
     config = R2ecConfig().model_copy(update={"num_valid_queries": 17})
     data = PrepareConfig(split="given").model_dump(mode="json", exclude={"items"})
     resolved = {"seed": 2, "r2ec": config.model_dump(mode="json"), "evaluation": {"tune": 4}}
+    resolved["evaluation"]["num_queries"] = 500
     first, *preset, end, line = demo_command(resolved, "office", data, 0, out="office-2")
     assert (first, end) == ("cat > office-2.toml <<'END'", "END")
     (tmp_path / "office-2.toml").write_text("\n".join(preset), encoding="utf-8")
     assert R2ecConfig.load(tmp_path / "office-2.toml") == config
-    assert "--seed 2 --preset office-2.toml --prepare.split given --tune 4" in line
+    assert (
+        "--seed 2 --preset office-2.toml --prepare.split given --tune 4 --num-queries 500" in line
+    )
     accept(line, tmp_path)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ReasonrecError
 from reasonrec.evaluation.report import load_run, views, write_report
 from reasonrec.evaluation.report.chain_drawing import MAX_CHAINS, draw_chains, shorten
@@ -368,14 +369,19 @@ def test_texts_are_cut_to_the_room_there_is():
     assert shorten("", 5) == ""
 
 
-def test_the_command_to_reproduce_is_safe_to_paste(run):
-    assert views.reproduce(run) == "make demo DATA=toy-shop"
-    statistics = {"source": "my data; rm -rf ~"}
-    hostile = replace(run, dataset=replace(run.dataset, statistics=statistics))
-    assert views.reproduce(hostile) == "make demo DATA='my data; rm -rf ~'"
-    assert (
-        views.reproduce(replace(run, dataset=replace(run.dataset, name="planted"))) == "make demo"
+def test_the_command_to_reproduce_says_what_was_asked_and_is_safe_to_paste(run):
+    assert views.reproduce(run) == ()  # a toy does not say how it was made
+    asked = PrepareConfig(name="shop", split="given", k_core=None).model_dump(mode="json")
+    config = {"seed": 3, "r2ec": {"head": {"repeats": True}}, "evaluation": {"num_queries": 90}}
+    hostile = replace(run.dataset, statistics={"source": "my data; rm -rf ~"})
+    made = replace(run, dataset=hostile, config=config, preparation={"config": asked, "seed": 0})
+    *preset, line = views.reproduce(made)
+    assert preset == ["cat > toy.toml <<'END'", "head.repeats = true", "END"]
+    assert line == (
+        "reasonrec demo 'my data; rm -rf ~' --out toy --seed 3 --preset toy.toml "
+        "--prepare.split given --num-queries 90"
     )
+    assert "my data; rm -rf ~" in Page(render_report(made)).text
 
 
 def test_settings_are_flattened_to_dotted_keys():

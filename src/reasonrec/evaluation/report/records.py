@@ -46,6 +46,8 @@ class RunRecords:
     """Rows of ``audits/audits.json``, what failed first; none where nothing was audited."""
     config: dict[str, Any] | None
     """The resolved configuration, as it was written."""
+    preparation: dict[str, Any] | None
+    """How the data were prepared: the manifest of ``data/``."""
     manifest: dict[str, Any] | None
     """Versions and commit: of the run, or of its data while the run is not finished."""
 
@@ -66,6 +68,7 @@ def load_run(folder: Path | str) -> RunRecords:
     except ValueError as error:
         raise CheckpointError(f"{folder / 'recommendations.json'}: {error}") from None
     audited = folder / "audits"
+    preparation = _json(folder / "data" / "manifest.json")
     return RunRecords(
         dataset=Dataset.load(folder / "data"),
         rejected=_parquet(folder / "data" / "rejected.parquet"),
@@ -80,7 +83,8 @@ def load_run(folder: Path | str) -> RunRecords:
         if (audited / "manifest.json").is_file()
         else (),
         config=_json(folder / "config.json"),
-        manifest=_json(folder / "manifest.json") or _json(folder / "data" / "manifest.json"),
+        preparation=preparation,
+        manifest=_json(folder / "manifest.json") or preparation,
     )
 
 

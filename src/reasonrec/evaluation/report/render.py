@@ -59,7 +59,7 @@ def render_report(run: RunRecords) -> str:
         history_bars=views.history_bars(run),
         rejected_bars=views.rejected_bars(run),
         settings=views.flattened(run.config) if run.config else [],
-        command=views.reproduce(run),
+        commands=views.reproduce(run),
         colour=colours_of([line.method for line in lines]),
         max_thought=MAX_THOUGHT_CHARS,
     )

@@ -1,6 +1,5 @@
 """From a run's records to what each section says: numbers, sentences and positions, no markup."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import polars as pl
 
 from reasonrec.data.dataset import Part
 from reasonrec.data.validation import count_reasons
+from reasonrec.evaluation.commands import PLANTED, demo_command
 from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
@@ -302,17 +302,17 @@ def flattened(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "" if values is None else str(values))]
 
 
-def reproduce(run: RunRecords) -> str:
-    """Return the command that makes this run again."""
-    source = str(run.dataset.statistics.get("source", run.dataset.name))
-    is_planted = (run.dataset.folder / "world").is_dir() or run.dataset.name == "planted"
-    seeds = sorted({row.seed for row in run.metrics if row.method in OURS})
-    words = ["make", "demo"]
-    if not is_planted:
-        words.append(f"DATA={shlex.quote(source)}")
-    if seeds and seeds != [0]:
-        words.append(f"SEED={seeds[0]}")
-    return " ".join(words)
+def reproduce(run: RunRecords) -> tuple[str, ...]:
+    """Return the lines for a shell that make this run again: its preset, and the command last.
+
+    Nothing where the run does not hold how it was made.
+    """
+    if run.preparation is None or run.config is None or "r2ec" not in run.config:
+        return ()
+    data = run.preparation["config"]
+    source = PLANTED if PLANTED in data else str(run.dataset.statistics.get("source", data["name"]))
+    out = run.dataset.folder.resolve().parent.name
+    return demo_command(run.config, source, data, run.preparation.get("seed") or 0, out=out)
 
 
 def cost(metrics: Sequence[MetricRow], method: str, name: str) -> float | None:
