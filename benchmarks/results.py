@@ -29,8 +29,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from reasonrec.evaluation.audits.records import SliceRow, read_audits
 from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
-from reasonrec.evaluation.table import MethodLine, results_markdown, summarise
+from reasonrec.evaluation.table import MethodLine, results_markdown, short, summarise
 from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
@@ -46,6 +47,8 @@ COMMANDS = {
 REFERENCES = ("no-think", "follow-counter")
 """Every other method is tested against these."""
 COLUMNS = (("full", "hit@10"), ("full", "ndcg@10"), ("candidates-20", "hit@1"))
+NEW_ALONE = "not taken before"
+"""The part of the queries that has a column in the README where not all belong to it."""
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -99,23 +102,67 @@ def write_set(name: str, command: str, folders: list[Path], beside: list[Path]) 
         f"{rows[0].split}, {rows[0].n:,} test queries, trained on train alone."
     )
     fits = stage_seconds(folders)
+    parts = parts_of_queries(folders)
     page = [
         f"# {name}", "", origin, "", "Training seconds, mean over seeds: " + fits, "",
-        results_markdown(rows), *tests,
+        results_markdown(rows), *parts_markdown(parts), *tests,
     ]  # fmt: skip
     out = ROOT / "docs" / "results"
     out.mkdir(exist_ok=True)
     (out / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
     lines = summarise(rows, COLUMNS)
+    new = parts.get(NEW_ALONE)
+    headings = ["HR@10", "NDCG@10", *(["NDCG@10, new"] if new else []), "HR@1 of 20"]
+    headings = ["method", *headings, "tokens / user", "ms / user"]
     table = [
         f"**{name}**: {origin} More in [docs/results/{name}.md](docs/results/{name}.md).",
         "",
-        "| method | HR@10 | NDCG@10 | HR@1 of 20 | tokens / user | ms / user |",
-        "| --- | --: | --: | --: | --: | --: |",
-        *(readme_row(line) for line in lines),
+        "| " + " | ".join(headings) + " |",
+        "| ---" + " | --:" * (len(headings) - 1) + " |",
+        *(readme_row(line, new) for line in lines),
         "",
     ]
+    if new:
+        table.insert(1, "*New*: without the targets that were taken before (docs/conventions.md).")
+        table.insert(1, "")
     return "\n".join(table)
+
+
+def parts_of_queries(folders: list[Path]) -> dict[str, tuple[int, dict[str, float]]]:
+    """Return the size of each part of the queries that the runs' audits report apart, and NDCG@10
+    of every method on it, mean over seeds."""
+    found: dict[str, list[SliceRow]] = {}
+    for folder in folders:
+        if (folder / "audits" / "audits.json").exists():
+            for row in read_audits(folder / "audits").slices:
+                if row.metric == "ndcg@10":
+                    found.setdefault(row.slice, []).append(row)
+    parts = {}
+    for name, rows in found.items():
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            values.setdefault(row.method, []).append(row.value)
+        means = {method: sum(each) / len(each) for method, each in values.items()}
+        parts[name] = rows[0].n, means
+    return parts
+
+
+def parts_markdown(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
+    """Return the table of NDCG@10 on parts of the queries, one column each."""
+    if not parts:
+        return []
+    methods = list(dict.fromkeys(method for _, values in parts.values() for method in values))
+    headings = [f"{name} ({size:,})" for name, (size, _) in parts.items()]
+    text = [
+        "## NDCG@10 on parts of the queries", "",
+        "Mean over seeds; what each part is, and with intervals for each seed: `audits/` of a run.",
+        "", "| method | " + " | ".join(headings) + " |",
+        "| ---" + " | --:" * len(parts) + " |",
+    ]  # fmt: skip
+    for method in methods:
+        cells = [short(values[method]) if method in values else "-" for _, values in parts.values()]
+        text.append(f"| {method} | " + " | ".join(cells) + " |")
+    return [*text, ""]
 
 
 def stage_seconds(folders: list[Path]) -> str:
@@ -126,13 +173,15 @@ def stage_seconds(folders: list[Path]) -> str:
     return ", ".join(parts)
 
 
-def readme_row(line: MethodLine) -> str:
+def readme_row(line: MethodLine, new: tuple[int, dict[str, float]] | None) -> str:
     cells = [
         "-"
         if cell is None
         else f"{cell.value:.4f}" + (f" ± {cell.seed_sd:.4f}" if (cell.seed_sd or 0) >= 5e-5 else "")
         for cell in line.cells
     ]
+    if new:
+        cells.insert(2, f"{new[1][line.method]:.4f}" if line.method in new[1] else "-")
     tokens = "-" if not line.tokens else f"{line.tokens:.0f}"
     return f"| {line.method} | {' | '.join(cells)} | {tokens} | {line.latency_ms or 0:.1f} |"
 
