@@ -136,9 +136,12 @@ class PromptConfig(Config):
         return self
 
 
-OF_R2EC = ThoughtConfig(together="auto", together_power=0.5, num_together=200, asked_power=0.5)
-"""Thoughts of R²ec by default: they also ask what goes with all of a history, and its older titles
-count less."""
+OF_R2EC = ThoughtConfig(
+    together="auto", together_power=0.5, num_together=200, asked_power=0.5,
+    likeness_gap_decay=0.85, likeness_gap_floor=0.1,
+)  # fmt: skip
+"""Thoughts of R²ec by default: they also ask what goes with all of a history, its older titles
+count less, and alike is above all who takes things soon before or after."""
 
 
 class TracesConfig(Config):
