@@ -58,8 +58,8 @@ def beside_history(after: Tensor, before: Tensor, is_own: Tensor) -> Tensor:
     """Return log-probabilities (..., N) in which a thought has moved new items alone.
 
     ``p(i) = p_before(i)`` for items of the history, and what they leave is shared by the others as
-    the thought says: ``p(i) = p_after(i) * P_before(new) / P_after(new)``. What a thought looks up
-    never names the history, so that it tells nothing of how likely a repeat is.
+    the thought says: ``p(i) = p_after(i) * P_before(new) / P_after(new)``. What others took is
+    looked up without the history, so that it tells nothing of how likely a repeat is.
 
     Args:
         after: Scores (..., N) after the thought; those ``before`` it, of the state alone.
