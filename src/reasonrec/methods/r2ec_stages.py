@@ -137,21 +137,11 @@ def held_out_events(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
 
 def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     """Return the events that rewards are given for: the held-out ones, or where none is held out
-    all with a history; without repeats unless they are offered.
-
-    Raises:
-        DataError: None is left.
-    """
+    all with a history; without repeats, unless they are offered or there is nothing else."""
     held_out = held_out_events(log, config)
     every = held_out if len(held_out) else events_with_history(log)
-    asked = every if config.head.repeats else every[~log.is_repeat[every]]
-    if not len(asked):
-        raise DataError(
-            f"rewards need an event whose item its user had not taken before; of {len(every)} "
-            "events that could be asked about none is. If such items are to be offered again, say "
-            "so (--head.repeats)"
-        )
-    return asked
+    new = every[~log.is_repeat[every]]
+    return every if config.head.repeats or not len(new) else new
 
 
 def ranked_mask(config: R2ecConfig) -> Mask:
@@ -246,20 +236,12 @@ def validation_queries(dataset: Dataset, most: int, *, repeats: bool = False) ->
     """Return the validation queries that choose: all, or a seeded sample of ``most``.
 
     Args:
-        repeats: Whether targets that stand in their own history choose, too.
-
-    Raises:
-        DataError: All of them do, and may not.
+        repeats: Whether targets that stand in their own history choose, too. Where there are no
+            others they do in any case.
     """
     queries = dataset.valid
-    if not repeats and queries.is_repeat.any():
+    if not repeats and not queries.is_repeat.all():
         queries = queries.take(np.flatnonzero(~queries.is_repeat))
-        if not len(queries):
-            raise DataError(
-                f"choosing needs a validation query whose item its user had not taken before; all "
-                f"{len(dataset.valid)} of {dataset.name} repeat one. If such items are to be "
-                "offered again, say so (--head.repeats)"
-            )
     if len(queries) <= most:
         return queries
     drawn = stream(0, "validation").choice(len(queries), most, replace=False)
@@ -312,10 +294,10 @@ def tell_of_repeats(dataset: Dataset) -> None:
     share = dataset.valid.is_repeat.mean() if len(dataset.valid) else 0.0
     if share:
         logger.warning(
-            "%s: %.1f %% of the validation targets were taken before by the same person. They "
-            "choose nothing and earn no reward, as nothing is offered twice. If this shop does "
-            "offer things again, say so (--head.repeats; demo --repeats), and measure and "
-            "recommend with --mask none",
+            "%s: %.1f %% of the validation targets were taken before by the same person. Where "
+            "there are others they choose nothing and earn no reward, as nothing is offered twice. If "
+            "this shop does offer things again, say so (--head.repeats; demo --repeats), and "
+            "measure and recommend with --mask none",
             dataset.name, 100 * share,
         )  # fmt: skip
 
