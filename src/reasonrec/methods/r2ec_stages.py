@@ -295,8 +295,8 @@ def tell_of_repeats(dataset: Dataset) -> None:
     if share:
         logger.warning(
             "%s: %.1f %% of the validation targets were taken before by the same person. Where "
-            "there are others they choose nothing and earn no reward, as nothing is offered twice. If "
-            "this shop does offer things again, say so (--head.repeats; demo --repeats), and "
+            "there are others they choose nothing and earn no reward, as nothing is offered twice. "
+            "If this shop does offer things again, say so (--head.repeats; demo --repeats), and "
             "measure and recommend with --mask none",
             dataset.name, 100 * share,
         )  # fmt: skip
