@@ -87,9 +87,9 @@ class HeadConfig(Config):
     """Most recent history items that a prompt shows."""
     repeats: bool = False
     """Whether what a person took before is offered again. If not, thoughts rank what is new beside
-    it, and no reward, weight of evidence or best step rests on events that repeat an item: whoever
-    puts the history first would find them for nothing. If so, all competes and all counts; measure
-    and serve with ``--mask none`` then. Ours."""
+    it, and no reward, weight of evidence or best step rests on events that repeat an item, where
+    there are others: whoever puts the history first would find them for nothing. If so, all
+    competes and all counts; measure and serve with ``--mask none`` then. Ours."""
 
 
 class WeightsConfig(Config):
