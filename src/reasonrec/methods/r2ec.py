@@ -25,7 +25,6 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.evaluation.protocol import Evaluation, evaluate
 from reasonrec.evaluation.recipe import Recipe, recipe_of
-from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import (
     check_outputs,
     is_finished,
@@ -66,7 +65,6 @@ from reasonrec.records import Recommendation
 from reasonrec.rng import stream
 from reasonrec.serving.recommender import recommend as recommend_to
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import restore_evidence
 from reasonrec.training.config import EngineConfig
@@ -423,9 +421,7 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
             f"{folder} was trained with settings that this version does not know ({error}); "
             "train again"
         ) from None
-    graph = InteractionGraph.build(dataset.train, dataset.num_items)
-    together = fit_together(dataset, thought)
-    verbaliser = Verbaliser(model.writer, graph, dataset.catalogue, thought, together)
+    verbaliser = Verbaliser.learned_from(dataset, model.writer, thought)
     if has_evidence_alone:
         return EvidenceRecommender(model, verbaliser, name=name, in_prompt=name == IN_PROMPT)
     return ThinkingRecommender(

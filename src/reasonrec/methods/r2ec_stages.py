@@ -14,7 +14,6 @@ from torch.utils.data import Dataset as TorchDataset
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, InteractionLog, Queries
 from reasonrec.errors import DataError
-from reasonrec.graph.build import InteractionGraph
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig, SftStage, Stage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.branches import Batch
@@ -28,7 +27,6 @@ from reasonrec.models.recommenders import (
 )
 from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream, stream_seed
-from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import calibrate_evidence
 from reasonrec.training.config import OptimiserConfig, SftLossConfig
@@ -77,10 +75,9 @@ class StageParts:
         self, model: ReasoningRecommender, *, unknown: np.ndarray | None = None
     ) -> Verbaliser:
         """Return who answers and writes; ``unknown`` events are not learned from for that."""
-        graph = InteractionGraph.build(self.dataset.train, self.dataset.num_items)
-        thought = self.config.thought
-        together = fit_together(self.dataset, thought, unknown=unknown)
-        return Verbaliser(model.writer, graph, self.dataset.catalogue, thought, together)
+        return Verbaliser.learned_from(
+            self.dataset, model.writer, self.config.thought, unknown=unknown
+        )
 
     def queries(self) -> Queries:
         most, repeats = self.config.num_valid_queries, self.config.head.repeats

@@ -11,13 +11,11 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset
-from reasonrec.graph.build import InteractionGraph
 from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest
 from reasonrec.rng import stream
 from reasonrec.traces.config import TracesConfig
 from reasonrec.traces.filters import ungrounded_titles
 from reasonrec.traces.prompts import PromptWriter
-from reasonrec.traces.together import fit_together
 from reasonrec.traces.verbaliser import Verbaliser
 
 FILES = ["traces.parquet", "statistics.json"]
@@ -57,9 +55,7 @@ def write_traces(
             eligible = np.intersect1d(eligible, log.user_offsets[1:] - 1)
         count = min(config.num_thoughts, len(eligible))
         events = np.sort(stream(seed, "traces").choice(eligible, count, replace=False))
-        graph = InteractionGraph.build(log, dataset.num_items)
-        together = fit_together(dataset, config.thought, unknown=events)
-        verbaliser = Verbaliser(writer, graph, dataset.catalogue, config.thought, together)
+        verbaliser = Verbaliser.learned_from(dataset, writer, config.thought, unknown=events)
         parts = [
             _write_part(dataset, verbaliser, events[i : i + 4096], seed)
             for i in range(0, len(events), 4096)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.data.dataset import Catalogue
+from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import look_up
@@ -22,6 +22,7 @@ from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
 from reasonrec.traces.likeness import Likeness
 from reasonrec.traces.prompts import MOSTLY, PromptWriter, as_data
+from reasonrec.traces.together import fit_together
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,24 @@ class Verbaliser:
         self.config = config
         self._categories, self._category_of_item = _category_matrix(catalogue)
         self._likeness = Likeness(catalogue) if config.num_like else None
+
+    @classmethod
+    def learned_from(
+        cls,
+        dataset: Dataset,
+        writer: PromptWriter,
+        config: ThoughtConfig,
+        *,
+        unknown: np.ndarray | None = None,
+    ) -> "Verbaliser":
+        """Return one who knows the training log of a data set.
+
+        Args:
+            unknown: Positions of that log that ``fit_together`` must not learn from.
+        """
+        graph = InteractionGraph.build(dataset.train, dataset.num_items)
+        goes_with = fit_together(dataset, config, unknown=unknown)
+        return cls(writer, graph, dataset.catalogue, config, goes_with)
 
     def look_up(self, histories: Histories, via_item: np.ndarray) -> list[Lookup]:
         """Return what neighbours took after ``via_item`` (B,) and what reads like it.
