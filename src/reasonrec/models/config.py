@@ -74,8 +74,9 @@ class HeadConfig(Config):
     """Let items that a look-up found in the thought add to their own scores, starting at nothing.
     Ours; the paper scores with the last state alone."""
     least_asked: NonNegativeInt = 7
-    """Titles of its prompt that a thought asks about at least, all of them where there are fewer.
-    For backbones with a token for every title. Ours: left to itself the tiny model soon stops."""
+    """Titles of its prompt that a thought asks about at least; as many as it is taught to ask about
+    (``thought.num_lookups``) or as the prompt has, where those are fewer. For backbones with a
+    token for every title. Ours: left to itself the tiny model soon stops."""
     dropout: float = Field(default=0.4, ge=0, lt=1)
     """Share of input-embedding and state entries dropped while training."""
     token_dropout: float = Field(default=0.0, ge=0, lt=1)

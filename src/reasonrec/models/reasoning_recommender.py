@@ -123,6 +123,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         # but not `trust.weight`: as wide as the state, it would fit the few thoughts at this rate
         return [self.asks_recent, *self.pointer.few_parameters()]
 
+    def ask_no_more_than(self, most: int) -> None:
+        """Let thoughts end once they have asked about as many titles as they are taught to."""
+        least = min(self.head.least_asked, most)
+        self.head = self.head.model_copy(update={"least_asked": least})
+
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training can change: trained weights, and the buffers of the item table."""
         trained = {name for name, weight in self.named_parameters() if weight.requires_grad}

@@ -25,7 +25,7 @@ class ThoughtConfig(Config):
     num_links: PositiveInt = 2
     """Items that the graph answers with, at most, for one look-up."""
     lookup_window: PositiveInt = 10
-    """The verbaliser looks up items among this many most recent ones."""
+    """The verbaliser looks up items among this many most recent ones, each counted once."""
     recency: float = Field(default=0.5, gt=0, le=1)
     """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
     name_taste: bool = True
@@ -81,6 +81,11 @@ class ThoughtConfig(Config):
     holds as candidates where it writes `` Maybe``. 0 leaves them out."""
     num_candidates_asked: NonNegativeInt = 0
     """Candidates that the verbaliser looks up, the highest first, before the user's own items."""
+
+    @property
+    def most_looked_up(self) -> int:
+        """How many items of its own a history is asked about at most."""
+        return min(self.num_lookups, self.lookup_window)
 
     def counting_like(self, counter: Mapping[str, float]) -> Self:
         """Return such thoughts whose look-ups count as a follow counter of these settings does.

@@ -337,19 +337,29 @@ class Verbaliser:
             noise: (B, lookup_window), Gumbel; zeros take the newest items.
         """
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
-        age = np.arange(W)
-        preference = noise + age * np.log(self.config.recency)  # Gumbel top-k = without replacement
-        visible = age < num_visible[:, None]
-        item = np.full((B, W), -1, np.int32)
-        item[visible] = histories.item_index[(histories.offsets[1:, None] - 1 - age)[visible]]
-        # an item taken twice stands at its newer place alone: no thought asks about it twice
-        is_repeat = np.tril(item[:, :, None] == item[:, None, :], -1).any(2)
-        preference[~visible | is_repeat] = -np.inf
-        chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]
+        item = self._newest(histories, num_visible)
+        preference = noise + np.arange(W) * np.log(self.config.recency)
+        preference[item < 0] = -np.inf
+        chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]  # Gumbel top-k: no repeats
         missing = ~np.isfinite(np.take_along_axis(preference, chosen, 1))
         chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last
         padded = np.concatenate([item, np.full((B, 1), -1, np.int32)], 1)
         return np.take_along_axis(padded, chosen, 1)
+
+    def _newest(self, histories: Histories, num_visible: np.ndarray) -> np.ndarray:
+        """Return the last items of each history, each once, -1 for none. (B, lookup_window)."""
+        B, W = len(histories), self.config.lookup_window
+        age = np.arange(int(num_visible.max(initial=0)))
+        visible = age < num_visible[:, None]
+        item = np.full(visible.shape, -1, np.int32)
+        item[visible] = histories.item_index[(histories.offsets[1:, None] - 1 - age)[visible]]
+        # an item taken twice stands at its newer place alone: no thought asks about it twice
+        is_repeat = np.tril(item[:, :, None] == item[:, None, :], -1).any(2)
+        place = (visible & ~is_repeat).cumsum(1) - 1
+        row, column = np.nonzero(visible & ~is_repeat & (place < W))
+        newest = np.full((B, W), -1, np.int32)
+        newest[row, place[row, column]] = item[row, column]
+        return newest
 
 
 class _Draft:

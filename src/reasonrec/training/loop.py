@@ -12,6 +12,7 @@ others are told what came out.
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -533,7 +534,16 @@ class _Trainer(Trainer):
             embeddings.register_hook(lambda grad: grad.masked_fill(fixed, 0.0))
         if isinstance(self.trained, FSDPModule):
             with_gradients_everywhere(value, self.trained)
-        self._metrics.add(ranks.mean_of(parts))
+        means = ranks.mean_of(parts)
+        if not all(map(math.isfinite, means.values())):
+            raise ReasonrecError(
+                f"training cannot go on: the loss is not finite at step {self.state.global_step} "
+                f"({', '.join(f'{name} {value:g}' for name, value in means.items())}). "
+                f"Where it was finite before, lower optimiser.learning_rate (now "
+                f"{self.args.learning_rate:g}) and remove {self._best.parent}; at the first step, "
+                "the model gives no probability to something that it is to learn"
+            )
+        self._metrics.add(means)
         return (value, {}) if return_outputs else value
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from tests.toy_models import TOY_SHAPE, ring_rows, toy_catalogue
 from tests.toys import toy_dataset
 
-from reasonrec.errors import CheckpointError, ConfigError
+from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.manifest import read_manifest
 from reasonrec.methods.r2ec import R2ec, load_recommender, settings_of, train, train_stage
@@ -19,8 +20,9 @@ from reasonrec.methods.r2ec_config import (
 )
 from reasonrec.methods.r2ec_stages import METHOD_OF_STAGE
 from reasonrec.models.config import HeadConfig
+from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.serving.recommender import recommend
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.config import OF_R2EC, ThoughtConfig
 from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig
 from reasonrec.training.loop import read_metrics
 
@@ -102,6 +104,41 @@ def test_a_short_log_is_read_until_thoughts_can_be_written(fitted, tmp_path):
     train_stage("sft", shop(), config, out=tmp_path / "sft", seed=3, start=start)
     steps = read_metrics(tmp_path / "sft" / "metrics.jsonl")[-1]["step"]
     assert steps == 7 * 16 // OPTIMISER.batch_size  # a window for each of 16 people, seven times
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [{}, {"num_lookups": 0}, {"num_lookups": 2}, {"num_lookups": 9, "lookup_window": 3}],
+    ids=lambda thought: ", ".join(f"{k} {v}" for k, v in thought.items()) or "as it is",
+)
+def test_a_thought_may_end_where_it_was_taught_to(tmp_path, thought):
+    # two thoughts of seven look-ups where the head asked for seven: every one was impossible, its
+    # loss infinite, and what was written never ended
+    rows = [[*row, row[-1], row[-1], row[-2]] for row in ring_rows(16, N, 8)]  # taken again
+    again = toy_dataset(rows, [f"Tale {i}" for i in range(N)])
+    dataset = dataclasses.replace(again, catalogue=toy_catalogue(N))
+    told = OF_R2EC.model_validate(OF_R2EC.model_dump() | thought)
+    config = CONFIG.model_copy(update={"thought": told})
+    train(dataset, config, out=tmp_path, seed=0)
+    rows = [
+        row
+        for name in ("think-sft", "think-recpo")
+        for row in read_metrics(tmp_path / name / "metrics.jsonl")
+    ]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    head = load_recommender(tmp_path / "think-recpo", dataset).model.head
+    assert head.least_asked == min(7, told.num_lookups, told.lookup_window)
+
+
+def test_training_stops_where_its_loss_is_not_finite(fitted, tmp_path, monkeypatch):
+    # the model is made to ask more than it is taught to
+    monkeypatch.setattr(ReasoningRecommender, "ask_no_more_than", lambda model, most: None)
+    told = OF_R2EC.model_validate(OF_R2EC.model_dump() | {"num_lookups": 2})
+    config = CONFIG.model_copy(update={"thought": told})
+    with pytest.raises(ReasonrecError, match=r"not finite at step 0 \(.*train/tokens inf"):
+        train_stage(
+            "sft", shop(), config, out=tmp_path / "sft", seed=3, start=fitted.out / "no-think"
+        )
 
 
 def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):

@@ -194,6 +194,23 @@ def test_an_item_that_was_taken_twice_is_looked_up_once():
         assert via.tolist() == [[3, 2, -1], [5, -1, -1], [1, 2, -1]]
 
 
+def test_the_window_counts_items_and_not_how_often_they_were_taken():
+    # the model must ask about so many different titles of its prompt before it may answer
+    _, verbaliser = shop(WALKS, num_lookups=2, lookup_window=3)
+    histories = Histories.from_lists([[2, 3, *[4] * 9], [1, 2, 3, 4], [5] * 9])
+    for seed in range(9):
+        via = verbaliser.write(histories, seed=seed, keys=np.arange(3)).via_item
+        assert set(via[0].tolist()) <= {2, 3, 4}
+        assert -1 not in via[0]
+        assert set(via[1].tolist()) <= {2, 3, 4}
+        assert via[2].tolist() == [5, -1]
+    # what the prompt does not show is not asked about
+    written = verbaliser.write(
+        histories, seed=0, keys=np.arange(3), num_visible=np.array([9, 2, 9])
+    )
+    assert written.via_item.tolist() == [[4, -1], [4, 3], [5, -1]]
+
+
 def test_recent_items_are_looked_up_as_often_as_their_weight_says():
     _, verbaliser = shop(WALKS, num_lookups=1, lookup_window=2, recency=0.5)
     count = 3000
