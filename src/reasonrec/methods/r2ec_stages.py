@@ -43,6 +43,10 @@ from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
 logger = logging.getLogger(__name__)
+
+NUM_LOOKED_AT = 256
+"""Thoughts whose length is looked at before training."""
+
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
     "evidence": "evidence-no-think",
@@ -203,8 +207,30 @@ def learned_from(
         propose=proposer(model, config.thought.num_candidates) if stage == "sft" else None,
         seed=seed,
     )  # fmt: skip
+    if data.verbaliser is not None and data.writes:
+        tell_of_long_thoughts(data.verbaliser, log, max_tokens=max_tokens(config), seed=seed)
     weights = chosen.loss if is_sft else SftLossConfig()
     return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
+
+
+def tell_of_long_thoughts(
+    verbaliser: Verbaliser, log: InteractionLog, *, max_tokens: int, seed: int
+) -> None:
+    """Say how many thoughts are too long to be written as taught, candidates aside, if any are."""
+    events = events_with_history(log)
+    rng = stream(seed, "long thoughts")
+    events = np.sort(rng.choice(events, min(NUM_LOOKED_AT, len(events)), replace=False))
+    thoughts = verbaliser.write(log.histories_before(events), seed=seed, keys=events)
+    marks = len(verbaliser.writer.opening) + len(verbaliser.writer.answer)
+    lengths = np.array([len(tokens) - marks for tokens in thoughts.tokens], int)
+    share, longest = (lengths > max_tokens).mean() if len(lengths) else 0.0, lengths.max(initial=0)
+    if share:
+        logger.warning(
+            "%.1f %% of the thoughts that are taught are longer than recpo.recpo.max_tokens, so "
+            "that what is written will be cut short: %d tokens, and the longest of %d has %d. Set "
+            "recpo.recpo.max_tokens = %d, or ask for less (thought.num_lookups, num_links)",
+            100 * share, max_tokens, len(lengths), longest, -(-longest // 16) * 16,
+        )  # fmt: skip
 
 
 def proposer(model: ReasoningRecommender, num_candidates: int) -> Propose | None:

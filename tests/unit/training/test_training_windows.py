@@ -10,6 +10,7 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import (
     events_to_ask,
     ranked_mask,
+    tell_of_long_thoughts,
     tell_of_repeats,
     validation_queries,
 )
@@ -218,3 +219,18 @@ def test_where_targets_repeat_a_run_says_so(caplog):
     (message,) = caplog.messages
     assert message.startswith("toy: 50.0 % of the validation targets were taken before")
     assert "--head.repeats" in message and "--mask none" in message
+
+
+def test_where_thoughts_are_longer_than_their_budget_a_run_says_so(caplog):
+    dataset = toy_dataset(ring_rows(6, 12, 8), TITLES)
+    verbaliser = toy_verbaliser(toy_model(), dataset, num_lookups=2)
+    events = events_with_history(dataset.train)
+    histories = dataset.train.histories_before(events)
+    thoughts = verbaliser.write(histories, seed=0, keys=events).tokens
+    longest = max(map(len, thoughts)) - 2  # <think> and <answer> aside
+    tell_of_long_thoughts(verbaliser, dataset.train, max_tokens=longest, seed=0)
+    assert not caplog.messages
+    tell_of_long_thoughts(verbaliser, dataset.train, max_tokens=longest - 1, seed=0)
+    (message,) = caplog.messages
+    assert f"{longest - 1} tokens, and the longest of {len(events)} has {longest}" in message
+    assert f"max_tokens = {-(-longest // 16) * 16}" in message
