@@ -128,10 +128,10 @@ ABLATIONS = {
     ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),
-    "followers": Ablation(
-        "people alike are those who take the same things soon after one another",
+    "alike-at-any-time": Ablation(
+        "a shared item makes alike, however long before or after it was taken",
         "sft",
-        {"thought": {"likeness_gap_decay": 0.9}},
+        {"thought": {"likeness_gap_decay": 1.0}},
     ),
     "quoted-alone": Ablation(
         "only what is quoted counts", "sft", {"thought": {"num_weighed": 0, "num_together": 0}}
