@@ -142,6 +142,8 @@ def train_stage(
             restore_evidence(model, calibrated or {})
         elif stage != "no-think" and config.calibrate:
             calibrated = parts.calibrate(model, stage)
+        if stage in ("sft", "recpo"):
+            parts.tell_of_unfinished_thoughts(model, stage)
         model.save_pretrained(out / "model")
         files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
         write_manifest(

@@ -45,7 +45,9 @@ from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 logger = logging.getLogger(__name__)
 
 NUM_LOOKED_AT = 256
-"""Thoughts whose length is looked at before training."""
+"""Thoughts whose length is looked at before training, and whose end after it."""
+MOST_UNFINISHED = 0.05
+"""Share of thoughts without an answer from which on a run says so."""
 
 METHOD_OF_STAGE: dict[Stage, str] = {
     "no-think": "no-think",
@@ -94,6 +96,22 @@ class StageParts:
         return calibrate_evidence(
             recommender, queries.histories(), queries.target, mask=ranked_mask(self.config)
         )
+
+    def tell_of_unfinished_thoughts(self, model: ReasoningRecommender, stage: Stage) -> None:
+        """Say how many thoughts about validation queries are cut short, where many are."""
+        queries = self.queries()
+        recommender = self.recommender(model, self.verbaliser(model), stage)
+        if not isinstance(recommender, ThinkingRecommender) or not len(queries):
+            return
+        some = queries.take(np.arange(min(NUM_LOOKED_AT, len(queries))))
+        share = recommender.write(some.histories()).is_truncated.float().mean().item()
+        if share > MOST_UNFINISHED:
+            logger.warning(
+                "%.1f %% of %d thoughts about validation queries came to no answer within %d "
+                "tokens (recpo.recpo.max_tokens). Read some of them (reasonrec recommend "
+                "--explain); train %s longer, or let thoughts be longer",
+                100 * share, len(some), recommender.max_tokens, stage,
+            )  # fmt: skip
 
     def recommender(
         self, model: ReasoningRecommender, verbaliser: Verbaliser, stage: Stage

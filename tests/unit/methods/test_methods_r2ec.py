@@ -23,11 +23,18 @@ from reasonrec.models.config import HeadConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import OF_R2EC, ThoughtConfig
-from reasonrec.training.config import GateConfig, OptimiserConfig, RecpoConfig
+from reasonrec.training.config import (
+    GateConfig,
+    OptimiserConfig,
+    RecpoConfig,
+    SftLossConfig,
+)
 from reasonrec.training.loop import read_metrics
 
 N = 12
 OPTIMISER = OptimiserConfig(batch_size=8, num_validations=1)
+FAST = {"learning_rate": 1e-2, "word_learning_rate": 1e-2}
+WORDS = SftLossConfig(next_item=0.0, think=0.0, post=0.0, tokens=1.0)
 CONFIG = R2ecConfig(
     tiny=TOY_SHAPE,
     head=HeadConfig(max_history=8),
@@ -128,6 +135,24 @@ def test_a_thought_may_end_where_it_was_taught_to(tmp_path, thought):
     assert all(np.isfinite(value) for row in rows for value in row.values())
     head = load_recommender(tmp_path / "think-recpo", dataset).model.head
     assert head.least_asked == min(7, told.num_lookups, told.lookup_window)
+
+
+def test_a_run_says_where_its_thoughts_come_to_no_answer(fitted, tmp_path, caplog):
+    # two steps teach nobody to write, and so no thought ends; without words to write all do
+    train_stage("sft", shop(), CONFIG, out=tmp_path / "sft", seed=3, start=fitted.out / "no-think")
+    assert "100.0 % of 16 thoughts about validation queries came to no answer within 12 " in (
+        caplog.text
+    )
+    caplog.clear()
+    nothing = {"num_lookups": 0, "num_people": 0, "together": None, "name_taste": False}
+    config = CONFIG.model_copy(update={"thought": ThoughtConfig(**nothing)})
+    start = fitted.out / "no-think"
+    sft = SftStage(
+        num_epochs=40, num_branches=1, optimiser=OPTIMISER.model_copy(update=FAST), loss=WORDS
+    )
+    config = config.model_copy(update={"sft": sft})
+    train_stage("sft", shop(), config, out=tmp_path / "taught", seed=3, start=start)
+    assert "came to no answer" not in caplog.text
 
 
 def test_training_stops_where_its_loss_is_not_finite(fitted, tmp_path, monkeypatch):
