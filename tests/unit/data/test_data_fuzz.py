@@ -109,6 +109,14 @@ def test_a_truncated_or_flipped_parquet_log_is_prepared_or_refused_in_words(
     assert outcome({"interactions.parquet": flipped, "items.csv": ITEMS}) != ""
 
 
+def test_a_parquet_page_that_ends_its_reader_is_refused_in_words(parquet_log: bytes):
+    # the first byte of a page's definition levels: polars takes it for a length, and asks for as
+    # much memory ("memory allocation of 2305843009213693944 bytes failed", and no process is left)
+    parts = [outcome({"interactions.parquet": parquet_log[:at] + b"\x7f" + parquet_log[at + 1 :],
+                      "items.csv": ITEMS}) for at in range(45, 60)]  # fmt: skip
+    assert any("interactions.parquet cannot be read: memory allocation" in said for said in parts)
+
+
 @QUIET
 @given(st.lists(st.lists(st.text(max_size=8), min_size=2, max_size=5), max_size=6))
 def test_any_text_in_the_layouts_with_fixed_files_is_prepared_or_refused(rows: list[list[str]]):

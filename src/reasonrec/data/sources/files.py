@@ -9,6 +9,8 @@ then refused one by one.
 import gzip
 import io
 import json
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -253,7 +255,22 @@ def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
     return Table(path.name, frame.select(ROW, *present), rejected)
 
 
+_PROBE = """import sys, polars
+polars.read_parquet(sys.argv[1], columns=sys.argv[2:] or None, glob=False)"""
+
+
 def _read_parquet(path: Path, columns: list[str] | None) -> pl.DataFrame:
+    """Read a file of whoever's making, in a process of its own first.
+
+    At some damaged pages polars asks for memory without bound, and ends the process that asks.
+    """
+    probe = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(path), *(columns or ())],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if probe.returncode not in (0, 1):  # 1: an exception, which comes up below
+        reason = probe.stderr.strip() or f"its reader ended with {probe.returncode}"
+        raise _unreadable(path, MemoryError(reason))
     try:
         return pl.read_parquet(path, columns=columns, glob=False)
     except _READ_ERRORS as error:
