@@ -537,11 +537,11 @@ class _Trainer(Trainer):
         means = ranks.mean_of(parts)
         if not all(map(math.isfinite, means.values())):
             raise ReasonrecError(
-                f"training cannot go on: the loss is not finite at step {self.state.global_step} "
+                f"training diverged: the loss is not finite at step {self.state.global_step} "
                 f"({', '.join(f'{name} {value:g}' for name, value in means.items())}). "
-                f"Where it was finite before, lower optimiser.learning_rate (now "
-                f"{self.args.learning_rate:g}) and remove {self._best.parent}; at the first step, "
-                "the model gives no probability to something that it is to learn"
+                f"Lower optimiser.learning_rate (now {self.args.learning_rate:g}), and remove "
+                f"{self._best.parent}; a part that is inf, and not nan, is of something that the "
+                "model gives no probability to and is taught all the same: read its thoughts"
             )
         self._metrics.add(means)
         return (value, {}) if return_outputs else value
