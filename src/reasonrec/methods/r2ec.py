@@ -140,10 +140,10 @@ def train_stage(
         if chosen is not None:
             calibrated = chosen["calibrated"]
             restore_evidence(model, calibrated or {})
-        elif stage != "no-think" and config.calibrate:
-            calibrated = parts.calibrate(model, stage)
-        if stage in ("sft", "recpo"):
-            parts.tell_of_unfinished_thoughts(model, stage)
+        elif stage != "no-think":
+            recommender = parts.recommender(model, parts.verbaliser(model), stage)
+            calibrated = parts.calibrate(recommender) if config.calibrate else None
+            parts.tell_of_unfinished_thoughts(recommender)
         model.save_pretrained(out / "model")
         files = sorted(str(p.relative_to(out)) for p in (out / "model").rglob("*") if p.is_file())
         write_manifest(

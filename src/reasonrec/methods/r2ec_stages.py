@@ -28,7 +28,7 @@ from reasonrec.models.recommenders import (
 from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.calibration import calibrate_evidence
+from reasonrec.training.calibration import RanksWithEvidence, calibrate_evidence
 from reasonrec.training.config import OptimiserConfig, SftLossConfig
 from reasonrec.training.examples import (
     Propose,
@@ -89,18 +89,16 @@ class StageParts:
         most, repeats = self.config.num_valid_queries, self.config.head.repeats
         return validation_queries(self.dataset, most, repeats=repeats)
 
-    def calibrate(self, model: ReasoningRecommender, stage: Stage) -> dict[str, list[float]]:
+    def calibrate(self, recommender: RanksWithEvidence) -> dict[str, list[float]]:
         """Fit what looked-up evidence is worth to the validation queries."""
         queries = self.queries()
-        recommender = self.recommender(model, self.verbaliser(model), stage)
         return calibrate_evidence(
             recommender, queries.histories(), queries.target, mask=ranked_mask(self.config)
         )
 
-    def tell_of_unfinished_thoughts(self, model: ReasoningRecommender, stage: Stage) -> None:
+    def tell_of_unfinished_thoughts(self, recommender: RanksWithEvidence) -> None:
         """Say how many thoughts about validation queries are cut short, where many are."""
         queries = self.queries()
-        recommender = self.recommender(model, self.verbaliser(model), stage)
         if not isinstance(recommender, ThinkingRecommender) or not len(queries):
             return
         some = queries.take(np.arange(min(NUM_LOOKED_AT, len(queries))))
@@ -109,8 +107,8 @@ class StageParts:
             logger.warning(
                 "%.1f %% of %d thoughts about validation queries came to no answer within %d "
                 "tokens (recpo.recpo.max_tokens). Read some of them (reasonrec recommend "
-                "--explain); train %s longer, or let thoughts be longer",
-                100 * share, len(some), recommender.max_tokens, stage,
+                "--explain); train longer, or let thoughts be longer",
+                100 * share, len(some), recommender.max_tokens,
             )  # fmt: skip
 
     def recommender(
