@@ -29,6 +29,8 @@ import re
 import tempfile
 from pathlib import Path
 
+import polars as pl
+
 from reasonrec.evaluation.audits.records import SliceRow, read_audits
 from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
 from reasonrec.evaluation.table import MethodLine, results_markdown, short, summarise
@@ -105,7 +107,7 @@ def write_set(name: str, command: str, folders: list[Path], beside: list[Path]) 
     parts = parts_of_queries(folders)
     page = [
         f"# {name}", "", origin, "", "Training seconds, mean over seeds: " + fits, "",
-        results_markdown(rows), *parts_markdown(parts), *tests,
+        results_markdown(rows), *parts_markdown(parts), *reward_markdown(folders), *tests,
     ]  # fmt: skip
     out = ROOT / "docs" / "results"
     out.mkdir(exist_ok=True)
@@ -162,6 +164,29 @@ def parts_markdown(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
     for method in methods:
         cells = [short(values[method]) if method in values else "-" for _, values in parts.values()]
         text.append(f"| {method} | " + " | ".join(cells) + " |")
+    return [*text, ""]
+
+
+def reward_markdown(folders: list[Path]) -> list[str]:
+    """Return what the thoughts of a group left RecPO to choose from, a row for each run."""
+    text = [
+        "## What RecPO had to choose from", "",
+        "Means over its steps: the reward of a group's thoughts, that of the best of them (what "
+        "whoever knew the target could have picked), and the share of the groups whose thoughts "
+        "all earned the same.", "",
+        "| seed | mean reward | best of a group | more | groups without spread |",
+        "| --: | --: | --: | --: | --: |",
+    ]  # fmt: skip
+    for folder in folders:
+        logged = pl.read_ndjson(folder / "think-recpo" / "metrics.jsonl", infer_schema_length=None)
+        mean, best, flat = (
+            logged[f"rl/{name}"].mean()
+            for name in ("reward_mean", "reward_best", "frac_flat_groups")
+        )
+        text.append(
+            f"| {read_manifest(folder)['seed']} | {mean:.4f} | {best:.4f} | {best / mean - 1:+.1%} "
+            f"| {flat:.0%} |"
+        )
     return [*text, ""]
 
 
