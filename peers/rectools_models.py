@@ -28,6 +28,7 @@ from rectools.models import BERT4RecModel, HSTUModel, SASRecModel
 from rectools.models.nn.transformers.constants import MASKING_VALUE
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
 from rectools.models.nn.transformers.ligr import LiGRLayers
+from rectools.models.rank import Distance
 from torch import nn
 
 TEMPERATURE = 0.05
@@ -105,27 +106,83 @@ def _train(
 class AskedPlaces(TransformerLightningModule):
     """The library's training, with scores at the places that have a target, and at no others.
 
-    The loss is the same, of ``softmax`` and of ``sampled_softmax``. Where most of a batch is
-    padding, or most of it is not masked, nearly all of the work of a step was to score a catalogue
-    where nothing was asked.
+    The loss is the same, of ``softmax`` and of ``sampled_softmax``, of dot products and cosines.
+    Where most of a batch is padding, or most of it is not masked, nearly all of the work of a step
+    was to score a catalogue where nothing was asked; and of what was left, to carry (P, M) scores
+    through memory ten times.
     """
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         network, is_asked = self.torch_model, batch["y"] != 0  # (B, L)
         item_rows = network.item_model.get_all_embeddings()
         states = network.encode_sessions(batch, item_rows)[is_asked]  # (P, D)
-        target, weight = batch["y"][is_asked], batch["yw"][is_asked]
-        if self.loss == "softmax":
-            logits = network.similarity_module(states, item_rows)  # (P, M)
-        else:  # sampled_softmax: the target stands before its negatives
-            offered = torch.cat([target[:, None], batch["negatives"][is_asked]], dim=1)
-            logits = network.similarity_module(states, item_rows, offered)
-            target = torch.zeros_like(target)
-        # the library's losses see (B, L, M), over whose middle a softmax takes twice as long
-        losses = nn.functional.cross_entropy(logits / self.logits_t, target, reduction="none")
-        loss = (losses * weight).mean()
+        target, offered = batch["y"][is_asked], None
+        if self.loss == "sampled_softmax":
+            offered = torch.cat([target[:, None], batch["negatives"][is_asked]], dim=1)  # (P, C)
+        if network.similarity_module.distance == Distance.COSINE:
+            states, item_rows = (
+                nn.functional.normalize(one, dim=-1, eps=1e-8) for one in (states, item_rows)
+            )
+        loss = CatalogueLoss.apply(
+            states, item_rows, target, batch["yw"][is_asked], self.logits_t, offered
+        )
         self.log(self.train_loss_name, loss, on_step=False, on_epoch=True)
         return loss
+
+
+class CatalogueLoss(torch.autograd.Function):
+    """Mean of the weighted cross-entropies of P places over M items, with its gradient.
+
+    A few places at a time, so that their scores stay in the processor's cache: the gradient of a
+    cross-entropy needs nothing but the scores, so they are made once, used and forgotten. Where a
+    few items are ``offered`` (P, C), target first, the softmax is over those; up to some 13,000
+    items it is faster to score all and leave the others out than to gather C rows for every place
+    and to scatter their gradients. Three times as fast as automatic gradients on 3,883 items.
+    """
+
+    PLACES = 128
+    """Places at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_P_D: torch.Tensor,
+        rows_M_D: torch.Tensor,
+        target_P: torch.Tensor,
+        weight_P: torch.Tensor,
+        temperature: float,
+        offered_P_C: torch.Tensor | None,
+    ) -> torch.Tensor:
+        to_states, to_rows = torch.empty_like(states_P_D), torch.zeros_like(rows_M_D)
+        loss = states_P_D.new_zeros(())
+        for start in range(0, len(states_P_D), CatalogueLoss.PLACES):
+            places = slice(start, start + CatalogueLoss.PLACES)
+            states, weight = states_P_D[places], weight_P[places, None] / len(states_P_D)
+            scores = catalogue = states @ rows_M_D.T
+            target = target_P[places, None]
+            if offered_P_C is not None:
+                scores, target = catalogue.gather(1, offered_P_C[places]), torch.zeros_like(target)
+            scores /= temperature
+            asked = scores.gather(1, target)
+            top = scores.amax(1, keepdim=True)
+            change = scores.sub_(top).exp_()
+            total = change.sum(1, keepdim=True)
+            loss += ((total.log() + top - asked) * weight).sum()
+            change /= total
+            change.scatter_add_(1, target, -torch.ones_like(total))
+            change *= weight / temperature
+            if offered_P_C is not None:  # one item may be offered twice
+                change = catalogue.zero_().scatter_add_(1, offered_P_C[places], change)
+            torch.mm(change, rows_M_D, out=to_states[places])
+            to_rows.addmm_(change.T, states)
+        ctx.save_for_backward(to_states, to_rows)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        to_states, to_rows = ctx.saved_tensors
+        return gradient * to_states, gradient * to_rows, None, None, None, None
 
 
 class _Stop(Callback):
