@@ -1,5 +1,6 @@
 """What numbers are computed with: machine, versions, threads, and the commit of this code."""
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -66,6 +67,15 @@ def describe_environment() -> Environment:
         memory_gib=None if machine.memory_gib is None else round(machine.memory_gib, 1),
         gpu=gpu_names() or "none",
     )
+
+
+def code_fingerprint() -> str:
+    """Return the SHA-256 of this package's modules, committed or not."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _is_dirty() -> bool | None:

@@ -48,6 +48,11 @@ class DataPassport(Config):
     tables: dict[str, str]
     """Prepared Parquet file -> SHA-256."""
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """Settings of ``prepare``, without the planted world."""
+        return {key: value for key, value in self.config.items() if key != PLANTED}
+
 
 class RunPassport(Config):
     """One run: a demo, or an evaluation."""
@@ -62,6 +67,8 @@ class RunPassport(Config):
     """Resolved: of a demo ``config.json``; of an evaluation its settings and ``methods``."""
     candidates_file: str | None = None
     """Published candidate lists that were measured as well."""
+    candidates_hash: str | None = None
+    """Their SHA-256. None: not recorded."""
     models: dict[str, Recipe] = Field(default_factory=dict)
     """How each trained model among the methods was made."""
     peers: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -116,10 +123,11 @@ def pass_run(
     """
     environment = describe_environment()
     given = None if candidates_file is None else str(candidates_file)
+    given_hash = None if candidates_file is None else fingerprint(candidates_file)
     name = folder.resolve().name
     one = _run_passport(
-        name, kind, evaluation, data, config, seed, seconds, given, environment, models or {},
-        peers or {},
+        name, kind, evaluation, data, config, seed, seconds, given, given_hash, environment,
+        models or {}, peers or {},
     )  # fmt: skip
     return Passport(written_at=_now(), environment=environment, runs=(one,))
 
@@ -198,6 +206,7 @@ def _stored_passport(run: Run) -> RunPassport:
         manifest.get("seed") or 0,
         manifest.get("seconds"),
         manifest.get("candidates_file"),
+        manifest.get("inputs", {}).get("candidates"),
         environment,
         {},
         {},
@@ -213,6 +222,7 @@ def _run_passport(
     seed: int,
     seconds: float | None,
     given: str | None,
+    given_hash: str | None,
     environment: Environment,
     models: Mapping[str, Recipe],
     peers: Mapping[str, dict[str, str]],
@@ -240,6 +250,7 @@ def _run_passport(
         data=data,
         config=dict(config),
         candidates_file=given,
+        candidates_hash=given_hash,
         models=dict(models),
         peers=dict(peers),
         commands=commands,

@@ -12,7 +12,6 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.planted.oracle import ORACLES, oracle_of
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
-from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.commands import PLANTED, split_source
 from reasonrec.evaluation.compare_runs import compare_runs
 from reasonrec.evaluation.config import EvaluateConfig
@@ -25,15 +24,12 @@ from reasonrec.evaluation.drift import (
 )
 from reasonrec.evaluation.environment import Environment, describe_environment
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
-from reasonrec.evaluation.passport import (
-    DataPassport,
-    Passport,
-    RunPassport,
-)
+from reasonrec.evaluation.passport import DataPassport, Passport, RunPassport
 from reasonrec.evaluation.protocol import read_rows
 from reasonrec.evaluation.recipe import Recipe
-from reasonrec.manifest import make_folder, read_manifest
+from reasonrec.manifest import fingerprint, read_manifest
 from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.repeatable import begin, check_repeatable
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,13 +69,14 @@ def reproduce(
         progress: Called with (method, queries done, queries in all) while measuring.
 
     Raises:
-        CheckpointError: A run cannot be made again from its passport, which is said before any is.
+        CheckpointError: A run cannot be made again from its passport, which is said before any is;
+            or ``out`` holds what was not made by this reproduction.
         DataError: The raw data are not there, or cannot be used.
     """
     for run in passport.runs:
-        _check_repeatable(run)
-    out = make_folder(out)
+        check_repeatable(run)
     here = describe_environment()
+    out = begin(passport, out, here)
     drifts: list[Drift] = []
     notes: list[str] = []
     are_exact: list[bool] = []
@@ -99,6 +96,12 @@ def reproduce(
         drifts += data_drifts(
             run.name, _data(run).tables, tables, is_exact=is_exact, what="prepared"
         )
+        if run.candidates_file is not None and run.candidates_hash is not None:
+            drifts += data_drifts(
+                run.name, {"candidates": run.candidates_hash},
+                {"candidates": fingerprint(Path(run.candidates_file))},
+                is_exact=is_exact, what="raw",
+            )  # fmt: skip
         rows = read_rows(folder / "metrics.json")
         drifts += row_drifts(run, rows, is_exact=is_exact, tolerance=tolerance)
     if passport.comparison is not None:
@@ -120,36 +123,6 @@ def reproduce(
     made = Reproduction(tuple(drifts), tuple(notes))
     _write(made, out)
     return made
-
-
-def _check_repeatable(run: RunPassport) -> None:
-    """Refuse a run that its passport does not describe well enough."""
-    if run.data is None:
-        raise CheckpointError(
-            f"the passport of {run.name} must name its data; when it was written they could not be "
-            "found. Write it again where the prepared folder lies"
-        )
-    if run.kind == "demo":
-        return
-    methods = run.config.get("methods", {})
-    if run.models:
-        from reasonrec.methods.retrain import check_recipe  # brings torch
-
-        for label, recipe in run.models.items():
-            check_recipe(recipe, label)
-    # what is fitted on the spot names itself first; a trained model is named by its fingerprint
-    foreign = [
-        label
-        for label, one in methods.items()
-        if split_source(one["source"])[0] != label and label not in run.models
-    ]
-    if foreign or not methods:
-        raise CheckpointError(
-            f"the passport of {run.name} must say how every method was made; "
-            f"{', '.join(foreign) or 'its methods'} cannot be made again from it. A model's folder "
-            "says how since recipes are kept; older ones are made again by the passport of the "
-            "demo that trained them"
-        )
 
 
 def _repeat_demo(
@@ -255,8 +228,7 @@ def _world(data: DataPassport) -> PlantedConfig:
 
 
 def _preparation(data: DataPassport) -> PrepareConfig:
-    settings = {key: value for key, value in data.config.items() if key != PLANTED}
-    return PrepareConfig.model_validate(settings)
+    return PrepareConfig.model_validate(data.preparation)
 
 
 def _differences(run: RunPassport, here: Environment, folder: Path) -> list[str]:
@@ -288,7 +260,9 @@ def _notes(
     if run.environment.is_dirty or is_dirty:
         notes.append(f"{run.name}: the code was changed since its commit, then or now")
     if not differences:
-        notes.append(f"{run.name}: same machine, versions and threads, so every number is equal")
+        notes.append(
+            f"{run.name}: same machine, versions and threads, so every number must be equal"
+        )
     else:
         reach = "half the width of its interval" if tolerance is None else f"{tolerance:g}"
         notes.append(f"{run.name}: a number may move by {reach}, since " + "; ".join(differences))

@@ -1,8 +1,9 @@
 """Trains a model again by its recipe, and all that it started from."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.recipe import Recipe
@@ -34,6 +35,17 @@ def check_recipe(recipe: Recipe, label: str) -> None:
         )
 
 
+def configs_of(recipe: Recipe) -> list[tuple[type[Config], dict[str, Any]]]:
+    """Return the settings of a recipe and of all that it starts from, each with its class."""
+    kinds: dict[str, type[Config]] = {"baseline": BaselinesConfig, "r2rec": R2recConfig}
+    found: list[tuple[type[Config], dict[str, Any]]] = []
+    for one in recipe.chain:
+        found.append((kinds.get(one.method, R2ecConfig), one.config))
+        if one.base is not None:
+            found.append((R2ecConfig, one.base))
+    return found
+
+
 def retrain(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
     """Return the folder of the model, trained below ``out`` with all that it starts from.
 
@@ -41,7 +53,6 @@ def retrain(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
 
     Raises:
         CheckpointError: As in ``check_recipe``.
-        ConfigError: A setting is one that this version does not know.
     """
     check_recipe(recipe, recipe.what)
     folder = out / recipe.folder

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from reasonrec.baselines.follow_counter import FollowCounter
 from reasonrec.cli import main
+from reasonrec.records import Scored
 
 
 def run(*arguments) -> None:
@@ -86,6 +88,37 @@ def test_on_another_machine_the_interval_is_the_noise(floor, tmp_path, capsys):
     assert "within noise" in said
     message = failure(capsys, "reproduce", path, "--out", tmp_path / "again", "--tolerance", 0.0005)
     assert "1 of " in message
+
+
+def test_code_that_gives_other_numbers_is_found_in_a_folder_of_its_own_and_nowhere_else(
+    floor, tmp_path, capsys, monkeypatch
+):
+    message = failure(capsys, "reproduce", floor, "--out", floor.parent)
+    assert "must be made in a folder of its own" in message
+    assert "something else" in message
+    run("reproduce", floor, "--out", tmp_path / "again")
+    honest = FollowCounter.score
+    monkeypatch.setattr(FollowCounter, "score", lambda *asked: Scored(-honest(*asked).scores))
+    monkeypatch.setattr(
+        "reasonrec.methods.repeatable.code_fingerprint", lambda: "of the changed code"
+    )
+    message = failure(capsys, "reproduce", floor, "--out", tmp_path / "again")
+    assert "what was made for another code" in message
+    message = failure(capsys, "reproduce", floor, "--out", tmp_path / "fresh")
+    assert "numbers drifted beyond the stated noise" in message
+    assert "follow-counter" in message
+
+
+def test_settings_of_another_version_are_refused_before_anything_runs(floor, tmp_path, capsys):
+    def change(passport):
+        passport["runs"][0]["config"]["forgotten"] = 3
+        passport["runs"][0]["environment"]["commit"] = "abcdef0123456789"
+
+    path = tampered(floor, tmp_path, change)
+    message = failure(capsys, "reproduce", path, "--out", tmp_path / "again")
+    assert "forgotten: there is no such key" in message
+    assert "git checkout abcdef0123" in message
+    assert not (tmp_path / "again").exists()
 
 
 def test_other_data_fail_even_where_no_number_moves(floor, tmp_path, capsys):
