@@ -175,7 +175,7 @@ def fit(
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         # said of outputs that somebody might write into
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-        if last is None or _step_of(last) < stop_at:
+        if last is None or not _is_over(last, stop_at, config.patience, every):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     score = json.loads((out / "best" / "score.json").read_text())
     if isinstance(trainer.trained, FSDPModule):
@@ -185,6 +185,13 @@ def fit(
     ranks.wait()  # a rank that ends later still looks into the folder of checkpoints
     ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
     return Fitted(score["step"], score.get(CHOSEN_BY), num_steps, metrics.seconds)
+
+
+def _is_over(checkpoint: Path, stop_at: int, patience: int, every: int) -> bool:
+    """Return whether a run that was cut short there had no step left, or no patience."""
+    step = _step_of(checkpoint)
+    best = json.loads((checkpoint / "best" / "score.json").read_text())["step"]
+    return step >= stop_at or (patience > 0 and (step - best) // every >= patience)
 
 
 def _go_back(out: Path) -> Path | None:

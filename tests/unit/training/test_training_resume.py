@@ -233,14 +233,26 @@ def test_words_can_learn_at_a_rate_of_their_own_while_titles_stay_as_they_are(tm
             assert moved.max() < 1e-9
 
 
-def test_a_run_that_no_longer_improves_ends_early(tmp_path):
+def test_a_run_that_no_longer_improves_ends_early_and_stays_ended(tmp_path, monkeypatch):
     config = OptimiserConfig(batch_size=4, learning_rate=5e-3, num_validations=10, patience=3)
     data, loss = _parts("sft", model := toy_model(), toy_dataset(ring_rows(10, 12, 9), TITLES))
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
-    fitted = fit(
-        model, data, loss, lambda _: {"valid/ndcg": next(scores)}, config,
-        out=tmp_path, seed=0, label="sft", collate=keep_batch,
-    )  # fmt: skip
+
+    def go_on(model):
+        return fit(
+            model, data, loss, lambda _: {"valid/ndcg": next(scores)}, config,
+            out=tmp_path, seed=0, label="sft", collate=keep_batch,
+        )  # fmt: skip
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    # cut short after its last checkpoint, before the best weights are loaded
+    with monkeypatch.context() as patched:
+        patched.setattr("reasonrec.training.loop._load_weights", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(model)
+    fitted = go_on(toy_model())
     every = -(-len(data) // 4) // 10
     # the best is the second; the third, fourth (a tie) and fifth are no better
     assert fitted.best_step == 2 * every
