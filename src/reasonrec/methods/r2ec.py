@@ -11,7 +11,7 @@ over the whole catalogue. Each is a key of `R2ecConfig`.
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +309,12 @@ def _train_gate(
         events = events_to_ask(dataset.train, config)
         events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
         queries = StageParts(dataset, config, seed).queries()
+        knows_less = Verbaliser.learned_from(
+            dataset, thinking.model.writer, thinking.verbaliser.config, unknown=events
+        )
         gate, choice = learn_gate(
             thinking,
+            replace(thinking, verbaliser=knows_less),
             dataset.train,
             events,
             (queries.histories(), queries.target),

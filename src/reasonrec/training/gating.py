@@ -35,6 +35,7 @@ class Measured:
 
 def learn_gate(
     thinking: ThinkingRecommender,
+    unknowing: ThinkingRecommender,
     log: InteractionLog,
     events: np.ndarray,
     queries: tuple[Histories, np.ndarray],
@@ -47,6 +48,8 @@ def learn_gate(
     """Return a gate, and what it does on the queries that its threshold was chosen on.
 
     Args:
+        unknowing: The same model, whose evidence learned nothing from ``events``: one that did
+            remembers them, and a thought seems to gain what it never gains elsewhere.
         log: Training events.
         events: (K,), places in the log of what the gain is learned from.
         queries: Histories and targets (Q,) of validation.
@@ -55,10 +58,10 @@ def learn_gate(
     """
     histories = log.histories_before(events)
     if config.source == "rollouts":
-        states = states_before(thinking, histories)
-        gain = rollout_gains(thinking, log, events, recpo, seed=seed, repeats=repeats)
+        states = states_before(unknowing, histories)
+        gain = rollout_gains(unknowing, log, events, recpo, seed=seed, repeats=repeats)
     else:
-        learned_from = measure_gains(thinking, histories, log.item_index[events], repeats=repeats)
+        learned_from = measure_gains(unknowing, histories, log.item_index[events], repeats=repeats)
         states = learned_from.states
         gain = learned_from.think[config.gain] - learned_from.silent[config.gain]
     gate = fit_gain(states, gain)

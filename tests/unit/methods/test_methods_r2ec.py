@@ -10,6 +10,7 @@ from tests.toys import toy_dataset
 from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.manifest import read_manifest
+from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec import R2ec, load_recommender, settings_of, train, train_stage
 from reasonrec.methods.r2ec_config import (
     EvidenceStage,
@@ -23,6 +24,7 @@ from reasonrec.models.config import HeadConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import OF_R2EC, ThoughtConfig
+from reasonrec.traces.together import fit_together
 from reasonrec.training.config import (
     GateConfig,
     OptimiserConfig,
@@ -293,6 +295,23 @@ def test_a_gate_is_learned_before_a_finished_model_and_obeys_its_budget(controll
         train_stage("gate", shop(), config, out=folder, seed=3, start=out / "think-sft")
     with pytest.raises(CheckpointError, match="think-sft or think-recpo folder; got no-think"):
         train_stage("gate", shop(), config, out=tmp_path / "h", seed=3, start=out / "no-think")
+
+
+def test_a_gate_learns_what_a_thought_gains_by_evidence_that_never_saw_the_events(
+    controlled, tmp_path, monkeypatch
+):
+    out, config, _ = controlled
+    given = []
+    monkeypatch.setattr(r2ec, "learn_gate", lambda *asked, **_: given.extend(asked) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_stage("gate", shop(), config, out=tmp_path, seed=3, start=out / "think-sft")
+    thinking, unknowing, _, events, (histories, _) = given[:5]
+    assert unknowing.model is thinking.model
+    taught = unknowing.verbaliser
+    known, less = (one.verbaliser._goes_with.score(histories).scores for one in given[:2])
+    assert not np.array_equal(known, less)
+    wanted = fit_together(shop(), taught.config, unknown=events)
+    np.testing.assert_array_equal(less, wanted.score(histories).scores)
 
 
 def test_a_gate_from_rollouts_names_how_they_were_rewarded(controlled, tmp_path):

@@ -193,7 +193,7 @@ def test_a_gate_can_learn_from_rollouts_what_they_earn_above_the_empty_thought(t
     np.testing.assert_allclose(gains, expected, atol=1e-5)
     assert np.abs(gains).max() > 0.01
     gate, _ = learn_gate(
-        thinking, log, events, (log.histories_before(events), targets),
+        thinking, thinking, log, events, (log.histories_before(events), targets),
         GateConfig(source="rollouts"), recpo, seed=5,
     )  # fmt: skip
     fitted = fit_gain(states_before(thinking, log.histories_before(events)), gains)
