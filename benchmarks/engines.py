@@ -64,7 +64,8 @@ def main() -> None:
 
     def step(key: int) -> dict[str, float]:
         rows = event[key * asked.prompts :][: asked.prompts]
-        inputs = {"event": rows, "key": torch.full_like(rows, key)}
+        number = torch.full_like(rows, key)
+        inputs = {"event": rows, "key": number, "batch": number}
         optimiser.zero_grad()
         loss, logged = learner(model, inputs)
         loss.backward()

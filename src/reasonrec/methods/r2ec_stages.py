@@ -156,7 +156,8 @@ def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     """Return the events that rewards are given for: the held-out ones, or where none is held out
     all with a history; without repeats, unless they are offered or there is nothing else."""
     held_out = held_out_events(log, config)
-    every = held_out if len(held_out) else events_with_history(log)
+    least = config.recpo.recpo.min_history
+    every = held_out if len(held_out) else events_with_history(log, least=least)
     new = every[~log.is_repeat[every]]
     return every if config.head.repeats or not len(new) else new
 

@@ -51,7 +51,12 @@ class Outputs:
     """What one pass yields. Log-probabilities are float32."""
 
     next_item_logp: Tensor | None = None
-    """(M,), log p(next item) at the M dense positions, over the whole catalogue."""
+    """(M,), log p(next item) at the M dense positions, over the whole catalogue; where rows are
+    encoded from text, at those whose item is live, over the live items."""
+    is_live: Tensor | None = None
+    """(N,), items whose rows were encoded from text in this pass; None where rows are learned, or
+    nothing is trained. The rows of the others are of older weights: no loss should set the two
+    against each other."""
     token_logp: Tensor | None = None
     """(B, G, S), log p of each written token; 0 elsewhere."""
     token_entropy: Tensor | None = None

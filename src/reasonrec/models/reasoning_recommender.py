@@ -319,14 +319,19 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         hidden_trunk, hidden_branch = self._hidden(batch)
         drop = self.head.dropout
         is_trained = torch.is_grad_enabled()
-        rows = self.item_rows(
-            self.encode_labels(batch, self.head.live_rows) if is_trained else None
-        )
+        live = self.encode_labels(batch, self.head.live_rows) if is_trained else None
+        rows = self.item_rows(live)
+        if live is not None:
+            outputs.is_live = torch.zeros(self.num_items, dtype=torch.bool, device=rows.device)
+            outputs.is_live[live[0]] = True
         if batch.next_item is not None and batch.item_ends is not None:
             wanted = batch.next_item >= 0
             states = read_states(hidden_trunk, batch.item_ends.clamp(min=0))[wanted]  # (M, D)
             outputs.next_item_logp = self._next_item_logp(
-                F.dropout(states, drop, self.training), batch.next_item[wanted], rows
+                F.dropout(states, drop, self.training),
+                batch.next_item[wanted],
+                rows,
+                None if live is None else live[0],
             )
         if batch.branch_at is None:
             return outputs
@@ -358,15 +363,27 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             )
         return outputs
 
-    def _next_item_logp(self, states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
-        """Return log p (M,) of items (M,) from states (M, D), smoothed while training."""
+    def _next_item_logp(
+        self, states: Tensor, item: Tensor, rows: Tensor, live: Tensor | None
+    ) -> Tensor:
+        """Return log p (M,) of items (M,) from states (M, D), smoothed while training.
+
+        Args:
+            live: Ascending items (K,) whose rows were just encoded. The softmax is over them, and
+                states whose item is none of them are left out: beside rows of older weights, all
+                that tells new rows from old ones makes the loss smaller.
+        """
         smoothing = self.head.label_smoothing if self.training else 0.0
+        if live is not None:
+            place = torch.searchsorted(live, item).clamp(max=len(live) - 1)
+            is_live = live[place] == item
+            states, item, rows = states[is_live], place[is_live], rows[live]
 
         def of_part(states: Tensor, item: Tensor, rows: Tensor) -> Tensor:
             scores = self.score_states(states, rows)
             return -F.cross_entropy(scores, item, reduction="none", label_smoothing=smoothing)
 
-        most = max(1, MOST_LOGITS // self.num_items)
+        most = max(1, MOST_LOGITS // len(rows))
         if len(item) <= most:
             return of_part(states, item, rows)
         parts = zip(states.split(most), item.split(most), strict=True)
@@ -511,11 +528,12 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         step = (begin + place[:S])[..., None].expand(-1, -1, hidden.shape[-1])
         return trunk, hidden.gather(1, step).reshape(B, G, S, -1)
 
-    def _plain_rows(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def _plain_rows(self, ids: Tensor, lengths: Tensor, *, dropout: bool = True) -> Tensor:
         """Return hidden states (R, T, D) of rows (R, T) that are padded on the right."""
         position = torch.arange(ids.shape[1], device=ids.device)
+        embeddings = self.embed(ids) if dropout else self.backbone.get_input_embeddings()(ids)
         return self.run_backbone(
-            self.embed(ids), attention_mask=(position < lengths[:, None]).long(), use_cache=False
+            embeddings, attention_mask=(position < lengths[:, None]).long(), use_cache=False
         ).last_hidden_state
 
     def _hidden_shared(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -546,14 +564,15 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
     def encode_items(self, item_index: Tensor) -> Tensor:
         """Return the rows (K, D) of items (K,) from their text, with gradient.
 
-        Texts of like length are read together, so that hardly anything is padding.
+        Texts of like length are read together, so that hardly anything is padding. Nothing of them
+        is dropped in training either: the table keeps these rows, and is ranked by.
         """
         ids, counts = self.writer.item_prompts([self.item_texts[i] for i in item_index.tolist()])
         order, rows = np.argsort(counts, kind="stable"), []
         for part in np.array_split(order, max(1, -(-len(order) // TEXTS_AT_ONCE))):
             token_ids = torch.from_numpy(ids[part, : counts[part].max(initial=1)]).to(self.device)
             lengths = torch.from_numpy(counts[part]).to(self.device)
-            hidden = self._plain_rows(token_ids, lengths)
+            hidden = self._plain_rows(token_ids, lengths, dropout=False)
             rows.append(read_states(hidden, (lengths - 1)[:, None])[:, 0])
         return torch.cat(rows)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
@@ -574,24 +593,30 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
         """Return a batch's labels (K,) and their rows (K, D), which the item table then holds too.
 
         With gradient, as the loss needs them (R²ec, appendix F). None where no row is encoded. Of
-        more than ``most`` labels as many are encoded, in turn; the others keep their stored rows.
+        more than ``most`` labels as many are encoded, ascending: what thoughts should lead to, then
+        next items, in turn; the others keep their stored rows.
         """
         if not self.item_table.is_encoded:
             return None
-        labels = [x.flatten() for x in (batch.next_item, batch.target) if x is not None]
+        # those of all ranks: each scores its rows against the targets of the whole batch
+        labels = [
+            ranks.gathered(x.flatten()).unique()
+            for x in (batch.target, batch.next_item)
+            if x is not None
+        ]
         if not labels:
             return None
-        # those of all ranks: each scores its rows against the targets of the whole batch
-        targets = ranks.gathered(torch.cat(labels)).unique()
-        targets = targets[targets >= 0]
-        if most is not None and most < len(targets):
+        targets, others = (each[each >= 0] for each in (labels[0], labels[-1]))
+        others = others[~torch.isin(others, targets)]
+        if most is not None and most < len(targets) + len(others):
             # by the step, so that all ranks and a run that goes on take the same
-            first = int(self.item_table.steps_since_refresh) * most
-            turn = torch.arange(first, first + most, device=targets.device)
-            targets = targets[turn % len(targets)]
-        rows = self.encode_items(targets)
-        self.item_table.store(targets, rows.detach())
-        return targets, rows
+            step = int(self.item_table.steps_since_refresh)
+            targets = _in_turn(targets, most, step)
+            others = _in_turn(others, most - len(targets), step)
+        wanted = torch.cat([targets, others]).sort().values
+        rows = self.encode_items(wanted)
+        self.item_table.store(wanted, rows.detach())
+        return wanted, rows
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -674,3 +699,11 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             raise CheckpointError(
                 f"{folder} does not fit this model: missing {missing}, unexpected {unexpected}"
             )
+
+
+def _in_turn(items: Tensor, most: int, step: int) -> Tensor:
+    """Return ``most`` of the items (K,), others at each step until all have had their turn."""
+    if most >= len(items):
+        return items
+    first = step * most
+    return items[torch.arange(first, first + most, device=items.device) % len(items)]

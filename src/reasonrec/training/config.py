@@ -123,6 +123,8 @@ class RecpoConfig(Config):
     """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200."""
     max_tokens: PositiveInt = 128
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
+    min_history: PositiveInt = 2
+    """Events of a user before one that is asked about, where none is held out. The paper: 1."""
     beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
@@ -141,7 +143,8 @@ class RecpoConfig(Config):
     """Which rollouts train the recommendation: by their advantages the best one, those above
     nothing, or all; or (``infonce``) all alike with weight 1, whatever they earned: an ablation."""
     item_softmax: Literal["batch", "catalogue"] = "catalogue"
-    """Items that the recommendation's probability is taken over. The paper: the batch's targets."""
+    """Items that the recommendation's probability is taken over. The paper: the batch's targets.
+    Where rows come from text, those of the rest of the catalogue are as old as the last refresh."""
     item_weight: NonNegativeFloat = 1.0
     """Weight of the recommendation term beside the token term. The paper: 1."""
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"

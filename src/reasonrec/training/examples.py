@@ -74,10 +74,10 @@ def hold_out_last(log: InteractionLog, *, max_events: int, max_frac: float) -> n
     return np.sort(stream(0, "held-out").permutation(last)[:count])
 
 
-def events_with_history(log: InteractionLog) -> np.ndarray:
-    """Return the positions (K,) of events that have at least two events of their user before."""
+def events_with_history(log: InteractionLog, *, least: int = 2) -> np.ndarray:
+    """Return the positions (K,) of events with at least that many of their user before them."""
     position = np.arange(len(log)) - log.user_offsets[log.user_index]
-    return np.flatnonzero(position >= 2)
+    return np.flatnonzero(position >= least)
 
 
 def schedule_windows(

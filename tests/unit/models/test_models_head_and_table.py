@@ -69,6 +69,15 @@ def test_rows_of_title_tokens_are_the_input_embeddings():
     torch.testing.assert_close(model.item_rows(), embeddings[[token[0] for token in tokens]])
 
 
+def asking(model, histories, next_item) -> Batch:
+    """Return a batch that asks for the items after histories of one item."""
+    prompts = model.writer.prompts(Histories.from_lists(histories))
+    return Batch(
+        torch.from_numpy(prompts.token_ids), torch.from_numpy(prompts.lengths),
+        item_ends=torch.from_numpy(prompts.item_ends), next_item=torch.tensor(next_item),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["text", "text+id"])
 def test_rows_from_text_are_the_state_at_the_answer_marker_and_carry_gradient(kind):
     model = toy_model(num_items=4, item_rows=kind)
@@ -76,12 +85,7 @@ def test_rows_from_text_are_the_state_at_the_answer_marker_and_carry_gradient(ki
     ids = model.tokenizer.encode("<s>Item: Tale 2. Tide.<answer>", add_special_tokens=False)
     plain = model.backbone(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
     torch.testing.assert_close(model.item_rows()[2], plain, atol=1e-5, rtol=0)
-    prompts = model.writer.prompts(Histories.from_lists([[1]]))
-    batch = Batch(
-        torch.from_numpy(prompts.token_ids), torch.from_numpy(prompts.lengths),
-        item_ends=torch.from_numpy(prompts.item_ends), next_item=torch.tensor([[-100, 2]]),
-    )  # fmt: skip
-    model(batch).next_item_logp.sum().backward()
+    model(asking(model, [[1], [3]], [[-100, 2], [-100, 0]])).next_item_logp.sum().backward()
     only_in_item_text = model.tokenizer.encode("Item", add_special_tokens=False)[0]
     gradient = model.backbone.get_input_embeddings().weight.grad
     assert gradient[only_in_item_text].abs().sum() > 0
@@ -125,10 +129,40 @@ def test_of_many_targets_as_many_as_asked_for_are_encoded_anew_each_in_its_turn(
         assert found is not None and found[1].requires_grad
         turns.append(found[0].tolist())
         model.item_table.steps_since_refresh += 1
-    assert turns == [[0, 2, 3], [4, 0, 2], [3, 4, 0], [2, 3, 4]]
+    assert turns == [[0, 2, 3], [0, 2, 4], [0, 3, 4], [2, 3, 4]]
     for most in (None, 4, 9):
         found = model.encode_labels(batch, most)
         assert found is not None and found[0].tolist() == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["text", "text+id"])
+def test_a_loss_sees_rows_of_todays_weights_alone(kind):
+    model = toy_model(num_items=6, item_rows=kind, live_rows=3)
+    model.refresh_items()
+    batch = asking(model, [[1], [3], [1], [5]], [[-100, 2], [-100, 0], [-100, 4], [-100, 5]])
+    outputs = model(batch)
+    # in their turn 0, 2 and 4 of the four are live; the place that asks for 5 is left out
+    assert outputs.is_live.nonzero()[:, 0].tolist() == [0, 2, 4]
+    with torch.no_grad():
+        hidden, _ = model._hidden(batch)
+        states = torch.stack([hidden[row, end] for row, end in enumerate(batch.item_ends[:, 1])])
+        wanted = model.score_states(states)[:3, [0, 2, 4]].log_softmax(-1)
+    torch.testing.assert_close(outputs.next_item_logp, wanted[[0, 1, 2], [1, 0, 2]])
+    # what the table held of old makes no difference
+    model.item_table.encoded[[1, 3, 5]] = 100 * torch.randn(3, 16)
+    torch.testing.assert_close(model(batch).next_item_logp, outputs.next_item_logp)
+    outputs = model(Batch(**vars(batch) | {"target": torch.tensor([[5], [5], [-100], [1]])}))
+    assert outputs.is_live.nonzero()[:, 0].tolist() == [0, 1, 5]  # what thoughts lead to goes first
+    with torch.no_grad():
+        assert len(model(batch).next_item_logp) == 4  # nothing is trained: the whole catalogue
+
+
+def test_rows_that_are_kept_are_read_without_dropout():
+    model = toy_model(num_items=4, item_rows="text", dropout=0.5, token_dropout=0.3).train()
+    model.refresh_items()
+    rows = model.item_table.encoded.clone()
+    model(asking(model, [[1], [3]], [[-100, 2], [-100, 0]]))
+    torch.testing.assert_close(model.item_table.encoded, rows)
 
 
 @pytest.mark.parametrize("item_rows", ["text", "text+id"])

@@ -201,6 +201,38 @@ def test_the_same_step_rolls_out_the_same_thoughts(dataset):
     assert losses[0] == losses[1]
 
 
+def test_each_batch_is_rolled_out_anew_though_it_asks_about_the_same_events(dataset):
+    model = toy_model()
+    learner = Recpo(SMALL, dataset.train, toy_verbaliser(model, dataset), seed=0)
+    sample = PromptSample(
+        np.array([3]), num_prompts=2, batch_size=1, num_inner_epochs=2, seed=0
+    )  # one event
+    found = []
+    for step in range(4):
+        learner(model, sample[step])
+        found.append(learner._rollouts)
+    assert found[0] is found[1] and found[2] is found[3]
+    assert found[0] is not found[2]
+
+
+@pytest.mark.parametrize("next_item_weight", [0.0, 0.5])
+def test_rows_from_text_are_encoded_for_what_is_trained_alone(
+    dataset, monkeypatch, next_item_weight
+):
+    model = toy_model(item_rows="text")
+    model.refresh_items()
+    config = SMALL.model_copy(update={"next_item_weight": next_item_weight})
+    rollouts = _rollouts(dataset, model, config, events=(3, 11, 25))
+    asked = []
+    encode = model.encode_items
+    monkeypatch.setattr(model, "encode_items", lambda items: asked.append(items) or encode(items))
+    model(rollouts.batch)
+    targets = {int(dataset.train.item_index[event]) for event in (3, 11, 25)}
+    (encoded,) = [set(items.tolist()) for items in asked]
+    assert (encoded == targets) == (next_item_weight == 0)
+    assert targets <= encoded
+
+
 def test_ranks_in_rewards_follow_the_rule_of_evaluation():
     from reasonrec.models.ranking import rank_targets
     from reasonrec.records import Histories

@@ -77,9 +77,9 @@ def answering(task="rated"):
 SMALL = GrpoConfig(group_size=3, max_tokens=4, max_answer_tokens=3)
 
 
-def step(grpo, model, key=0, events=(0, 1)):
-    inputs = {"event": torch.tensor(events), "key": torch.tensor([key] * len(events))}
-    return grpo(model, inputs)
+def step(grpo, model, key=0, events=(0, 1), batch=0):
+    inputs = {"event": events, "key": [key] * len(events), "batch": [batch] * len(events)}
+    return grpo(model, {name: torch.tensor(values) for name, values in inputs.items()})
 
 
 def test_without_spread_in_reward_grpo_alone_teaches_nothing():
@@ -175,7 +175,7 @@ def test_inner_epochs_keep_the_rollouts_and_a_new_batch_draws_new_ones():
     first = grpo._rollouts
     step(grpo, model, key=2)
     assert grpo._rollouts is first
-    step(grpo, model, key=4, events=(1, 0))
+    step(grpo, model, key=4, batch=1)
     assert grpo._rollouts is not first
 
 

@@ -96,7 +96,7 @@ class Grpo:
         self.config, self.questions, self.rewards, self.seed = config, questions, rewards, seed
         self.start, self.engine = start, engine or Sampler()
         self.recites, self.chooses = recites, chooses
-        self._events: Tensor | None = None
+        self._batch: int | None = None
         self._rollouts: WrittenRollouts | None = None
 
     def __call__(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -106,9 +106,10 @@ class Grpo:
         # where processes share a batch, each writes the whole of it, so that all draw as one would,
         # and learns from its own part
         events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
-        if self._events is None or not torch.equal(events, self._events):
+        number = int(inputs["batch"][0])
+        if number != self._batch:
             started = time.perf_counter()
-            self._events = events
+            self._batch = number
             first = int(keys[0])
             with whole(model) as own:
                 self.engine.sync(own)

@@ -64,6 +64,7 @@ class PromptSample(TorchDataset):
         order = np.concatenate([rng.permutation(eligible) for _ in range(max(1, rounds))])
         batches = order[: num_prompts - num_prompts % batch_size].reshape(-1, batch_size)
         self.event = np.repeat(batches, num_inner_epochs, axis=0).ravel()
+        self.batch = np.arange(len(batches)).repeat(num_inner_epochs * batch_size)
 
     def __len__(self) -> int:
         return len(self.event)
@@ -73,7 +74,11 @@ class PromptSample(TorchDataset):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         index = np.asarray(rows)
-        return {"event": torch.from_numpy(self.event[index]), "key": torch.from_numpy(index)}
+        return {
+            "event": torch.from_numpy(self.event[index]),
+            "key": torch.from_numpy(index),
+            "batch": torch.from_numpy(self.batch[index]),
+        }
 
 
 @dataclass
@@ -149,7 +154,7 @@ class Recpo:
         self.log = log
         self.verbaliser = verbaliser
         self.seed = seed
-        self._events: Tensor | None = None
+        self._batch: int | None = None
         self._rollouts: Rollouts | None = None
 
     def __call__(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -158,9 +163,9 @@ class Recpo:
         parts: dict[str, float] = {}
         started = time.perf_counter()
         # where processes share a batch, they decide by the whole of it, and draw as one would
-        events, keys = ranks.gathered(inputs["event"]), ranks.gathered(inputs["key"])
-        if self._events is None or not torch.equal(events, self._events):
-            self._events = events
+        keys, number = ranks.gathered(inputs["key"]), int(inputs["batch"][0])
+        if number != self._batch:
+            self._batch = number
             first, G = int(keys[0]), num_sampled(self.config)
             with whole(model) as own:
                 with self._writing_weights():
@@ -226,8 +231,11 @@ def roll_out(
     )  # fmt: skip
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
     P = len(event)
+    batch = rollout_batch(model, log, event, written, P, G)
+    if not config.next_item_weight:  # rows from text would be encoded for every title of a history
+        batch = replace(batch, next_item=None)
     rollouts = Rollouts(
-        batch=rollout_batch(model, log, event, written, P, G),
+        batch=batch,
         target_P=target,
         targets=ranks.gathered(target),
         masked_P_N=masked_items(histories, target, model.num_items, repeats=repeats),
