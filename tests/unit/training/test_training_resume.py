@@ -260,6 +260,40 @@ def test_a_run_that_no_longer_improves_ends_early_and_stays_ended(tmp_path, monk
     assert max(steps) == 5 * every
 
 
+def test_rows_from_text_are_encoded_anew_by_schedule_and_before_every_validation(tmp_path):
+    config = OptimiserConfig(
+        batch_size=4, learning_rate=5e-3, num_validations=3, refresh_items_every=2
+    )
+    model = toy_model(item_rows="text", live_rows=2)
+    data, loss = _parts("no-think", model, toy_dataset(ring_rows(10, 12, 9), TITLES))
+    ages, stale, num_validated = [], [], 0
+
+    def staleness(model):
+        with torch.no_grad():
+            fresh = model.encode_items(torch.arange(12))
+        return float((model.item_table.encoded - fresh).abs().max())
+
+    def watched(model, inputs):
+        ages.append(int(model.item_table.steps_since_refresh))
+        stale.append(staleness(model))
+        return loss(model, inputs)
+
+    def validate(model):
+        nonlocal num_validated
+        num_validated += 1
+        assert staleness(model) < 1e-5
+        return {"valid/ndcg": 0.1}
+
+    fit(
+        model, data, watched, validate, config,
+        out=tmp_path, seed=0, label="no-think", collate=keep_batch,
+    )  # fmt: skip
+    assert ages[:4] == [1, 2, 0, 1]
+    assert max(one for age, one in zip(ages, stale) if age == 0) < 1e-5
+    assert max(stale) > 1e-2
+    assert num_validated >= 3
+
+
 def test_rows_from_text_are_refreshed_at_the_same_steps_after_a_resume(tmp_path):
     rows = {"item_rows": "text+id", "live_rows": 3}
     whole, _ = _train("no-think", tmp_path / "whole", **rows)
