@@ -11,7 +11,13 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
-from reasonrec.evaluation.protocol import FILES, MetricRow, metric_intervals, read_evaluation
+from reasonrec.evaluation.protocol import (
+    FILES,
+    MetricRow,
+    full_word_in,
+    metric_intervals,
+    read_evaluation,
+)
 from reasonrec.evaluation.significance import resampling_users
 from reasonrec.evaluation.trajectory import TRAJECTORY
 from reasonrec.manifest import read_manifest
@@ -68,7 +74,8 @@ class Joined:
     dataset: Dataset | None
     """What the runs were measured on, where it can still be found."""
     trajectory: pl.DataFrame | None
-    """``method``, ``query``, ``step``, ``rank``; None where no run traced its thoughts."""
+    """``method``, ``seed``, ``query``, ``user_index`` (-1: unknown), ``step``, ``rank``; None where
+    no run traced its thoughts."""
     audits: tuple[dict[str, Any], ...]
     """Rows of the runs' ``audits.json``, each with its ``run``."""
 
@@ -126,8 +133,12 @@ def join_runs(runs: Sequence[Run]) -> Joined:
         renamed = {method: f"{method} ({run.name})" for method in clashing}
         rows += [replace(row, method=renamed.get(row.method, row.method)) for row in one.rows]
         tables.append(one.per_query.with_columns(pl.col("method").replace(renamed)))
+        users = one.per_query.select("query", "user_index").unique("query")
         trajectories += [
-            found.with_columns(pl.col("method").replace(renamed)) for found in _trajectories(run)
+            found.join(users, on="query", how="left").with_columns(
+                pl.col("method").replace(renamed), pl.col("user_index").fill_null(-1)
+            )
+            for found in _trajectories(run)
         ]
     return Joined(
         runs=tuple(runs),
@@ -172,7 +183,9 @@ def on_common_queries(joined: Joined) -> Joined:
                 n=num_queries[row.protocol],
             )  # fmt: skip
         rows.append(row)
-    return replace(joined, rows=tuple(rows), per_query=kept)
+    return replace(
+        joined, rows=tuple(rows), per_query=kept, trajectory=_traced_on(common, joined.trajectory)
+    )
 
 
 def values_of(per_query: pl.DataFrame, protocol: str, metric: str) -> Values | None:
@@ -273,17 +286,24 @@ def _find_dataset(runs: Sequence[Run]) -> Dataset | None:
 
 
 def _trajectories(run: Run) -> list[pl.DataFrame]:
-    """Return what a run traced; a file of one method is named by the folder that it lies in."""
+    """Return what a run traced; a file of one method is named by the folder that it lies in.
+
+    One that does not say its seed has that of the manifest beside it, or else of the run.
+    """
     found = []
     for path in run.trajectories():
         try:
             table = pl.read_parquet(path, glob=False)
             if "method" not in table.columns:
                 table = table.with_columns(method=pl.lit(path.parent.name))
+            if "seed" not in table.columns:
+                is_stage = (path.parent / "manifest.json").is_file()
+                manifest = read_manifest(path.parent) if is_stage else run.manifest or {}
+                table = table.with_columns(seed=pl.lit(manifest.get("seed") or 0))
             found.append(
                 table.select(
                     pl.col("method").cast(pl.String),
-                    pl.col("query", "step").cast(pl.Int64),
+                    pl.col("seed", "query", "step").cast(pl.Int64),
                     pl.col("rank").cast(pl.Float64),
                 )
             )
@@ -292,6 +312,16 @@ def _trajectories(run: Run) -> list[pl.DataFrame]:
                 f"{path} must be a table of query, step and rank; {error}"
             ) from None
     return found
+
+
+def _traced_on(common: pl.DataFrame, trajectory: pl.DataFrame | None) -> pl.DataFrame | None:
+    """Return what was traced of the queries that were ranked over the catalogue by all methods."""
+    word = full_word_in(common["protocol"].unique().to_list())
+    ranked = common.filter(pl.col("protocol") == word)
+    if trajectory is None or ranked.is_empty():  # nothing was ranked so: nothing to be the same as
+        return trajectory
+    kept = trajectory.join(ranked, on="query", how="semi", maintain_order="left")
+    return None if kept.is_empty() else kept
 
 
 def _audits(run: Run) -> list[dict[str, Any]]:
