@@ -192,6 +192,22 @@ def test_the_breakdown_adds_up_to_the_mean(run):
             assert mean == pytest.approx(row.value)
 
 
+def test_intervals_are_over_users_and_unknown_users_are_all_different(run):
+    def widths(user_index):
+        table = run.per_query.with_columns(user_index=user_index.cast(pl.Int32))
+        other = replace(run, per_query=table)
+        mark, test = (
+            views.breakdown(other, "history").bands[0].marks[0],
+            views.versus(other)[0].test,
+        )
+        return mark.high - mark.low, test.high - test.low
+
+    band, paired = widths(pl.lit(4))  # all queries of one person: no other sample of people
+    assert band == pytest.approx(0, abs=1e-12) and paired == pytest.approx(0, abs=1e-12)
+    unknown, known = widths(pl.lit(-1)), widths(pl.col("user_index"))
+    assert unknown == pytest.approx(known, rel=0.2)  # drawn in another order
+
+
 def test_thought_examples_are_the_largest_moves(run):
     up, down = views.moved(run)
     assert len(up) == len(down) == views.NUM_EXAMPLES

@@ -13,7 +13,12 @@ from reasonrec.evaluation.commands import PLANTED, demo_command
 from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
-from reasonrec.evaluation.significance import PairedTest, bootstrap_intervals, paired_test
+from reasonrec.evaluation.significance import (
+    PairedTest,
+    bootstrap_intervals,
+    paired_test,
+    resampling_users,
+)
 from reasonrec.evaluation.slices import thirds
 from reasonrec.evaluation.table import MethodLine, summarise
 from reasonrec.metrics import ndcg
@@ -42,6 +47,8 @@ CURVES = {
 }
 """Logged quantities that are always drawn; others follow, up to ``MAX_CURVES``."""
 MAX_CURVES = 9
+_ASKED = ("query", "user_index", "target", "history_length")
+"""Columns that say what was asked, before those of methods."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
     if run.per_query is None:
         return None
     wide = _wide(run.per_query, [REFERENCE, *reversed(THINKERS)])
-    if wide is None or len(wide.columns) < 4:  # query, target, history_length and two methods
+    if wide is None or len(wide.columns) < len(_ASKED) + 2:  # two methods
         return None
     methods = [name for name in wide.columns if name in OURS]
     if by == "history":
@@ -195,10 +202,13 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
         counts = np.bincount(run.dataset.train.item_index, minlength=run.dataset.num_items)
         measure, unit = counts[wide["target"].to_numpy()], "training events"
     values = wide.select(methods).to_numpy()
+    users = resampling_users(wide["user_index"].to_numpy())
     bands = []
     for low, high in thirds(measure):
         inside = (measure >= low) & (measure <= high)
-        intervals = bootstrap_intervals(values[inside], rng=stream(0, "report"), num_resamples=500)
+        intervals = bootstrap_intervals(
+            values[inside], rng=stream(0, "report"), users=users[inside], num_resamples=500
+        )
         bands.append(
             Band(
                 f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}",
@@ -336,7 +346,7 @@ def _versus(per_query: pl.DataFrame, method: str, reference: str) -> Versus | No
         values,
         reference_values,
         rng=stream(0, "report"),
-        users=both["user_index"].to_numpy(),
+        users=resampling_users(both["user_index"].to_numpy()),
         num_resamples=2000,
     )
     verdict = "does not measurably change"
@@ -354,12 +364,12 @@ def _wide(per_query: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame | Non
     full = full.with_columns(value=pl.Series(ndcg(full["rank"].to_numpy(), 10)))
     wide = full.pivot(
         on="method",
-        index=["query", "target", "history_length"],
+        index=_ASKED,
         values="value",
         aggregate_function="mean",
     ).drop_nulls()
     order = [method for method in methods if method in wide.columns]
-    return wide.select("query", "target", "history_length", *order).sort("query")
+    return wide.select(*_ASKED, *order).sort("query")
 
 
 def _scale_of(marks: Sequence[Mark]) -> Scale:
