@@ -11,6 +11,12 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
+from reasonrec.evaluation.comparable import (
+    check_as_written,
+    check_same_candidates,
+    check_same_data,
+    methods_of_several_settings,
+)
 from reasonrec.evaluation.protocol import (
     FILES,
     MetricRow,
@@ -41,9 +47,16 @@ class Run:
 
     def data_folders(self) -> list[Path]:
         """Return where the prepared data of the run may lie: prepared folders that exist."""
-        named = str((self.manifest or {}).get("data_folder", "data"))
-        places = (self.folder / "data", Path(named), self.folder / named)
-        return [place for place in dict.fromkeys(places) if (place / "manifest.json").is_file()]
+        told = {self.folder: self.manifest or {}}
+        whole = self.folder.resolve().parent.parent
+        if self.folder.resolve().parent == whole / "methods" and _is_stage(whole):
+            # one method of an evaluation, which says it for all, or of a demo around that
+            told |= {whole: read_manifest(whole), whole.parent: {}}
+        places: list[Path] = []
+        for folder, manifest in told.items():
+            named = str(manifest.get("data_folder", "data"))
+            places += [folder / "data", Path(named), folder / named]
+        return [place for place in dict.fromkeys(places) if _is_stage(place)]
 
     def files(self) -> list[Path]:
         """Return everything of the run that a comparison reads."""
@@ -68,7 +81,7 @@ class Joined:
     runs: tuple[Run, ...]
     rows: tuple[MetricRow, ...]
     """Of all runs. A method and seed that two runs share carries its run's name, and so does one
-    that learned from other rows in another run."""
+    that learned from other rows in another run, or was set otherwise there."""
     per_query: pl.DataFrame
     """As in ``Evaluation.per_query``, of all runs."""
     dataset: Dataset | None
@@ -111,13 +124,18 @@ def join_runs(runs: Sequence[Run]) -> Joined:
     """Return the rows and per-query values of all runs; clashing methods get their run's name.
 
     Raises:
-        DataError: The runs are of several data sets or splits.
-        CheckpointError: A run cannot be read.
+        DataError: The runs are of several data sets or splits, of other prepared data, or ranked
+            among other candidates.
+        CheckpointError: A run cannot be read, or was edited since it was written.
     """
+    for run in runs:
+        check_as_written(run)
     evaluations = [read_evaluation(run.evaluation) for run in runs]
     sets = sorted({(row.dataset, row.split) for one in evaluations for row in one.rows})
     if len(sets) > 1:
         raise DataError(f"the runs to compare must share one data set and split; got {sets}")
+    check_same_data(runs)
+    check_same_candidates(runs, [one.rows for one in evaluations])
     owners: dict[tuple[str, int], set[int]] = {}
     lessons: dict[str, set[str]] = {}
     for i, one in enumerate(evaluations):
@@ -126,6 +144,7 @@ def join_runs(runs: Sequence[Run]) -> Joined:
             lessons.setdefault(row.method, set()).add(row.trained_on)
     clashing = {method for (method, _), found in owners.items() if len(found) > 1}
     clashing |= {method for method, found in lessons.items() if len(found) > 1}
+    clashing |= methods_of_several_settings(runs, [one.rows for one in evaluations])
     rows: list[MetricRow] = []
     tables: list[pl.DataFrame] = []
     trajectories: list[pl.DataFrame] = []
@@ -263,12 +282,15 @@ def _find_run(folder: Path) -> tuple[Path, Path, dict[str, Any] | None]:
             return parent, folder, manifest
     for evaluation in (folder, folder / EVALUATION):
         if (evaluation / "per_query.parquet").is_file():
-            is_finished = (folder / "manifest.json").is_file()
-            return folder, evaluation, read_manifest(folder) if is_finished else None
+            return folder, evaluation, read_manifest(folder) if _is_stage(folder) else None
     raise CheckpointError(
         f"a run to compare must hold per_query.parquet; found none in {folder} or "
         f"{folder / EVALUATION}. `reasonrec evaluate` writes it"
     )
+
+
+def _is_stage(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
 
 
 def _find_dataset(runs: Sequence[Run]) -> Dataset | None:
@@ -297,8 +319,8 @@ def _trajectories(run: Run) -> list[pl.DataFrame]:
             if "method" not in table.columns:
                 table = table.with_columns(method=pl.lit(path.parent.name))
             if "seed" not in table.columns:
-                is_stage = (path.parent / "manifest.json").is_file()
-                manifest = read_manifest(path.parent) if is_stage else run.manifest or {}
+                beside = _is_stage(path.parent)
+                manifest = read_manifest(path.parent) if beside else run.manifest or {}
                 table = table.with_columns(seed=pl.lit(manifest.get("seed") or 0))
             found.append(
                 table.select(
