@@ -312,6 +312,6 @@ def test_rankings_under_another_mask_alone_fill_the_usual_columns(tmp_path):
     (line,) = [line for line in table.splitlines() if line.startswith("next-in-line")]
     assert "unmasked" in table and line.split()[1] == "1.000"  # everybody goes to the next item
     assert {"full-mask-none", "candidates-20"} == {row.protocol for row in comparisons}
-    assert {row.reference for row in comparisons} == {"next-in-line"}  # the strongest there
+    assert {row.reference for row in comparisons} == {"popularity"}  # the strongest baseline there
     both = [metric_row("a", 0.2), metric_row("a", 0.3, protocol="full-mask-none")]
     assert usual_columns(both) == COLUMNS  # the default mask is shown where it was measured

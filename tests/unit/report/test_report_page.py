@@ -162,6 +162,19 @@ def test_the_strongest_simple_method_is_neither_ours_nor_the_oracle(run):
     assert views.best_simple([row for row in run.metrics if row.method == "oracle"]) is None
 
 
+def test_only_a_baseline_that_is_fitted_in_a_moment_is_simple(run):
+    others = ("oracle-of-training", "evidence-no-think", "evidence-in-prompt", "think-recpo/gated",
+              "untuned/title", "sasrec", "my-own", "think-recpo (demo-1)")  # fmt: skip
+    rows = [replace(row, method=name) for name in others for row in run.metrics
+            if row.method == "oracle"]  # fmt: skip
+    assert views.best_simple([*run.metrics, *rows]) == "follow-counter"
+    assert views.best_simple(rows) is None
+    # of what is left, the strongest but for oracles; two runs' baselines still are baselines
+    assert views.best_method(rows) == "evidence-no-think"
+    clashing = [replace(row, method=f"{row.method} (demo)") for row in run.metrics]
+    assert views.best_simple(clashing) == "follow-counter (demo)"
+
+
 def test_a_thinking_model_is_compared_with_its_own_silence(run):
     silent = run.per_query.filter(pl.col("method") == "no-think")
     silent = silent.with_columns(method=pl.lit("think-recpo/silent"))

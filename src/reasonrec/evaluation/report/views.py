@@ -1,13 +1,15 @@
 """From a run's records to what each section says: numbers, sentences and positions, no markup."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from reasonrec.baselines.floor import BASELINES
 from reasonrec.data.dataset import Part
+from reasonrec.data.planted.oracle import ORACLES
 from reasonrec.data.validation import count_reasons
 from reasonrec.evaluation.commands import PLANTED, demo_command
 from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
@@ -159,14 +161,25 @@ def versus(run: RunRecords) -> list[Versus]:
 
 
 def best_simple(metrics: Sequence[MetricRow]) -> str | None:
-    """Return the method with the highest NDCG@10 that is neither ours nor the oracle."""
+    """Return the baseline with the highest NDCG@10 among those that are fitted in a moment.
+
+    A network, of ours or of others, an oracle and a method of the user's own are none of them.
+    """
+    return _strongest(metrics, BASELINES.__contains__)
+
+
+def best_method(metrics: Sequence[MetricRow]) -> str | None:
+    """Return the method with the highest NDCG@10; an oracle does not compete."""
+    return _strongest(metrics, lambda name: name not in ORACLES)
+
+
+def _strongest(metrics: Sequence[MetricRow], is_meant: Callable[[str], bool]) -> str | None:
+    """Return the method of highest NDCG@10 whose name, without that of its run, is meant."""
     values: dict[str, list[float]] = {}
     chosen = (full_word_in({row.protocol for row in metrics}), CHOSEN)
     for row in metrics:
-        if (row.protocol, row.metric) == chosen and row.method.removesuffix(SILENT) not in (
-            *OURS,
-            "oracle",
-        ):
+        name, _, _ = row.method.partition(" (")  # methods that clash carry their run's name
+        if (row.protocol, row.metric) == chosen and is_meant(name):
             values.setdefault(row.method, []).append(row.value)
     return max(values, key=lambda method: float(np.mean(values[method])), default=None)
 
