@@ -112,10 +112,15 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     The ``evaluation/`` of a demo stands for the demo, so that nothing of it is lost.
 
     Raises:
-        CheckpointError: A folder holds no such values.
+        CheckpointError: A folder holds no such values, or is named twice.
     """
     found = [_find_run(Path(folder)) for folder in folders]
     parts = [folder.resolve().parts for folder, _, _ in found]
+    if twice := sorted({str(Path(*one)) for one in parts if parts.count(one) > 1}):
+        raise CheckpointError(
+            f"each run must be named once; got twice {', '.join(twice)}. A demo and the "
+            "evaluation/ in it are one run"
+        )
     depth = next((n for n in range(1, 9) if len({p[-n:] for p in parts}) == len(parts)), 1)
     return [Run("-".join(p[-depth:]), *one) for p, one in zip(parts, found)]
 

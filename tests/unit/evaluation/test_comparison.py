@@ -246,6 +246,12 @@ def test_different_queries_or_data_cannot_be_compared(tmp_path):
         compare_runs([tmp_path], tmp_path / "out4", reference="popularity")
 
 
+def test_a_run_that_is_named_twice_is_refused(tmp_path):
+    run = run_of(tmp_path / "run", evaluate(NextInLine(30), walkers()))
+    with pytest.raises(CheckpointError, match=r"each run must be named once; got twice .*run"):
+        compare_runs([run, tmp_path / "." / "run"], tmp_path / "out")
+
+
 def test_one_method_alone_is_no_failure(tmp_path):
     run = run_of(tmp_path / "run" / "evaluation", evaluate(NextInLine(30), walkers()))
     rows, comparisons = compare_runs([run.parent], tmp_path / "out", reference="next-in-line")
