@@ -162,6 +162,13 @@ def test_the_strongest_simple_method_is_neither_ours_nor_the_oracle(run):
     assert views.best_simple([row for row in run.metrics if row.method == "oracle"]) is None
 
 
+def test_a_sample_of_the_queries_is_said_to_be_one(run, html):
+    assert "<dt>test queries, split leave-one-out</dt><dd>300</dd>" in html
+    few = [replace(row, n=min(row.n, 120)) for row in run.metrics]
+    page = render_report(replace(run, metrics=tuple(few)))
+    assert "<dt>test queries measured, of 300, split leave-one-out</dt><dd>120</dd>" in page
+
+
 def test_only_a_baseline_that_is_fitted_in_a_moment_is_simple(run):
     others = ("oracle-of-training", "evidence-no-think", "evidence-in-prompt", "think-recpo/gated",
               "untuned/title", "sasrec", "my-own", "think-recpo (demo-1)")  # fmt: skip

@@ -12,7 +12,7 @@ from reasonrec.data.dataset import Part
 from reasonrec.data.planted.oracle import ORACLES
 from reasonrec.data.validation import count_reasons
 from reasonrec.evaluation.commands import PLANTED, demo_command
-from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
+from reasonrec.evaluation.protocol import COST, MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
 from reasonrec.evaluation.significance import (
@@ -288,6 +288,11 @@ def moved(run: RunRecords) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
 def part_of(metrics: Sequence[MetricRow]) -> Part:
     """Return which queries were measured."""
     return "valid" if metrics and metrics[0].split.endswith("/valid") else "test"
+
+
+def num_measured(metrics: Sequence[MetricRow]) -> int | None:
+    """Return how many queries were ranked, at most by any method; None where nothing was."""
+    return max((row.n for row in metrics if row.protocol != COST), default=None)
 
 
 def history_bars(run: RunRecords, *, num_bars: int = 16) -> tuple[Bar, ...]:
