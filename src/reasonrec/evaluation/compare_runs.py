@@ -20,6 +20,7 @@ from reasonrec.evaluation.protocol import MetricRow, read_rows, write_rows
 from reasonrec.evaluation.report.comparison_page import write_comparison_report
 from reasonrec.evaluation.report.views import best_method, best_simple
 from reasonrec.evaluation.table import (
+    in_table,
     metric_title,
     protocol_title,
     results_markdown,
@@ -134,7 +135,7 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
         "| --- | --- | --: | --: | --: | --: |",
     ]
     text += [
-        f"| {one.method} | {one.metric} {one.protocol} | {one.difference:+.4f} "
+        f"| {in_table(one.method)} | {one.metric} {one.protocol} | {one.difference:+.4f} "
         f"| {one.ci_low:+.4f} to {one.ci_high:+.4f} "
         f"| {one.p_permutation:.4f} ({one.p_holm:.4f}) | {one.n} |"
         for one in comparisons
@@ -160,7 +161,7 @@ def slices_markdown(compared: Compared) -> str:
                 f"{short(mean.mean)} ({short(mean.low or 0.0, 3)}-{short(mean.high or 0.0, 3)})"
                 for mean in (one.means[i] for one in slicing.slices)
             ]
-            text.append(f"| {method} | {' | '.join(cells)} |")
+            text.append(f"| {in_table(method)} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n" if text else ""
 
 

@@ -246,6 +246,16 @@ def test_different_queries_or_data_cannot_be_compared(tmp_path):
         compare_runs([tmp_path], tmp_path / "out4", reference="popularity")
 
 
+def test_a_bar_in_a_folders_name_ends_no_cell(tmp_path):
+    one = evaluate(NextInLine(30), walkers())
+    runs = [run_of(tmp_path / name, one) for name in ("a|b", "c")]
+    compare_runs(runs, tmp_path / "out")
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    found = [line for line in lines if line.startswith(r"| next-in-line (a\|b)")]
+    assert len(found) == 2  # in the results and the parts of the queries; it is what tests are of
+    assert not any("(a|b)" in line for line in lines if line.startswith("|"))
+
+
 def test_a_run_that_is_named_twice_is_refused(tmp_path):
     run = run_of(tmp_path / "run", evaluate(NextInLine(30), walkers()))
     with pytest.raises(CheckpointError, match=r"each run must be named once; got twice .*run"):

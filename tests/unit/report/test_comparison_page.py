@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
@@ -259,6 +260,17 @@ def test_what_a_run_does_not_hold_is_left_out_or_said(tmp_path, folder):
     assert "No thought was traced: <code>reasonrec evaluate" in page
     assert "The prepared data could not be found" in page
     assert "its commands cannot be told" in page
+
+
+def test_a_command_can_be_pasted_whatever_the_folder_is_called(tmp_path, folder):
+    odd = tmp_path / "odd $name"
+    odd.mkdir()
+    write_evaluation(odd, [read_evaluation(folder / "evaluation")])
+    joined = join_runs(find_runs([odd]))
+    compared = compare(joined, "no-think", num_resamples=100)
+    settings = {"reference": "no-think", "columns": [], "num_resamples": 100}
+    page = unescape(render_comparison(compared, pass_comparison(joined.runs, settings, [])))
+    assert f"reasonrec audit '{odd}' --out '{odd}/audits'</code>" in page
 
 
 def test_the_front_joins_what_no_other_method_beats_in_both():
