@@ -11,6 +11,7 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
+from reasonrec.evaluation.audits.records import VERDICTS
 from reasonrec.evaluation.comparable import (
     check_as_written,
     check_same_candidates,
@@ -90,7 +91,8 @@ class Joined:
     """``method``, ``seed``, ``query``, ``user_index`` (-1: unknown), ``step``, ``rank``; None where
     no run traced its thoughts."""
     audits: tuple[dict[str, Any], ...]
-    """Rows of the runs' ``audits.json``, each with its ``run``."""
+    """Rows of the runs' ``audits.json``, each with its ``run``; what failed first, then what
+    warns."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def join_runs(runs: Sequence[Run]) -> Joined:
         per_query=pl.concat(tables),
         dataset=_find_dataset(runs),
         trajectory=pl.concat(trajectories) if trajectories else None,
-        audits=tuple(row for run in runs for row in _audits(run)),
+        audits=tuple(sorted((row for run in runs for row in _audits(run)), key=_place)),
     )
 
 
@@ -349,6 +351,11 @@ def _traced_on(common: pl.DataFrame, trajectory: pl.DataFrame | None) -> pl.Data
         return trajectory
     kept = trajectory.join(ranked, on="query", how="semi", maintain_order="left")
     return None if kept.is_empty() else kept
+
+
+def _place(row: dict[str, Any]) -> int:
+    """Return where an audit of its verdict is shown; one without any comes last."""
+    return [*VERDICTS, row.get("verdict")].index(row.get("verdict"))
 
 
 def _audits(run: Run) -> list[dict[str, Any]]:

@@ -291,6 +291,11 @@ def test_labels_of_one_place_stand_apart():
     assert all(lower - upper >= 6 for upper, lower in pairwise(tops))
 
 
+def test_what_failed_is_shown_before_what_passed(compared):
+    # the toy run holds a pass, then a warning
+    assert [row["verdict"] for row in compared.joined.audits] == ["warn", "pass"]
+
+
 def test_what_the_audit_command_wrote_is_shown(tmp_path):
     shop, run = tmp_path / "shop", tmp_path / "run"
     prepare_planted(shop, PlantedConfig(size="tiny"), None, 0)
