@@ -93,6 +93,9 @@ class Joined:
     audits: tuple[dict[str, Any], ...]
     """Rows of the runs' ``audits.json``, each with its ``run``; what failed first, then what
     warns."""
+    audited_slices: tuple[dict[str, Any], ...]
+    """Rows of their ``slices``, each with its ``run``: cold and rare items, items first seen late,
+    users whom training knows."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def join_runs(runs: Sequence[Run]) -> Joined:
         dataset=_find_dataset(runs),
         trajectory=pl.concat(trajectories) if trajectories else None,
         audits=tuple(sorted((row for run in runs for row in _audits(run)), key=_place)),
+        audited_slices=tuple(row for run in runs for row in _audits(run, "slices")),
     )
 
 
@@ -358,14 +362,15 @@ def _place(row: dict[str, Any]) -> int:
     return [*VERDICTS, row.get("verdict")].index(row.get("verdict"))
 
 
-def _audits(run: Run) -> list[dict[str, Any]]:
-    """Return the audits that a run holds, each with the run's name."""
+def _audits(run: Run, part: str = "rows") -> list[dict[str, Any]]:
+    """Return the audits that a run holds, or their slices, each with the run's name."""
     found = []
     for path in run.audits():
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-            rows = rows["rows"] if isinstance(rows, dict) else rows
-            found += [{"run": run.name, **row} for row in rows]
+            if not isinstance(rows, dict):  # a list of audits alone
+                rows = {"rows": rows, "slices": []}
+            found += [{"run": run.name, **row} for row in rows[part]]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} must be a list of audits; {error}") from None
     return found

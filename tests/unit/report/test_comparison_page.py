@@ -303,8 +303,16 @@ def test_what_the_audit_command_wrote_is_shown(tmp_path):
     main(["audit", str(run), "--out", str(run / "audits"), "--num-probes", "20"])
     main(["compare", str(run), "--out", str(tmp_path / "compared")])
     page = (tmp_path / "compared" / "report.html").read_text("utf-8")
-    for row in read_audits(run / "audits").rows:
+    audits = read_audits(run / "audits")
+    for row in audits.rows:
         assert f'<th scope="row">{row.audit}</th>' in page
+    (part,) = [
+        row
+        for row in audits.slices
+        if (row.slice, row.method, row.metric) == ("known users", "item-knn", "ndcg@10")
+    ]
+    assert f'<th scope="col">known users<br><span class="soft">{part.n} queries</span></th>' in page
+    assert f"<td>{part.value:.4f}<small>{part.ci_low:.4f}–{part.ci_high:.4f}</small></td>" in page
     assert "is not audited" not in page
     assert 'id="trajectory"' not in page  # nothing here thinks
     first = json.loads((run / "metrics.json").read_text())

@@ -1,14 +1,15 @@
 """From a comparison to what each part of its page says: numbers and positions, no markup."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.evaluation.comparison import Compared, Comparison
 from reasonrec.evaluation.report.scales import Scale, nice_scale
-from reasonrec.evaluation.report.views import Band, Forest, Mark, Panel
+from reasonrec.evaluation.report.views import CHOSEN, Band, Forest, Mark, Panel
 from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.evaluation.table import MethodLine, metric_title, protocol_title, summarise
 from reasonrec.metrics import ndcg
@@ -72,6 +73,17 @@ class Trajectory:
     panels: tuple[Panel, ...]
     lines: tuple[tuple[str, int, int, Interval, float], ...]
     """(method, step, thoughts that go on so long, NDCG@10, median rank)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the audit of one run measured on parts of the queries."""
+
+    run: str
+    slices: tuple[tuple[str, int], ...]
+    """(label, queries)."""
+    lines: tuple[tuple[str, tuple[Interval | None, ...]], ...]
+    """(method, its mean on each slice)."""
 
 
 def result_lines(compared: Compared, columns: Sequence[tuple[str, str]]) -> list[ResultLine]:
@@ -186,6 +198,35 @@ def trajectory(table: pl.DataFrame) -> Trajectory:
         ),
         tuple(lines),
     )
+
+
+def audited_parts(rows: Sequence[Mapping[str, Any]]) -> tuple[Parts, ...]:
+    """Return what each run's audit measured on parts of the queries, in ``CHOSEN``.
+
+    Args:
+        rows: As ``Joined.audited_slices``.
+    """
+    found = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == run and row["metric"] == CHOSEN]
+        cells = {(row["method"], row["seed"], row["slice"]): row for row in own}
+        sizes = {row["slice"]: row["n"] for row in own}
+        measured = list(dict.fromkeys((row["method"], row["seed"]) for row in own))
+        names = [method for method, _ in measured]
+        lines = tuple(
+            (
+                f"{method}, seed {seed}" if names.count(method) > 1 else method,
+                tuple(
+                    Interval(row["value"], row["ci_low"], row["ci_high"])
+                    if (row := cells.get((method, seed, label)))
+                    else None
+                    for label in sizes
+                ),
+            )
+            for method, seed in measured
+        )
+        found.append(Parts(run, tuple(sizes.items()), lines))
+    return tuple(found)
 
 
 def headline(compared: Compared) -> tuple[str, str, list[str], list[str], list[str]] | None:
