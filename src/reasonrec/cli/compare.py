@@ -26,8 +26,8 @@ def compare(
     Args:
         runs: Folders that `reasonrec evaluate` or `reasonrec demo` wrote.
         out: Folder to write. A finished one is left as it is.
-        reference: Method that the others are compared with. The strongest that is neither a
-            model of ours nor the oracle, if none is named.
+        reference: Method that the others are compared with. The strongest baseline that is
+            fitted in a moment, if none is named, and the strongest method where there is none.
         common_queries: Compare on the queries that all runs answered, where some answered a
             sample of them; their metrics are measured anew there.
         json: Print the comparisons as JSON instead of tables.

@@ -18,8 +18,9 @@ from reasonrec.evaluation.joined import (
 from reasonrec.evaluation.passport import pass_comparison, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows, write_rows
 from reasonrec.evaluation.report.comparison_page import write_comparison_report
-from reasonrec.evaluation.report.views import best_simple
+from reasonrec.evaluation.report.views import best_method, best_simple
 from reasonrec.evaluation.table import (
+    in_table,
     metric_title,
     protocol_title,
     results_markdown,
@@ -54,8 +55,8 @@ def compare_runs(
     Args:
         runs: Folders that ``reasonrec evaluate`` or ``demo`` wrote. Several seeds of one method
             are averaged per query. The same method and seed from two runs keep their run's name.
-        reference: The method that the others are compared with; if None, the strongest that is
-            neither a model of ours nor the oracle.
+        reference: The method that the others are compared with; if None, the strongest baseline
+            that is fitted in a moment, or the strongest method where there is none.
         columns: (protocol, metric) pairs to test; those not measured are left out.
         common_queries: Measure anew on the queries that all runs answered, where some answered a
             sample; else runs of other queries are refused.
@@ -103,7 +104,8 @@ def compare_runs(
 
 
 def _strongest(joined: Joined) -> str:
-    return best_simple(joined.rows) or joined.rows[0].method
+    rows = joined.rows
+    return best_simple(rows) or best_method(rows) or rows[0].method
 
 
 def _write_tables(out: Path, compared: Compared, columns: Sequence[tuple[str, str]]) -> None:
@@ -133,7 +135,7 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
         "| --- | --- | --: | --: | --: | --: |",
     ]
     text += [
-        f"| {one.method} | {one.metric} {one.protocol} | {one.difference:+.4f} "
+        f"| {in_table(one.method)} | {one.metric} {one.protocol} | {one.difference:+.4f} "
         f"| {one.ci_low:+.4f} to {one.ci_high:+.4f} "
         f"| {one.p_permutation:.4f} ({one.p_holm:.4f}) | {one.n} |"
         for one in comparisons
@@ -159,7 +161,7 @@ def slices_markdown(compared: Compared) -> str:
                 f"{short(mean.mean)} ({short(mean.low or 0.0, 3)}-{short(mean.high or 0.0, 3)})"
                 for mean in (one.means[i] for one in slicing.slices)
             ]
-            text.append(f"| {method} | {' | '.join(cells)} |")
+            text.append(f"| {in_table(method)} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n" if text else ""
 
 

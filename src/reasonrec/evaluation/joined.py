@@ -11,7 +11,20 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, DataError, ReasonrecError
-from reasonrec.evaluation.protocol import FILES, MetricRow, metric_intervals, read_evaluation
+from reasonrec.evaluation.audits.records import VERDICTS
+from reasonrec.evaluation.comparable import (
+    check_as_written,
+    check_same_candidates,
+    check_same_data,
+    methods_of_several_settings,
+)
+from reasonrec.evaluation.protocol import (
+    FILES,
+    MetricRow,
+    full_word_in,
+    metric_intervals,
+    read_evaluation,
+)
 from reasonrec.evaluation.significance import resampling_users
 from reasonrec.evaluation.trajectory import TRAJECTORY
 from reasonrec.manifest import read_manifest
@@ -35,9 +48,16 @@ class Run:
 
     def data_folders(self) -> list[Path]:
         """Return where the prepared data of the run may lie: prepared folders that exist."""
-        named = str((self.manifest or {}).get("data_folder", "data"))
-        places = (self.folder / "data", Path(named), self.folder / named)
-        return [place for place in dict.fromkeys(places) if (place / "manifest.json").is_file()]
+        told = {self.folder: self.manifest or {}}
+        whole = self.folder.resolve().parent.parent
+        if self.folder.resolve().parent == whole / "methods" and _is_stage(whole):
+            # one method of an evaluation, which says it for all, or of a demo around that
+            told |= {whole: read_manifest(whole), whole.parent: {}}
+        places: list[Path] = []
+        for folder, manifest in told.items():
+            named = str(manifest.get("data_folder", "data"))
+            places += [folder / "data", Path(named), folder / named]
+        return [place for place in dict.fromkeys(places) if _is_stage(place)]
 
     def files(self) -> list[Path]:
         """Return everything of the run that a comparison reads."""
@@ -62,15 +82,20 @@ class Joined:
     runs: tuple[Run, ...]
     rows: tuple[MetricRow, ...]
     """Of all runs. A method and seed that two runs share carries its run's name, and so does one
-    that learned from other rows in another run."""
+    that learned from other rows in another run, or was set otherwise there."""
     per_query: pl.DataFrame
     """As in ``Evaluation.per_query``, of all runs."""
     dataset: Dataset | None
     """What the runs were measured on, where it can still be found."""
     trajectory: pl.DataFrame | None
-    """``method``, ``query``, ``step``, ``rank``; None where no run traced its thoughts."""
+    """``method``, ``seed``, ``query``, ``user_index`` (-1: unknown), ``step``, ``rank``; None where
+    no run traced its thoughts."""
     audits: tuple[dict[str, Any], ...]
-    """Rows of the runs' ``audits.json``, each with its ``run``."""
+    """Rows of the runs' ``audits.json``, each with its ``run``; what failed first, then what
+    warns."""
+    audited_slices: tuple[dict[str, Any], ...]
+    """Rows of their ``slices``, each with its ``run``: cold and rare items, items first seen late,
+    users whom training knows."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +117,15 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     The ``evaluation/`` of a demo stands for the demo, so that nothing of it is lost.
 
     Raises:
-        CheckpointError: A folder holds no such values.
+        CheckpointError: A folder holds no such values, or is named twice.
     """
     found = [_find_run(Path(folder)) for folder in folders]
     parts = [folder.resolve().parts for folder, _, _ in found]
+    if twice := sorted({str(Path(*one)) for one in parts if parts.count(one) > 1}):
+        raise CheckpointError(
+            f"each run must be named once; got twice {', '.join(twice)}. A demo and the "
+            "evaluation/ in it are one run"
+        )
     depth = next((n for n in range(1, 9) if len({p[-n:] for p in parts}) == len(parts)), 1)
     return [Run("-".join(p[-depth:]), *one) for p, one in zip(parts, found)]
 
@@ -104,13 +134,18 @@ def join_runs(runs: Sequence[Run]) -> Joined:
     """Return the rows and per-query values of all runs; clashing methods get their run's name.
 
     Raises:
-        DataError: The runs are of several data sets or splits.
-        CheckpointError: A run cannot be read.
+        DataError: The runs are of several data sets or splits, of other prepared data, or ranked
+            among other candidates.
+        CheckpointError: A run cannot be read, or was edited since it was written.
     """
+    for run in runs:
+        check_as_written(run)
     evaluations = [read_evaluation(run.evaluation) for run in runs]
     sets = sorted({(row.dataset, row.split) for one in evaluations for row in one.rows})
     if len(sets) > 1:
         raise DataError(f"the runs to compare must share one data set and split; got {sets}")
+    check_same_data(runs)
+    check_same_candidates(runs, [one.rows for one in evaluations])
     owners: dict[tuple[str, int], set[int]] = {}
     lessons: dict[str, set[str]] = {}
     for i, one in enumerate(evaluations):
@@ -119,6 +154,7 @@ def join_runs(runs: Sequence[Run]) -> Joined:
             lessons.setdefault(row.method, set()).add(row.trained_on)
     clashing = {method for (method, _), found in owners.items() if len(found) > 1}
     clashing |= {method for method, found in lessons.items() if len(found) > 1}
+    clashing |= methods_of_several_settings(runs, [one.rows for one in evaluations])
     rows: list[MetricRow] = []
     tables: list[pl.DataFrame] = []
     trajectories: list[pl.DataFrame] = []
@@ -126,8 +162,12 @@ def join_runs(runs: Sequence[Run]) -> Joined:
         renamed = {method: f"{method} ({run.name})" for method in clashing}
         rows += [replace(row, method=renamed.get(row.method, row.method)) for row in one.rows]
         tables.append(one.per_query.with_columns(pl.col("method").replace(renamed)))
+        users = one.per_query.select("query", "user_index").unique("query")
         trajectories += [
-            found.with_columns(pl.col("method").replace(renamed)) for found in _trajectories(run)
+            found.join(users, on="query", how="left").with_columns(
+                pl.col("method").replace(renamed), pl.col("user_index").fill_null(-1)
+            )
+            for found in _trajectories(run)
         ]
     return Joined(
         runs=tuple(runs),
@@ -135,7 +175,8 @@ def join_runs(runs: Sequence[Run]) -> Joined:
         per_query=pl.concat(tables),
         dataset=_find_dataset(runs),
         trajectory=pl.concat(trajectories) if trajectories else None,
-        audits=tuple(row for run in runs for row in _audits(run)),
+        audits=tuple(sorted((row for run in runs for row in _audits(run)), key=_place)),
+        audited_slices=tuple(row for run in runs for row in _audits(run, "slices")),
     )
 
 
@@ -172,7 +213,9 @@ def on_common_queries(joined: Joined) -> Joined:
                 n=num_queries[row.protocol],
             )  # fmt: skip
         rows.append(row)
-    return replace(joined, rows=tuple(rows), per_query=kept)
+    return replace(
+        joined, rows=tuple(rows), per_query=kept, trajectory=_traced_on(common, joined.trajectory)
+    )
 
 
 def values_of(per_query: pl.DataFrame, protocol: str, metric: str) -> Values | None:
@@ -250,12 +293,15 @@ def _find_run(folder: Path) -> tuple[Path, Path, dict[str, Any] | None]:
             return parent, folder, manifest
     for evaluation in (folder, folder / EVALUATION):
         if (evaluation / "per_query.parquet").is_file():
-            is_finished = (folder / "manifest.json").is_file()
-            return folder, evaluation, read_manifest(folder) if is_finished else None
+            return folder, evaluation, read_manifest(folder) if _is_stage(folder) else None
     raise CheckpointError(
         f"a run to compare must hold per_query.parquet; found none in {folder} or "
         f"{folder / EVALUATION}. `reasonrec evaluate` writes it"
     )
+
+
+def _is_stage(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
 
 
 def _find_dataset(runs: Sequence[Run]) -> Dataset | None:
@@ -273,17 +319,24 @@ def _find_dataset(runs: Sequence[Run]) -> Dataset | None:
 
 
 def _trajectories(run: Run) -> list[pl.DataFrame]:
-    """Return what a run traced; a file of one method is named by the folder that it lies in."""
+    """Return what a run traced; a file of one method is named by the folder that it lies in.
+
+    One that does not say its seed has that of the manifest beside it, or else of the run.
+    """
     found = []
     for path in run.trajectories():
         try:
             table = pl.read_parquet(path, glob=False)
             if "method" not in table.columns:
                 table = table.with_columns(method=pl.lit(path.parent.name))
+            if "seed" not in table.columns:
+                beside = _is_stage(path.parent)
+                manifest = read_manifest(path.parent) if beside else run.manifest or {}
+                table = table.with_columns(seed=pl.lit(manifest.get("seed") or 0))
             found.append(
                 table.select(
                     pl.col("method").cast(pl.String),
-                    pl.col("query", "step").cast(pl.Int64),
+                    pl.col("seed", "query", "step").cast(pl.Int64),
                     pl.col("rank").cast(pl.Float64),
                 )
             )
@@ -294,14 +347,30 @@ def _trajectories(run: Run) -> list[pl.DataFrame]:
     return found
 
 
-def _audits(run: Run) -> list[dict[str, Any]]:
-    """Return the audits that a run holds, each with the run's name."""
+def _traced_on(common: pl.DataFrame, trajectory: pl.DataFrame | None) -> pl.DataFrame | None:
+    """Return what was traced of the queries that were ranked over the catalogue by all methods."""
+    word = full_word_in(common["protocol"].unique().to_list())
+    ranked = common.filter(pl.col("protocol") == word)
+    if trajectory is None or ranked.is_empty():  # nothing was ranked so: nothing to be the same as
+        return trajectory
+    kept = trajectory.join(ranked, on="query", how="semi", maintain_order="left")
+    return None if kept.is_empty() else kept
+
+
+def _place(row: dict[str, Any]) -> int:
+    """Return where an audit of its verdict is shown; one without any comes last."""
+    return [*VERDICTS, row.get("verdict")].index(row.get("verdict"))
+
+
+def _audits(run: Run, part: str = "rows") -> list[dict[str, Any]]:
+    """Return the audits that a run holds, or their slices, each with the run's name."""
     found = []
     for path in run.audits():
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-            rows = rows["rows"] if isinstance(rows, dict) else rows
-            found += [{"run": run.name, **row} for row in rows]
+            if not isinstance(rows, dict):  # a list of audits alone
+                rows = {"rows": rows, "slices": []}
+            found += [{"run": run.name, **row} for row in rows[part]]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} must be a list of audits; {error}") from None
     return found

@@ -248,7 +248,8 @@ def _measure_one(
         if config.trajectory and isinstance(recommender, ThinkingRecommender):
             queries = dataset.queries(config.part)
             rows = chosen_queries(queries, None, config.num_queries, config.part)
-            trace_thoughts(recommender, queries, rows).write_parquet(folder / TRAJECTORY)
+            traced = trace_thoughts(recommender, queries, rows, seed=contestant.seed)
+            traced.write_parquet(folder / TRAJECTORY)
             outputs.append(TRAJECTORY)
     write_manifest(
         folder,

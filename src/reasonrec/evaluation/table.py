@@ -172,10 +172,15 @@ def results_markdown(
         name = line.method + (f" ({_seeds(line)})" if line.num_seeds > 1 else "")
         values = (line.tokens, line.latency_ms, line.latency_p95_ms, line.seconds)
         costs = [*map(_number, values), _number(line.users_per_second)]
-        text.append("| " + " | ".join([name, line.trained_on, *cells, *costs]) + " |")
+        text.append("| " + " | ".join([in_table(name), line.trained_on, *cells, *costs]) + " |")
     if "oracle" in [line.method for line in summarise(rows, columns)]:
         text.append("\nPer cent: share of what the oracle reaches.")
     return "\n".join(text) + "\n"
+
+
+def in_table(name: str) -> str:
+    """Return a name for a cell of a Markdown table, where a bar would end the cell."""
+    return name.replace("|", "\\|")
 
 
 def _cell(

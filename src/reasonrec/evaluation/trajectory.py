@@ -12,13 +12,19 @@ from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import ThinkingRecommender
 
 TRAJECTORY = "trajectory.parquet"
-"""Beside an evaluation, where it was traced: ``query``, ``step`` of the thought, ``rank`` of the
-target after it, and ``method`` where the folder holds several."""
+"""Beside an evaluation, where it was traced: ``method``, ``seed``, ``query``, ``step`` of the
+thought, ``rank`` of the target after it. Older ones lack the seed; one of a single method may lack
+its name."""
 
 
 @torch.no_grad()
 def trace_thoughts(
-    recommender: ThinkingRecommender, queries: Queries, rows: np.ndarray, *, batch_size: int = 64
+    recommender: ThinkingRecommender,
+    queries: Queries,
+    rows: np.ndarray,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> pl.DataFrame:
     """Return the target's rank after every beginning of each query's thought.
 
@@ -26,10 +32,11 @@ def trace_thoughts(
 
     Args:
         rows: Which queries, named so in the column ``query``.
+        seed: That the method was trained with; it names the rows.
 
     Returns:
-        ``method``, ``query``, ``step``, ``rank``; a thought of S sentences and look-ups has steps
-        0 .. S.
+        ``method``, ``seed``, ``query``, ``step``, ``rank``; a thought of S sentences and look-ups
+        has steps 0 .. S.
     """
     recommender = replace(recommender, num_samples=1)
     model = recommender.model
@@ -53,6 +60,7 @@ def trace_thoughts(
                 pl.DataFrame(
                     {
                         "method": [recommender.name] * len(there),
+                        "seed": np.full(len(there), seed, np.int64),
                         "query": rows[start + there].astype(np.int64),
                         "step": np.full(len(there), step, np.int64),
                         "rank": rank,

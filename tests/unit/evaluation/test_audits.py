@@ -43,6 +43,7 @@ from reasonrec.evaluation.audits.records import (
 from reasonrec.evaluation.audits.shortcuts import tie_audits
 from reasonrec.evaluation.audits.slices import cutoff, first_seen, slice_rows, slices_of
 from reasonrec.evaluation.audits.stage import find_source, write_audits
+from reasonrec.evaluation.protocol import Evaluation
 
 N = 12
 LEAVE_ONE_OUT = {"split": "leave-one-out"}
@@ -235,18 +236,38 @@ def test_a_target_at_the_time_of_the_last_event_is_tied():
     assert np.flatnonzero(tied_targets(dataclasses.replace(test, timestamp=times))).tolist() == [3]
 
 
-def test_fractional_ranks_betray_ties():
-    per_query = pl.DataFrame(
-        {
-            "method": ["a"] * 4 + ["b"] * 2,
-            "protocol": ["full"] * 6,
-            "rank": [1.0, 2.5, 3.5, float("inf"), 1.0, 2.0],
-        }
+def ranked(method, ranks, num_tied=None):
+    """Return an evaluation of one method over the catalogue, with lists if ties are given."""
+    asked = pl.DataFrame(
+        {"method": method, "seed": 0, "protocol": "full", "query": range(len(ranks)), "rank": ranks}
     )
-    first, second = tie_audits(per_query)
+    empty = Evaluation((), asked)
+    if num_tied is None:
+        return empty
+    lists = asked.drop("protocol").with_columns(num_tied=pl.Series(num_tied))
+    return dataclasses.replace(empty, lists=lists)
+
+
+def test_fractional_ranks_betray_ties():
+    first = ranked("a", [1.0, 2.5, 3.5, float("inf")])
+    (audit,) = tie_audits(first.per_query, first.lists)
     # infinity is a masked target, no tie: 2 of 3
-    assert (first.audit, first.value, first.n) == ("tied-scores-a-full", pytest.approx(2 / 3), 3)
-    assert (second.value, second.verdict) == (0.0, "pass")
+    assert (audit.audit, audit.value, audit.n) == ("tied-scores-a-full", pytest.approx(2 / 3), 3)
+    assert audit.meaning.startswith("At least")
+    second = ranked("b", [1.0, 2.0])
+    (audit,) = tie_audits(second.per_query, second.lists)
+    assert (audit.value, audit.verdict) == (0.0, "pass")
+
+
+def test_ties_are_counted_where_lists_hold_them():
+    # the ranks 1 + 0 + 2 / 2 and 1 + 1 + 4 / 2 are whole though they are middles of ties
+    one = ranked("a", [2.0, 4.0, 2.5, 1.0, float("inf")], [2, 4, 1, 0, 0])
+    candidates = one.per_query.with_columns(protocol=pl.lit("candidates-20"))
+    full, few = tie_audits(pl.concat([one.per_query, candidates]), one.lists)
+    assert (full.audit, full.value, full.n) == ("tied-scores-a-full", 0.75, 4)
+    assert full.meaning.startswith("This share")
+    # lists say nothing of candidates: one fraction in four
+    assert (few.audit, few.value) == ("tied-scores-a-candidates-20", 0.25)
 
 
 # ---- slices ---------------------------------------------------------------------------------

@@ -246,6 +246,22 @@ def test_different_queries_or_data_cannot_be_compared(tmp_path):
         compare_runs([tmp_path], tmp_path / "out4", reference="popularity")
 
 
+def test_a_bar_in_a_folders_name_ends_no_cell(tmp_path):
+    one = evaluate(NextInLine(30), walkers())
+    runs = [run_of(tmp_path / name, one) for name in ("a|b", "c")]
+    compare_runs(runs, tmp_path / "out")
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    found = [line for line in lines if line.startswith(r"| next-in-line (a\|b)")]
+    assert len(found) == 2  # in the results and the parts of the queries; it is what tests are of
+    assert not any("(a|b)" in line for line in lines if line.startswith("|"))
+
+
+def test_a_run_that_is_named_twice_is_refused(tmp_path):
+    run = run_of(tmp_path / "run", evaluate(NextInLine(30), walkers()))
+    with pytest.raises(CheckpointError, match=r"each run must be named once; got twice .*run"):
+        compare_runs([run, tmp_path / "." / "run"], tmp_path / "out")
+
+
 def test_one_method_alone_is_no_failure(tmp_path):
     run = run_of(tmp_path / "run" / "evaluation", evaluate(NextInLine(30), walkers()))
     rows, comparisons = compare_runs([run.parent], tmp_path / "out", reference="next-in-line")
@@ -312,6 +328,6 @@ def test_rankings_under_another_mask_alone_fill_the_usual_columns(tmp_path):
     (line,) = [line for line in table.splitlines() if line.startswith("next-in-line")]
     assert "unmasked" in table and line.split()[1] == "1.000"  # everybody goes to the next item
     assert {"full-mask-none", "candidates-20"} == {row.protocol for row in comparisons}
-    assert {row.reference for row in comparisons} == {"next-in-line"}  # the strongest there
+    assert {row.reference for row in comparisons} == {"popularity"}  # the strongest baseline there
     both = [metric_row("a", 0.2), metric_row("a", 0.3, protocol="full-mask-none")]
     assert usual_columns(both) == COLUMNS  # the default mask is shown where it was measured

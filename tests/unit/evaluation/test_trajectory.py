@@ -47,11 +47,12 @@ def test_an_evaluation_keeps_them_beside_the_method_if_asked(asked, tmp_path):
     dataset, recommender = asked
     config = EvaluateConfig(protocols=("full",), num_timed_users=0, trajectory=True)
     contestants = [
-        Contestant("think", 0, "a", lambda _: recommender),
+        Contestant("think", 5, "a", lambda _: recommender),
         Contestant("silent", 0, "b", lambda _: NoThinkRecommender(recommender.model)),
     ]
     measured, _ = measure(contestants, dataset, tmp_path, config)
     traced = pl.read_parquet(tmp_path / "methods" / "think" / "trajectory.parquet")
     last = traced.group_by("query").agg(pl.col("rank").last()).sort("query")
     assert last["rank"].to_list() == measured.per_query.sort("query")["rank"].to_list()
+    assert traced["seed"].unique().to_list() == [5]
     assert not (tmp_path / "methods" / "silent" / "trajectory.parquet").exists()

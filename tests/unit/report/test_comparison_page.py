@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ from reasonrec.data.prepare import prepare_planted
 from reasonrec.evaluation.audits.records import read_audits
 from reasonrec.evaluation.compare_runs import compare_runs
 from reasonrec.evaluation.comparison import compare
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries
 from reasonrec.evaluation.passport import pass_comparison
 from reasonrec.evaluation.protocol import read_evaluation, write_evaluation
 from reasonrec.evaluation.report import comparison_views as views
@@ -169,7 +170,9 @@ def test_a_thought_that_ended_keeps_its_last_place():
     table = pl.DataFrame(
         {
             "method": ["a"] * 3,
+            "seed": [0] * 3,
             "query": [0, 0, 1],
+            "user_index": [0, 0, 1],
             "step": [0, 1, 0],
             "rank": [4.0, 1.0, 3.0],
         }
@@ -179,6 +182,72 @@ def test_a_thought_that_ended_keeps_its_last_place():
     assert first[3].mean == pytest.approx((1 / np.log2(5) + 1 / np.log2(4)) / 2)
     assert second[3].mean == pytest.approx((1 + 1 / np.log2(4)) / 2)
     assert (first[4], second[4]) == (3.5, 2.0)
+
+
+def test_the_thoughts_of_seeds_are_measured_before_they_are_averaged():
+    # one query; seed 0 goes from 1 to 100 in a step, seed 1 stays at 1 and has no step
+    table = pl.DataFrame(
+        {
+            "method": ["a"] * 3,
+            "seed": [0, 0, 1],
+            "query": [0] * 3,
+            "user_index": [0] * 3,
+            "step": [0, 1, 0],
+            "rank": [1.0, 100.0, 1.0],
+        }
+    )
+    first, second = views.trajectory(table).lines
+    assert (first[2], first[3].mean, first[4]) == (2, 1.0, 1.0)
+    # NDCG of ranks 100 and 1: (0 + 1) / 2, not NDCG at the median rank 50.5; median (1 + 100) / 2
+    assert (second[2], second[3].mean, second[4]) == (1, 0.5, 50.5)
+
+
+def test_the_interval_along_the_thought_is_over_users():
+    # one user has 50 hits, the other 50 misses: a resample has one of them twice half of the time
+    table = pl.DataFrame(
+        {
+            "method": ["a"] * 100,
+            "seed": [0] * 100,
+            "query": list(range(100)),
+            "user_index": [0] * 50 + [1] * 50,
+            "step": [0] * 100,
+            "rank": [1.0] * 50 + [99.0] * 50,
+        }
+    )
+    (line,) = views.trajectory(table).lines
+    assert (line[3].mean, line[3].low, line[3].high) == (0.5, 0.0, 1.0)
+
+
+def test_what_was_traced_keeps_its_seed_and_user(folder, tmp_path):
+    evaluation = read_evaluation(folder / "evaluation")
+    runs = []
+    for seed in (3, 4):
+        run = tmp_path / f"seed-{seed}"
+        rows = tuple(replace(row, seed=seed) for row in evaluation.rows)
+        ranks = evaluation.per_query.with_columns(pl.lit(seed).cast(pl.Int64).alias("seed"))
+        run.mkdir()
+        write_evaluation(run, [replace(evaluation, rows=rows, per_query=ranks)])
+        traced = pl.DataFrame({"query": [7, 7, 8], "step": [0, 1, 0], "rank": [9.0, 2.0, 5.0]})
+        method = run / "methods" / "think-recpo"
+        method.mkdir(parents=True)
+        if seed == 3:
+            traced = traced.with_columns(seed=seed)
+        else:  # an older one: its manifest alone knows the seed
+            write_manifest(
+                method, stage="evaluate-method", inputs={}, config={}, outputs=[], seconds=1.0,
+                seed=seed,
+            )  # fmt: skip
+        traced.write_parquet(method / "trajectory.parquet")
+        runs.append(run)
+    joined = join_runs(find_runs(runs))
+    assert joined.trajectory.select("method", "seed", "query", "user_index", "rank").rows() == [
+        ("think-recpo", seed, query, query, rank)  # in the toy run query n is of user n
+        for seed in (3, 4)
+        for query, rank in ((7, 9.0), (7, 2.0), (8, 5.0))
+    ]
+    few = joined.per_query.filter((pl.col("seed") == 3) | (pl.col("query") != 7))
+    common = on_common_queries(replace(joined, per_query=few))
+    assert common.trajectory["query"].to_list() == [8, 8]
 
 
 def test_what_a_run_does_not_hold_is_left_out_or_said(tmp_path, folder):
@@ -191,6 +260,17 @@ def test_what_a_run_does_not_hold_is_left_out_or_said(tmp_path, folder):
     assert "No thought was traced: <code>reasonrec evaluate" in page
     assert "The prepared data could not be found" in page
     assert "its commands cannot be told" in page
+
+
+def test_a_command_can_be_pasted_whatever_the_folder_is_called(tmp_path, folder):
+    odd = tmp_path / "odd $name"
+    odd.mkdir()
+    write_evaluation(odd, [read_evaluation(folder / "evaluation")])
+    joined = join_runs(find_runs([odd]))
+    compared = compare(joined, "no-think", num_resamples=100)
+    settings = {"reference": "no-think", "columns": [], "num_resamples": 100}
+    page = unescape(render_comparison(compared, pass_comparison(joined.runs, settings, [])))
+    assert f"reasonrec audit '{odd}' --out '{odd}/audits'</code>" in page
 
 
 def test_the_front_joins_what_no_other_method_beats_in_both():
@@ -211,6 +291,11 @@ def test_labels_of_one_place_stand_apart():
     assert all(lower - upper >= 6 for upper, lower in pairwise(tops))
 
 
+def test_what_failed_is_shown_before_what_passed(compared):
+    # the toy run holds a pass, then a warning
+    assert [row["verdict"] for row in compared.joined.audits] == ["warn", "pass"]
+
+
 def test_what_the_audit_command_wrote_is_shown(tmp_path):
     shop, run = tmp_path / "shop", tmp_path / "run"
     prepare_planted(shop, PlantedConfig(size="tiny"), None, 0)
@@ -218,8 +303,16 @@ def test_what_the_audit_command_wrote_is_shown(tmp_path):
     main(["audit", str(run), "--out", str(run / "audits"), "--num-probes", "20"])
     main(["compare", str(run), "--out", str(tmp_path / "compared")])
     page = (tmp_path / "compared" / "report.html").read_text("utf-8")
-    for row in read_audits(run / "audits").rows:
+    audits = read_audits(run / "audits")
+    for row in audits.rows:
         assert f'<th scope="row">{row.audit}</th>' in page
+    (part,) = [
+        row
+        for row in audits.slices
+        if (row.slice, row.method, row.metric) == ("known users", "item-knn", "ndcg@10")
+    ]
+    assert f'<th scope="col">known users<br><span class="soft">{part.n} queries</span></th>' in page
+    assert f"<td>{part.value:.4f}<small>{part.ci_low:.4f}–{part.ci_high:.4f}</small></td>" in page
     assert "is not audited" not in page
     assert 'id="trajectory"' not in page  # nothing here thinks
     first = json.loads((run / "metrics.json").read_text())

@@ -162,6 +162,26 @@ def test_the_strongest_simple_method_is_neither_ours_nor_the_oracle(run):
     assert views.best_simple([row for row in run.metrics if row.method == "oracle"]) is None
 
 
+def test_a_sample_of_the_queries_is_said_to_be_one(run, html):
+    assert "<dt>test queries, split leave-one-out</dt><dd>300</dd>" in html
+    few = [replace(row, n=min(row.n, 120)) for row in run.metrics]
+    page = render_report(replace(run, metrics=tuple(few)))
+    assert "<dt>test queries measured, of 300, split leave-one-out</dt><dd>120</dd>" in page
+
+
+def test_only_a_baseline_that_is_fitted_in_a_moment_is_simple(run):
+    others = ("oracle-of-training", "evidence-no-think", "evidence-in-prompt", "think-recpo/gated",
+              "untuned/title", "sasrec", "my-own", "think-recpo (demo-1)")  # fmt: skip
+    rows = [replace(row, method=name) for name in others for row in run.metrics
+            if row.method == "oracle"]  # fmt: skip
+    assert views.best_simple([*run.metrics, *rows]) == "follow-counter"
+    assert views.best_simple(rows) is None
+    # of what is left, the strongest but for oracles; two runs' baselines still are baselines
+    assert views.best_method(rows) == "evidence-no-think"
+    clashing = [replace(row, method=f"{row.method} (demo)") for row in run.metrics]
+    assert views.best_simple(clashing) == "follow-counter (demo)"
+
+
 def test_a_thinking_model_is_compared_with_its_own_silence(run):
     silent = run.per_query.filter(pl.col("method") == "no-think")
     silent = silent.with_columns(method=pl.lit("think-recpo/silent"))
@@ -190,6 +210,22 @@ def test_the_breakdown_adds_up_to_the_mean(run):
                 if (r.method, r.protocol, r.metric) == (method, "full", "ndcg@10")
             )  # fmt: skip
             assert mean == pytest.approx(row.value)
+
+
+def test_intervals_are_over_users_and_unknown_users_are_all_different(run):
+    def widths(user_index):
+        table = run.per_query.with_columns(user_index=user_index.cast(pl.Int32))
+        other = replace(run, per_query=table)
+        mark, test = (
+            views.breakdown(other, "history").bands[0].marks[0],
+            views.versus(other)[0].test,
+        )
+        return mark.high - mark.low, test.high - test.low
+
+    band, paired = widths(pl.lit(4))  # all queries of one person: no other sample of people
+    assert band == pytest.approx(0, abs=1e-12) and paired == pytest.approx(0, abs=1e-12)
+    unknown, known = widths(pl.lit(-1)), widths(pl.col("user_index"))
+    assert unknown == pytest.approx(known, rel=0.2)  # drawn in another order
 
 
 def test_thought_examples_are_the_largest_moves(run):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Verdict = Literal["pass", "warn", "fail"]
+VERDICTS: tuple[Verdict, ...] = ("fail", "warn", "pass")
+"""In the order in which they are shown."""
 _STYLES: dict[Verdict, str] = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -131,8 +133,7 @@ def audit_rows(audits: Audits) -> list[dict[str, Any]]:
 
 def in_order(rows: Sequence[Audit]) -> list[Audit]:
     """Return audits as they are shown: what failed first, then what warns."""
-    order = ("fail", "warn", "pass")
-    return sorted(rows, key=lambda row: order.index(row.verdict))
+    return sorted(rows, key=lambda row: VERDICTS.index(row.verdict))
 
 
 def audits_table(audits: Audits) -> "Table":

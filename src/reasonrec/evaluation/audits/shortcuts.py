@@ -6,7 +6,7 @@ import polars as pl
 from reasonrec.baselines.popularity import Popularity
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.audits.records import Audit, judged
-from reasonrec.evaluation.protocol import evaluate
+from reasonrec.evaluation.protocol import evaluate, full_word_in
 from reasonrec.graph.audit import area_under_curve, draw_negatives, touched_keys
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.config import NEGATIVES
@@ -68,22 +68,36 @@ def chain_audits(dataset: Dataset, rows: np.ndarray, *, seed: int) -> list[Audit
     return found
 
 
-def tie_audits(per_query: pl.DataFrame) -> list[Audit]:
+def tie_audits(per_query: pl.DataFrame, lists: pl.DataFrame) -> list[Audit]:
     """Return the share of tied ranks of every method of an evaluation.
 
-    A rank is 1 + higher + half of the ties, so only an odd number of ties leaves a fraction: the
-    share is a lower bound.
+    Lists count the ties of rankings of the whole catalogue. Elsewhere the rank alone tells: it is
+    1 + higher + half of the ties, so only an odd number of them leaves a fraction, and the share is
+    a lower bound.
+
+    Args:
+        per_query, lists: As in ``Evaluation``; an older one kept no lists.
     """
-    ranks = per_query.filter(pl.col("rank").is_finite())
-    fractions = ranks.group_by("method", "protocol", maintain_order=True).agg(
-        (pl.col("rank") % 1 != 0).mean().alias("share"), pl.len().alias("n")
+    word = full_word_in(per_query["protocol"].unique().to_list())
+    counted = lists.select("method", "seed", "query", "num_tied", protocol=pl.lit(word))
+    ranks = per_query.filter(pl.col("rank").is_finite()).join(
+        counted, on=["method", "seed", "query", "protocol"], how="left", maintain_order="left"
+    )
+    shares = ranks.group_by("method", "protocol", maintain_order=True).agg(
+        pl.col("num_tied").is_not_null().all().alias("is_counted"),
+        (pl.col("num_tied") > 0).mean().alias("counted"),
+        (pl.col("rank") % 1 != 0).mean().alias("fractions"),
+        pl.len().alias("n"),
     )
     return [
         judged(
-            f"tied-scores-{row['method']}-{row['protocol']}", float(row["share"]),
-            "At least this share of the ranks comes from a tie of an odd number of items with the "
-            "target.",
+            f"tied-scores-{row['method']}-{row['protocol']}",
+            float(row["counted" if row["is_counted"] else "fractions"]),
+            "This share of the targets scores as another item does, so that their rank is a middle."
+            if row["is_counted"]
+            else "At least this share of the ranks comes from a tie of an odd number of items with "
+            "the target.",
             n=int(row["n"]), warn_above=0.05,
         )
-        for row in fractions.iter_rows(named=True)
+        for row in shares.iter_rows(named=True)
     ]  # fmt: skip

@@ -115,9 +115,10 @@ def audit(
     ]
     results = []
     if evaluated is not None:
-        per_query = read_evaluation(evaluated).per_query
+        measured = read_evaluation(evaluated)
+        per_query = measured.per_query
         _check_is_test(per_query["query"].to_numpy(), per_query["target"].to_numpy(), dataset)
-        found += tie_audits(per_query)
+        found += tie_audits(per_query, measured.lists)
         results = slice_rows(per_query, slices)
     return Audits(dataset.name, dataset.split, tuple(found), tuple(results))
 

@@ -54,6 +54,7 @@ def render_comparison(compared: Compared, passport: Passport) -> str:
         points=cost_chart(cost_points(methods, column)),
         thinks=any(line.tokens for line in methods),
         trajectory=None if joined.trajectory is None else views.trajectory(joined.trajectory),
+        parts=views.audited_parts(joined.audited_slices),
         passport=passport,
         settings=[(run.name, flattened(run.config)) for run in passport.runs],
         colour=colours_of([line.method for line in methods]),

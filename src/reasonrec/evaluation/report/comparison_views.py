@@ -1,15 +1,16 @@
 """From a comparison to what each part of its page says: numbers and positions, no markup."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.evaluation.comparison import Compared, Comparison
 from reasonrec.evaluation.report.scales import Scale, nice_scale
-from reasonrec.evaluation.report.views import Band, Forest, Mark, Panel
-from reasonrec.evaluation.significance import Interval, bootstrap_intervals
+from reasonrec.evaluation.report.views import CHOSEN, Band, Forest, Mark, Panel
+from reasonrec.evaluation.significance import Interval, bootstrap_intervals, resampling_users
 from reasonrec.evaluation.table import MethodLine, metric_title, protocol_title, summarise
 from reasonrec.metrics import ndcg
 from reasonrec.rng import stream
@@ -71,7 +72,18 @@ class Trajectory:
 
     panels: tuple[Panel, ...]
     lines: tuple[tuple[str, int, int, Interval, float], ...]
-    """(method, step, queries still thinking, NDCG@10, median rank)."""
+    """(method, step, thoughts that go on so long, NDCG@10, median rank)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the audit of one run measured on parts of the queries."""
+
+    run: str
+    slices: tuple[tuple[str, int], ...]
+    """(label, queries)."""
+    lines: tuple[tuple[str, tuple[Interval | None, ...]], ...]
+    """(method, its mean on each slice)."""
 
 
 def result_lines(compared: Compared, columns: Sequence[tuple[str, str]]) -> list[ResultLine]:
@@ -149,21 +161,29 @@ def means_forest(lines: Sequence[ResultLine], column: int) -> Forest | None:
 def trajectory(table: pl.DataFrame) -> Trajectory:
     """Return NDCG@10 and the median rank after each step of the thought.
 
-    A thought that has ended keeps its last rank: every step is over all queries, so that short
-    thoughts leaving cannot look like progress.
+    A thought that has ended keeps its last rank: every step is over all queries and seeds, so that
+    short thoughts leaving cannot look like progress. NDCG is of each thought, averaged over a
+    query's seeds and then over queries, with an interval over users; the median is over thoughts.
+
+    Args:
+        table: As ``Joined.trajectory``.
     """
     lines: list[tuple[str, int, int, Interval, float]] = []
     curves: list[tuple[str, tuple[float, ...], tuple[float, ...], tuple[float, ...]]] = []
     for (method,), group in table.group_by(["method"], maintain_order=True):
         steps = sorted(group["step"].unique().to_list())
-        means = group.group_by("query", "step").agg(pl.col("rank").median())
-        wide = means.pivot(on="step", index="query", values="rank").sort("query")
-        ranks = wide.select([str(step) for step in steps])
-        still = [int(ranks[str(step)].is_not_null().sum()) for step in steps]
-        kept = ranks.transpose().select(pl.all().forward_fill().backward_fill()).transpose()
-        rank = kept.to_numpy()  # (Q, steps)
-        values = np.stack([ndcg(rank[:, i], 10) for i in range(len(steps))], axis=1)
-        intervals = bootstrap_intervals(values, rng=stream(0, "trajectory"))
+        wide = group.pivot(on="step", index=["seed", "query", "user_index"], values="rank")
+        rank = wide.select([str(step) for step in steps]).to_numpy()  # (thoughts, steps)
+        still = np.count_nonzero(~np.isnan(rank), axis=0).tolist()
+        rank = _carried(rank)
+        values = [pl.Series(str(i), ndcg(rank[:, i], 10)) for i in range(len(steps))]
+        each = wide.select("query", "user_index", *values).group_by("query", "user_index").mean()
+        each = each.sort("query")
+        intervals = bootstrap_intervals(
+            each.drop("query", "user_index").to_numpy(),
+            rng=stream(0, "trajectory"),
+            users=resampling_users(each["user_index"].to_numpy()),
+        )
         medians = np.median(rank, axis=0)
         lines += [
             (str(method), step, count, interval, float(median))
@@ -178,6 +198,35 @@ def trajectory(table: pl.DataFrame) -> Trajectory:
         ),
         tuple(lines),
     )
+
+
+def audited_parts(rows: Sequence[Mapping[str, Any]]) -> tuple[Parts, ...]:
+    """Return what each run's audit measured on parts of the queries, in ``CHOSEN``.
+
+    Args:
+        rows: As ``Joined.audited_slices``.
+    """
+    found = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == run and row["metric"] == CHOSEN]
+        cells = {(row["method"], row["seed"], row["slice"]): row for row in own}
+        sizes = {row["slice"]: row["n"] for row in own}
+        measured = list(dict.fromkeys((row["method"], row["seed"]) for row in own))
+        names = [method for method, _ in measured]
+        lines = tuple(
+            (
+                f"{method}, seed {seed}" if names.count(method) > 1 else method,
+                tuple(
+                    Interval(row["value"], row["ci_low"], row["ci_high"])
+                    if (row := cells.get((method, seed, label)))
+                    else None
+                    for label in sizes
+                ),
+            )
+            for method, seed in measured
+        )
+        found.append(Parts(run, tuple(sizes.items()), lines))
+    return tuple(found)
 
 
 def headline(compared: Compared) -> tuple[str, str, list[str], list[str], list[str]] | None:
@@ -213,6 +262,13 @@ def _kind(test: Comparison) -> str:
     if test.p_holm >= SIGNIFICANT:
         return ALIKE
     return BETTER if test.difference > 0 else WORSE
+
+
+def _carried(rank: np.ndarray) -> np.ndarray:
+    """Return each row with its last rank, or before all of them its first, in place of NaN."""
+    exists = ~np.isnan(rank)
+    last = np.where(exists, np.arange(rank.shape[1]), exists.argmax(axis=1)[:, None])
+    return np.take_along_axis(rank, np.maximum.accumulate(last, axis=1), axis=1)
 
 
 def _panel(title: str, curves: list[tuple[str, tuple[float, ...], tuple[float, ...]]]) -> Panel:

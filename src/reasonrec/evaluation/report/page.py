@@ -7,6 +7,7 @@ its policy lets no script run but its own.
 import base64
 import hashlib
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -49,7 +50,7 @@ def render(template: str, scripts: Sequence[str], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": _score, "number": _number, "place": _place, "tick": _tick}
-    environment.filters["signed"] = _signed
+    environment.filters |= {"signed": _signed, "quoted": _quoted}
     environment.filters |= {"short": shorten, "widest": _widest}
     environment.filters |= {"metric_title": metric_title, "protocol_title": protocol_title}
     environment.globals["zip"] = zip
@@ -147,6 +148,11 @@ def _score(value: float) -> str:
 def _signed(value: float) -> str:
     """Return a difference with its sign; the minus is as wide as the plus."""
     return f"{value:+.4f}".replace("-", "−")
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a shell reads it."""
+    return shlex.quote(str(path))
 
 
 def _number(value: float | None) -> str:

@@ -39,6 +39,8 @@ def render_report(run: RunRecords) -> str:
         run=run,
         dataset=run.dataset,
         statistics=run.dataset.statistics,
+        part=views.part_of(run.metrics),
+        num_measured=views.num_measured(run.metrics),
         lines=lines,
         columns=columns,
         column=column,

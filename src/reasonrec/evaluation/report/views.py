@@ -1,19 +1,26 @@
 """From a run's records to what each section says: numbers, sentences and positions, no markup."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from reasonrec.baselines.floor import BASELINES
 from reasonrec.data.dataset import Part
+from reasonrec.data.planted.oracle import ORACLES
 from reasonrec.data.validation import count_reasons
 from reasonrec.evaluation.commands import PLANTED, demo_command
-from reasonrec.evaluation.protocol import MetricRow, full_ranks, full_word_in
+from reasonrec.evaluation.protocol import COST, MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
-from reasonrec.evaluation.significance import PairedTest, bootstrap_intervals, paired_test
+from reasonrec.evaluation.significance import (
+    PairedTest,
+    bootstrap_intervals,
+    paired_test,
+    resampling_users,
+)
 from reasonrec.evaluation.slices import thirds
 from reasonrec.evaluation.table import MethodLine, summarise
 from reasonrec.metrics import ndcg
@@ -42,6 +49,8 @@ CURVES = {
 }
 """Logged quantities that are always drawn; others follow, up to ``MAX_CURVES``."""
 MAX_CURVES = 9
+_ASKED = ("query", "user_index", "target", "history_length")
+"""Columns that say what was asked, before those of methods."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +161,25 @@ def versus(run: RunRecords) -> list[Versus]:
 
 
 def best_simple(metrics: Sequence[MetricRow]) -> str | None:
-    """Return the method with the highest NDCG@10 that is neither ours nor the oracle."""
+    """Return the baseline with the highest NDCG@10 among those that are fitted in a moment.
+
+    A network, of ours or of others, an oracle and a method of the user's own are none of them.
+    """
+    return _strongest(metrics, BASELINES.__contains__)
+
+
+def best_method(metrics: Sequence[MetricRow]) -> str | None:
+    """Return the method with the highest NDCG@10; an oracle does not compete."""
+    return _strongest(metrics, lambda name: name not in ORACLES)
+
+
+def _strongest(metrics: Sequence[MetricRow], is_meant: Callable[[str], bool]) -> str | None:
+    """Return the method of highest NDCG@10 whose name, without that of its run, is meant."""
     values: dict[str, list[float]] = {}
     chosen = (full_word_in({row.protocol for row in metrics}), CHOSEN)
     for row in metrics:
-        if (row.protocol, row.metric) == chosen and row.method.removesuffix(SILENT) not in (
-            *OURS,
-            "oracle",
-        ):
+        name, _, _ = row.method.partition(" (")  # methods that clash carry their run's name
+        if (row.protocol, row.metric) == chosen and is_meant(name):
             values.setdefault(row.method, []).append(row.value)
     return max(values, key=lambda method: float(np.mean(values[method])), default=None)
 
@@ -186,7 +206,7 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
     if run.per_query is None:
         return None
     wide = _wide(run.per_query, [REFERENCE, *reversed(THINKERS)])
-    if wide is None or len(wide.columns) < 4:  # query, target, history_length and two methods
+    if wide is None or len(wide.columns) < len(_ASKED) + 2:  # two methods
         return None
     methods = [name for name in wide.columns if name in OURS]
     if by == "history":
@@ -195,10 +215,13 @@ def breakdown(run: RunRecords, by: str) -> Forest | None:
         counts = np.bincount(run.dataset.train.item_index, minlength=run.dataset.num_items)
         measure, unit = counts[wide["target"].to_numpy()], "training events"
     values = wide.select(methods).to_numpy()
+    users = resampling_users(wide["user_index"].to_numpy())
     bands = []
     for low, high in thirds(measure):
         inside = (measure >= low) & (measure <= high)
-        intervals = bootstrap_intervals(values[inside], rng=stream(0, "report"), num_resamples=500)
+        intervals = bootstrap_intervals(
+            values[inside], rng=stream(0, "report"), users=users[inside], num_resamples=500
+        )
         bands.append(
             Band(
                 f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}",
@@ -265,6 +288,11 @@ def moved(run: RunRecords) -> tuple[tuple[Moved, ...], tuple[Moved, ...]]:
 def part_of(metrics: Sequence[MetricRow]) -> Part:
     """Return which queries were measured."""
     return "valid" if metrics and metrics[0].split.endswith("/valid") else "test"
+
+
+def num_measured(metrics: Sequence[MetricRow]) -> int | None:
+    """Return how many queries were ranked, at most by any method; None where nothing was."""
+    return max((row.n for row in metrics if row.protocol != COST), default=None)
 
 
 def history_bars(run: RunRecords, *, num_bars: int = 16) -> tuple[Bar, ...]:
@@ -336,7 +364,7 @@ def _versus(per_query: pl.DataFrame, method: str, reference: str) -> Versus | No
         values,
         reference_values,
         rng=stream(0, "report"),
-        users=both["user_index"].to_numpy(),
+        users=resampling_users(both["user_index"].to_numpy()),
         num_resamples=2000,
     )
     verdict = "does not measurably change"
@@ -354,12 +382,12 @@ def _wide(per_query: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame | Non
     full = full.with_columns(value=pl.Series(ndcg(full["rank"].to_numpy(), 10)))
     wide = full.pivot(
         on="method",
-        index=["query", "target", "history_length"],
+        index=_ASKED,
         values="value",
         aggregate_function="mean",
     ).drop_nulls()
     order = [method for method in methods if method in wide.columns]
-    return wide.select("query", "target", "history_length", *order).sort("query")
+    return wide.select(*_ASKED, *order).sort("query")
 
 
 def _scale_of(marks: Sequence[Mark]) -> Scale:
