@@ -200,7 +200,7 @@ def write_page(found: list[tuple[str, Said]], sections: list[str]) -> None:
         f"all test queries or a fixed sample of {NUM_QUERIES:,}, of blends whose weights are found "
         "on validation. *Without chains* they, and their support, are taken out of prompt and "
         "blend, weights kept. Means over seeds; tests are paired over queries; the sets together "
-        "as in [r2rec.md](r2rec.md).",
+        "as in [r2rec.md](r2rec.md), but that signs of queries are flipped, not of users.",
         "",
         "*Held* experts count at least as much as where the first stage, EASE and iALS are silent.",
         "",

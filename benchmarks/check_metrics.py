@@ -10,7 +10,7 @@ numbers of `metrics.json`, up to 1e-9.
 Ties. The library breaks a tie at the target by the name of the item; our rank is the middle of the
 places that are tied for. A query whose target ties with others is therefore measured by our rule,
 here, from the scores of the list and the stored number of ties, and counted. Ties among other items
-move nothing. Evaluations from before lists were kept are counted, too, and not measured.
+move nothing. Methods whose lists were not kept are counted, too, and not measured.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reasonrec.evaluation.protocol import LISTS, NUM_LISTED, read_evaluation
+from reasonrec.evaluation.protocol import NUM_LISTED, read_evaluation
 from reasonrec.metrics import CUTOFFS, hit, ndcg
 
 TOLERANCE = 1e-9
@@ -37,12 +37,17 @@ def main(folders: Sequence[Path], out: Path | None = None) -> int:
         out: Where the same is written as JSON.
     """
     found: list[dict[str, Any]] = []
-    num_without = 0
+    without: list[str] = []
     for folder in evaluations(folders):
-        if not (folder / LISTS).is_file():
-            num_without += 1
-            continue
-        found += check(folder)
+        checked = check(folder)
+        listed = {(one["method"], one["seed"]) for one in checked}
+        measured = dict.fromkeys(
+            (row.method, row.seed)
+            for row in read_evaluation(folder).rows
+            if row.protocol.startswith("full")
+        )
+        without += [f"{name} (seed {seed})  {folder}" for name, seed in measured.keys() - listed]
+        found += checked
     for one in found:
         print(
             f"{one['largest_difference']:.1e}  {one['num_queries']:>7,} queries  "
@@ -51,10 +56,10 @@ def main(folders: Sequence[Path], out: Path | None = None) -> int:
     wrong = [one for one in found if not one["largest_difference"] <= TOLERANCE]
     print(
         f"{len(found)} methods measured again, {len(wrong)} differ by more than {TOLERANCE:g}; "
-        f"{num_without} evaluations hold no lists"
+        f"of {len(without)} there are no lists"
     )
     if out is not None:
-        content = {"tolerance": TOLERANCE, "without_lists": num_without, "methods": found}
+        content = {"tolerance": TOLERANCE, "without_lists": sorted(without), "methods": found}
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return int(bool(wrong) or not found)
 

@@ -58,6 +58,7 @@ def main() -> None:
     asked = parser.parse_args()
     sections: list[str] = []
     of_sets: list[tuple[str, dict[str, np.ndarray]]] = []
+    users: dict[str, np.ndarray] = {}
     for name in PREPARE:
         ours = [
             run / "evaluation" / "methods" / method
@@ -68,10 +69,10 @@ def main() -> None:
         floor = finished(asked.floor.glob(f"{name}/test-[0-9]"))
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
-            text, each = section(name, [*floor, *peers, *ours])
+            text, users[name], each = section(name, [*floor, *peers, *ours])
             sections.append(text)
             of_sets.append((name, each))
-    rows = [over_all(of_sets, *pair) for pair in OVER_ALL]
+    rows = [over_all(of_sets, *pair, users=users) for pair in OVER_ALL]
     page = ROOT / "docs" / "results" / "comparison.md"
     page.write_text(HEAD + "\n".join([*rows, "", *sections]), encoding="utf-8")
 
@@ -80,9 +81,9 @@ def finished(folders: Sequence[Path]) -> list[Path]:
     return [folder for folder in sorted(folders) if (folder / "manifest.json").exists()]
 
 
-def section(name: str, folders: Sequence[Path]) -> tuple[str, dict[str, np.ndarray]]:
-    """Return the table of one set with the tests of our best model against every baseline, and
-    NDCG@10 of each method on each query."""
+def section(name: str, folders: Sequence[Path]) -> tuple[str, np.ndarray, dict[str, np.ndarray]]:
+    """Return the table of one set with the tests of our best model against every baseline, whose
+    query each is, and NDCG@10 of each method on each query."""
     joined = on_common_queries(join_runs(find_runs(folders)))
     values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
     seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
@@ -115,7 +116,7 @@ def section(name: str, folders: Sequence[Path]) -> tuple[str, dict[str, np.ndarr
     assert judged is not None
     each = dict(zip(judged.methods, judged.table.T, strict=True))
     strongest = max(each.keys() - {*OURS}, key=lambda method: each[method].mean())
-    return "\n".join(text) + "\n", {**each, STRONGEST: each[strongest]}
+    return "\n".join(text) + "\n", judged.users, {**each, STRONGEST: each[strongest]}
 
 
 def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list[str]:

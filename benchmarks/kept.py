@@ -30,7 +30,9 @@ from reasonrec.evaluation.protocol import Evaluation, MetricRow, read_rows, writ
 from reasonrec.manifest import read_manifest
 
 KEPT = ROOT / "docs" / "results" / "kept"
-TEXTS = ("manifest.json", "metrics.json", "trials.jsonl", "best.toml", "peer.json")
+TEXTS = (
+    "manifest.json", "metrics.json", "trials.jsonl", "best.toml", "peer.json", "passport.json",
+)  # fmt: skip
 """What is kept as it is, wherever it lies in a run."""
 DATA = "data.json"
 """The name of the data, and the fingerprint of each of its tables."""
@@ -142,16 +144,22 @@ def unpack(path: Path, run: Path, runs: Path) -> None:
         asked = dataset.queries(told["config"].get("part", "test"))
         per_query = queries_of(pl.read_parquet(content), asked)
         write_evaluation(evaluation, [Evaluation(tuple(rows), per_query)])
-        for method in sorted((evaluation / "methods").glob("*/")):
-            write_method(method, rows, per_query)
+        if (evaluation / "methods").is_dir():
+            # named by labels, which methods need not be: both are in the order of measuring
+            measured = dict.fromkeys((row.method, row.seed) for row in rows)
+            for label, one in zip(told["config"]["methods"], measured, strict=True):
+                write_method(evaluation / "methods" / label, one, rows, per_query)
     write(run / "manifest.json", laid_out(files[Path("manifest.json")], dataset))
     say(f"unpacked {run}")
 
 
-def write_method(folder: Path, rows: Sequence[MetricRow], per_query: pl.DataFrame) -> None:
-    """Write the part of an evaluation that is of one method."""
-    own = tuple(row for row in rows if row.method == folder.name)
-    write_evaluation(folder, [Evaluation(own, per_query.filter(pl.col("method") == folder.name))])
+def write_method(
+    folder: Path, measured: tuple[str, int], rows: Sequence[MetricRow], per_query: pl.DataFrame
+) -> None:
+    """Write the part of an evaluation that is of one method and seed."""
+    own = tuple(row for row in rows if (row.method, row.seed) == measured)
+    of_method = (pl.col("method") == measured[0]) & (pl.col("seed") == measured[1])
+    write_evaluation(folder, [Evaluation(own, per_query.filter(of_method))])
 
 
 def laid_out(manifest: bytes, dataset: Dataset) -> bytes:
@@ -159,6 +167,7 @@ def laid_out(manifest: bytes, dataset: Dataset) -> bytes:
     told = json.loads(manifest)
     if "data" in told["inputs"]:
         told["inputs"]["data"] = dataset.fingerprint
+        told["data_folder"] = str(dataset.folder.resolve())
     return json.dumps(told | {"outputs": {}}, indent=2).encode()
 
 

@@ -8,7 +8,10 @@ from reasonrec.evaluation.significance import paired_test
 
 
 def over_all(
-    found: Sequence[tuple[str, Mapping[str, np.ndarray]]], method: str, reference: str
+    found: Sequence[tuple[str, Mapping[str, np.ndarray]]],
+    method: str,
+    reference: str,
+    users: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Return the row of one pair, compared on the queries of all sets that have both.
 
@@ -17,6 +20,8 @@ def over_all(
     Args:
         found: Name of each set, and of each method there the metric of each query, (Q,), a mean
             over seeds.
+        users: Of each set, whose query each is, (Q,): their signs are flipped, and they are drawn
+            again. Else every query is somebody's own.
     """
     both = [
         (name, hits[method], hits[reference])
@@ -31,7 +36,11 @@ def over_all(
         for _, one, other in both
     ]
     values = np.concatenate(weighed)
-    test = paired_test(values, np.zeros(len(values)), rng=np.random.default_rng(0))
+    of_sets = None
+    if users is not None:  # the same number in two sets is two people
+        firsts = np.cumsum([0, *(users[name].max() + 1 for name, _, _ in both)])
+        of_sets = np.concatenate([users[name] + first for (name, _, _), first in zip(both, firsts)])
+    test = paired_test(values, np.zeros(len(values)), rng=np.random.default_rng(0), users=of_sets)
     each = ", ".join(f"{name} {one.mean() / other.mean() - 1:+.1%}" for name, one, other in both)
     return (
         f"| `{method}` | `{reference}` | {each} | {test.difference:+.1%} | {test.low:+.1%} to "

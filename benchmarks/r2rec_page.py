@@ -80,10 +80,11 @@ def write_page(runs: Path, beside: Sequence[Path] = ()) -> None:
     """
     sections: list[str] = []
     found: list[tuple[str, dict[str, np.ndarray]]] = []
+    users: dict[str, np.ndarray] = {}
     for name in PREPARE:
         folder = runs / name
         if (folder / "floor" / "manifest.json").exists():
-            section, hits = set_section(name, folder, beside)
+            section, users[name], hits = set_section(name, folder, beside)
             sections.append(section)
             found.append((name, hits))
     head = HEAD.format(budget=BUDGET, evidence=EVIDENCE, since=SINCE)
@@ -96,7 +97,7 @@ def write_page(runs: Path, beside: Sequence[Path] = ()) -> None:
             "",
             "| HR@1 of | against | each set | on average | 95 % interval | p |",
             "| --- | --- | --- | --: | --: | --: |",
-            *(over_all(found, *pair) for pair in OVER_ALL),
+            *(over_all(found, *pair, users=users) for pair in OVER_ALL),
             "",
         ]
     )
@@ -106,8 +107,8 @@ def write_page(runs: Path, beside: Sequence[Path] = ()) -> None:
 
 def set_section(
     name: str, folder: Path, beside: Sequence[Path]
-) -> tuple[str, dict[str, np.ndarray]]:
-    """Return the section of one set, and HR@1 of its methods on each query."""
+) -> tuple[str, np.ndarray, dict[str, np.ndarray]]:
+    """Return the section of one set, whose query each is, and HR@1 of its methods on each."""
     done = sorted(folder.glob("seed-*/measured/*/manifest.json"))
     runs = [folder / "floor", *(path.parent for path in done)]
     others = [
@@ -162,7 +163,7 @@ def set_section(
     each = values_of(joined.per_query, *COLUMNS[0])
     assert each is not None
     values = dict(zip(each.methods, each.table.T, strict=True))
-    return "\n".join(text) + "\n", {**values, "best baseline": values[best]}
+    return "\n".join(text) + "\n", each.users, {**values, "best baseline": values[best]}
 
 
 def with_others(joined: Joined, folders: Sequence[Path]) -> tuple[Joined, list[str]]:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 from benchmarks.check_metrics import check, main, measure_again
 
@@ -59,14 +60,26 @@ def test_a_number_that_is_not_of_the_lists_is_found(runs, tmp_path, capsys):
     assert [(one["method"], one["worst_metric"]) for one in wrong] == [("item-knn", "ndcg@10")]
 
 
-def test_evaluations_without_lists_are_counted_and_nothing_at_all_is_no_success(
-    runs, tmp_path, capsys
+@pytest.mark.parametrize("left", ["no file", "no row", "one method"])
+def test_methods_without_lists_are_counted_and_nothing_at_all_is_no_success(
+    runs, tmp_path, capsys, left
 ):
     shutil.copytree(runs / "one", tmp_path / "run")
-    (tmp_path / "run" / "lists.parquet").unlink()
-    assert main([tmp_path]) == 1
-    assert "0 methods measured again" in capsys.readouterr().out
-    assert read_evaluation(tmp_path / "run").lists.height == 0
+    path = tmp_path / "run" / "lists.parquet"
+    lists = pl.read_parquet(path)
+    names = lists["method"].unique().to_list()
+    if left == "no file":
+        path.unlink()
+    else:
+        kept = names[:1] if left == "one method" else []
+        lists.filter(pl.col("method").is_in(kept)).write_parquet(path)
+    assert main([tmp_path], tmp_path / "said.json") == int(left != "one method")
+    num_left = int(left == "one method")
+    said = capsys.readouterr().out
+    assert f"{num_left} methods measured again" in said
+    assert f"of {len(names) - num_left} there are no lists" in said
+    without = json.loads((tmp_path / "said.json").read_text())["without_lists"]
+    assert all(names[0] not in one for one in without) == bool(num_left)
 
 
 class Levels:
