@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from running import ROOT, merged, reasonrec, say, source, write_sections
+from running import ROOT, merged, processors, reasonrec, say, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.config import read_toml
@@ -25,7 +25,6 @@ from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.joined import find_runs, join_runs
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.table import MethodLine, short, summarise
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig, Stage
@@ -257,7 +256,7 @@ def set_section(name: str, folder: Path) -> str:
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
-        f"queries; commit {', '.join(commits)}; {describe_machine(ROOT).cpu}.",
+        f"queries; commit {', '.join(commits)}; {processors(runs)}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",

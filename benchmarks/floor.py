@@ -15,13 +15,12 @@ import json
 from pathlib import Path
 
 import polars as pl
-from running import ROOT, reasonrec, write_sections
+from running import ROOT, processors, reasonrec, write_sections
 
 from reasonrec.baselines.floor import BASELINES
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
 from reasonrec.evaluation.tuning import Trial, read_trials
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
 SEARCHES = ROOT / "docs" / "results" / "searches"
@@ -125,14 +124,14 @@ def write_set(name: str, folder: Path) -> str:
     trials = read_trials(folder / "tune" / "trials.jsonl")
     store_trials("floor", name, trials)
     config = manifest["config"]
-    machine = describe_machine(ROOT)
+    cpus = processors(folder / f"test-{seed}" for seed in SEEDS)
     lines = [
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {rows[0].split}, {rows[0].n:,} "
         f"test queries, {statistics['catalogue']['items']:,} items. `reasonrec tune`: budget "
         f"{config['budget']}, {config['metric']} on validation, seed {manifest['seed']}; commit "
-        f"{str(manifest['commit'])[:10]}; {machine.cpu}, one thread beside other work, so seconds "
+        f"{str(manifest['commit'])[:10]}; {cpus}, one thread beside other work, so seconds "
         "say an order of magnitude.",
         "",
         "| " + " | ".join(HEADINGS) + " |",

@@ -13,11 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from running import ROOT, reasonrec, write_sections
+from running import ROOT, processors, reasonrec, write_sections
 
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
 PREPARE = {"office-2018": ["--split", "given"], "ml-100k": []}
@@ -139,13 +138,12 @@ def write_set(name: str, folder: Path) -> str:
             for manifest in manifests
         }
     )
-    machine = describe_machine(ROOT)
     lines = [
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {rows[0].split}, {rows[0].n:,} "
-        f"test queries. Trained at commit {', '.join(commits)}; {machine.cpu}, one thread beside "
-        "much other work: seconds are wall-clock and say an order of magnitude.",
+        f"test queries. Trained at commit {', '.join(commits)}; {processors(tests(folder))}, one "
+        "thread beside much other work: seconds are wall-clock and say an order of magnitude.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from floor import PREPARE, SEEDS
-from running import ROOT, reasonrec, say, source, write_sections
+from running import ROOT, processors, reasonrec, say, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
@@ -25,7 +25,6 @@ from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, measure
 from reasonrec.evaluation.table import results_markdown
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
@@ -91,7 +90,7 @@ def section(name: str, folder: Path) -> str | None:
             f"## {name}",
             "",
             f"{rows[0].split}, {rows[0].n:,} queries; seeds {', '.join(map(str, seeds))}; commit "
-            f"{', '.join(commits)}; {describe_machine(ROOT).cpu}, one thread beside other work.",
+            f"{', '.join(commits)}; {processors(done)}, one thread beside other work.",
             "",
             results_markdown(rows),
             comparison_markdown(comparisons),

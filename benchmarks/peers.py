@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from floor import COLUMNS, PREPARE, SEEDS, fit_seconds, store_trials, stored_trials
-from running import ROOT, reasonrec, write_sections
+from running import ROOT, processors, reasonrec, write_sections
 from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS
@@ -37,7 +37,6 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.evaluation.tuning import Trial, TunedMethod, read_trials
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
 
@@ -53,8 +52,9 @@ Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare
 [../baselines.md](../baselines.md). Where there were trials ([searches](searches)), settings were
 chosen by NDCG@10 on validation; validation also stops training; the test part was answered once.
 All methods are trained on `train` alone; the history of a test query holds the validation item, for
-all alike. The
-follow counter, at its defaults, stands beside the peers; tuned, it is in [floor.md](floor.md).
+all alike. A search here is a fifth of those of [floor.md](floor.md), which try 20 settings in less
+time than one of these. The follow counter, at its defaults, stands beside the peers; tuned, it is
+there.
 Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
 deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
 the weights that were kept, a mean over seeds. Seconds are wall-clock, beside other work, and say
@@ -176,7 +176,7 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
         f"{counter[0].n:,} test queries, {items['items']:,} items. Trials for "
         f"each method: {', '.join(map(str, budgets))}{untuned}; commit {', '.join(commits)}; "
-        f"{describe_machine(ROOT).cpu}, one thread beside other work.",
+        f"{processors(one.parent for one in finished)}, one thread beside other work.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- |" + " --: |" * (len(HEADINGS) - 2),

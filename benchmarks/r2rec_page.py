@@ -19,7 +19,7 @@ from r2rec_rows import (
     PROTOCOL,
     TRANSFERRED,
 )
-from running import ROOT
+from running import ROOT, processors
 
 from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.joined import (
@@ -31,7 +31,6 @@ from reasonrec.evaluation.joined import (
 )
 from reasonrec.evaluation.protocol import COST
 from reasonrec.evaluation.table import MethodLine, short, summarise
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
 COLUMNS = ((PROTOCOL, "hit@1"), (PROTOCOL, "hit@3"), (PROTOCOL, "hit@5"), (PROTOCOL, "ndcg@20"))
@@ -126,7 +125,7 @@ def set_section(
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
-        f"queries; commit {', '.join(commits)}; {describe_machine(ROOT).cpu}, one thread beside "
+        f"queries; commit {', '.join(commits)}; {processors(runs)}, one thread beside "
         "other work, so milliseconds say an order of magnitude.",
         "",
         *table(lines),

@@ -30,14 +30,13 @@ import tempfile
 from pathlib import Path
 
 import polars as pl
+from running import ROOT, processors
 
 from reasonrec.evaluation.audits.records import SliceRow, read_audits
 from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
 from reasonrec.evaluation.table import MethodLine, results_markdown, short, summarise
-from reasonrec.machine import describe_machine
 from reasonrec.manifest import read_manifest
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "planted": "make demo SEED=s",
     "ml-100k": "make demo DATA=ml-100k SEED=s",
@@ -97,11 +96,10 @@ def write_set(name: str, command: str, folders: list[Path], beside: list[Path]) 
     commits = ", ".join(sorted({str(m["commit"])[:10] for m in manifests}))
     seeds = ", ".join(str(m["seed"]) for m in manifests)
     minutes = ", ".join(f"{m['seconds'] / 60:.1f}" for m in manifests)
-    machine = describe_machine(ROOT)
     origin = (
-        f"`{command}` for s in {seeds}; commit {commits}; {machine.num_cores} cores "
-        f"({machine.cpu}), one thread a run; {minutes} minutes. "
-        f"{rows[0].split}, {rows[0].n:,} test queries, trained on train alone."
+        f"`{command}` for s in {seeds}; commit {commits}; {processors(folders)}, "
+        f"one thread a run; {minutes} minutes. {rows[0].split}, {rows[0].n:,} test queries, "
+        f"trained on {' and '.join(sorted({row.trained_on for row in rows}))} alone."
     )
     fits = stage_seconds(folders)
     parts = parts_of_queries(folders)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from reasonrec.errors import CheckpointError
+from reasonrec.evaluation.passport import read_passport
 from reasonrec.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +50,18 @@ def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[st
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
         result[key] = merged(below, value) if both else value  # pyright: ignore[reportArgumentType]
     return result
+
+
+def processors(folders: Iterable[Path]) -> str:
+    """Return the processors that runs were made on, as their passports have it."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        try:
+            environment = read_passport(folder).runs[0].environment
+        except CheckpointError:  # kept without one, or of another version
+            continue
+        found |= {environment.cpu or "": None}
+    return " and ".join(sorted(filter(None, found))) or "a processor that was not recorded"
 
 
 def source(folder: Path) -> str:
