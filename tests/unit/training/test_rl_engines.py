@@ -33,7 +33,7 @@ from reasonrec.training.config import EngineConfig, RecpoConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.engines.sampler import Sampler
-from reasonrec.training.rl.engines.vllm import without_never
+from reasonrec.training.rl.engines.vllm import room_for_rank, without_never
 from reasonrec.training.rl.recpo import recpo_loss, roll_out
 
 N = 12
@@ -303,3 +303,10 @@ def test_what_cannot_be_done_is_said(folder, server, monkeypatch):
         build_engine(EngineConfig(kind="vllm-colocated")).sync(build(folder))
     with pytest.raises(ValueError, match="call sync first"):
         Sampler().think(None, None, max_tokens=1, group_size=1, temperature=1, top_k=0, seed=0)
+
+
+@pytest.mark.parametrize(("rank", "room"), [(4, 8), (8, 8), (12, 16), (300, 320), (512, 512)])
+def test_adapters_get_a_rank_that_the_engine_takes(rank, room):
+    assert room_for_rank(rank) == room
+    with pytest.raises(ConfigError, match="rank 512 at most; got 513"):
+        room_for_rank(513)

@@ -26,6 +26,8 @@ from reasonrec.training.rl.engines.continuation import (
     Sampling,
 )
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as ``max_lora_rank``."""
 _BAN = -100.0
 """Added to the logits of tokens that are never written: the most that vLLM takes."""
 
@@ -235,8 +237,23 @@ class VllmColocated:
         if self._engine is None:
             about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
             base: str = about["base_model_name_or_path"]
-            self._start(base, dtype, enable_lora=True, max_lora_rank=max(8, about["r"]))
+            self._start(base, dtype, enable_lora=True, max_lora_rank=room_for_rank(about["r"]))
         self._count += 1
         # a new number each time: what is cached is kept by number
         request = import_module("vllm.lora.request").LoRARequest
         self._adapter = request(f"rollouts-{self._count}", self._count, str(folder))
+
+
+def room_for_rank(rank: int) -> int:
+    """Return the least ``max_lora_rank`` of vLLM that holds adapters of a rank: it takes few values.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for room in LORA_RANKS:
+        if rank <= room:
+            return room
+    raise ConfigError(
+        f"vLLM takes adapters of rank {LORA_RANKS[-1]} at most; got {rank}. Lower "
+        "weights.lora_rank, or let the engine take merged weights (engine.handover merged)"
+    )
