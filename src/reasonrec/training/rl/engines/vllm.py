@@ -245,7 +245,7 @@ class VllmColocated:
 
 
 def room_for_rank(rank: int) -> int:
-    """Return the least ``max_lora_rank`` of vLLM that holds adapters of a rank: it takes few values.
+    """Return the least ``max_lora_rank`` of vLLM that holds adapters of that rank.
 
     Raises:
         ConfigError: There is none.
