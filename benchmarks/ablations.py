@@ -145,12 +145,17 @@ ABLATIONS = {
         "read from the last state alone, no gate", "no-think", {"head": {"gated": False}}
     ),
     "text-id-rows": Ablation(
-        "item rows of text and id", "no-think", {"head": {"item_rows": "text+id"}}
+        "item rows of text and id", "no-think",
+        {"head": {"item_rows": "text+id", "text_words": 0, "live_rows": 256}},
     ),
     "papers-preset": Ablation(
         "the paper's head, thoughts and loss, after no-think and SFT: rows of text, cosine, "
         "the last state, no look-ups",
         "no-think", PAPERS_PRESET,
+    ),
+    "papers-classifier": Ablation(
+        "the paper's preset with a learned row for each item in place of its text", "no-think",
+        merged(PAPERS_PRESET, {"head": {"item_rows": "id"}}),
     ),
 }  # fmt: skip
 """Rows of the page beside no-think, think-sft and think-recpo themselves."""
