@@ -31,7 +31,8 @@ def reproduce(
     Args:
         passport: passport.json of a demo, an evaluation or a comparison, or the folder that
             holds it.
-        out: Folder to write the runs and reproduction.json to. What is finished there is kept.
+        out: Folder of its own to write the runs and reproduction.json to; a reproduction that was
+            cut short goes on there.
         source: Where the raw data lie, if no longer where the passport says.
         tolerance: How far a number may move on another machine, instead of half its interval.
         json: Print what was compared as JSON instead of a table.
