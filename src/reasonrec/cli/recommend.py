@@ -46,8 +46,8 @@ def recommend(
     Args:
         run: A folder that `reasonrec demo` or `reasonrec train` wrote.
         user: Id of a known user; give it several times for several users.
-        history: Item ids with commas between them, oldest first: for somebody new, or instead of
-            what is known of the user.
+        history: Item ids with commas between them, or a JSON list of them, oldest first: for
+            somebody new, or instead of what is known of the user.
         k: Length of the list.
         explain: Show the thought, the chains that it rests on (ten, those to the top of the list
             first; all, and whole titles, with --json), and, where a method weighs several kinds of
@@ -71,7 +71,7 @@ def recommend(
     dataset = Dataset.load(data_folder)
     model = load_recommender(model_folder, dataset)
     if history is not None:
-        item_ids = [item_id.strip() for item_id in history.split(",") if item_id.strip()]
+        item_ids = ids_of(history)
         answers = [
             serving.recommend_for_history(
                 model,
@@ -98,6 +98,25 @@ def recommend(
         print_recommendation(answer, Console(highlight=False))
 
 
+def ids_of(history: str) -> list[str]:
+    """Return the item ids of a list parted by commas, or of a JSON list.
+
+    Raises:
+        ServingError: It begins as a JSON list, and is none of strings.
+    """
+    if not history.lstrip().startswith("["):
+        return [item_id.strip() for item_id in history.split(",") if item_id.strip()]
+    try:
+        found = json_format.loads(history)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ServingError(
+            f'a --history that begins with [ must be a JSON list of ids, as ["17"]; got {history}'
+        )
+    return found
+
+
 def find_model(run: Path, method: str | None, data: Path | None) -> tuple[Path, Path]:
     """Return the model folder and the prepared data folder that ``run`` stands for.
 
@@ -109,25 +128,32 @@ def find_model(run: Path, method: str | None, data: Path | None) -> tuple[Path, 
     asked = METHODS if method is None else (method,)
     models = [run / name for name in asked if (run / name / "manifest.json").exists()]
     if models:
-        return models[0], data or run / "data"
+        inside = run / "data"
+        return models[0], data or (inside if inside.is_dir() else named_data(models[0]))
     if method is not None or (run / "data").is_dir():
         raise CheckpointError(
             f"{run} has no finished model among {', '.join(asked)}; "
             "run the command that writes it again and it continues"
         )
-    named: Any = read_manifest(run).get("data_folder")
-    if data is None and named is None:
+    return run, data or named_data(run)
+
+
+def named_data(model: Path) -> Path:
+    """Return the prepared data folder that a trained model names.
+
+    Raises:
+        CheckpointError: It names none, or one that is gone.
+    """
+    named: Any = read_manifest(model).get("data_folder")
+    if named is None:
         raise CheckpointError(
-            f"{run} does not say which data it was trained on; give --data FOLDER"
+            f"{model} does not say which data it was trained on; give --data FOLDER"
         )
-    if data is None:
-        # a relative path is meant from the model folder, so that a run can be moved as a whole
-        data = next((p for p in (run / named, Path(named)) if p.is_dir()), None)
-        if data is None:
-            raise CheckpointError(
-                f"{run} was trained on {named}, which is gone; give --data FOLDER"
-            )
-    return run, data
+    # a relative path is meant from the model folder, so that a run can be moved as a whole
+    found = next((path for path in (model / named, Path(named)) if path.is_dir()), None)
+    if found is None:
+        raise CheckpointError(f"{model} was trained on {named}, which is gone; give --data FOLDER")
+    return found
 
 
 def print_recommendation(answer: "Recommendation", console: "Console") -> None:

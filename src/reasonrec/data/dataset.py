@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -211,6 +211,8 @@ class Dataset:
         return len(self.catalogue)
 
     def queries(self, part: Part) -> Queries:
+        if part not in get_args(Part):
+            raise ValueError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
         return self.valid if part == "valid" else self.test
 
     def with_validation(self) -> "Dataset":

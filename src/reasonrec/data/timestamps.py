@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import polars as pl
 
 SECOND_US = 1_000_000
+_FIRST_DAY, _LAST_DAY = 19_700_102, 21_001_231
+"""Days that are written as one number; as seconds they would be some of August 1970."""
 _DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z", "%Y-%m-%d %H:%M:%S%.f%z")
 
@@ -22,7 +24,8 @@ class Times:
 def parse_times(values: pl.Series) -> Times:
     """Return times from numbers, ISO dates or text of either; each row is read by its own size.
 
-    A number below 10^11 is seconds (up to the year 5138), below 10^14 milliseconds, below 10^17
+    Numbers that are all days of the calendar, as 20240131, are dates. Else
+    a number below 10^11 is seconds (up to the year 5138), below 10^14 milliseconds, below 10^17
     microseconds, else nanoseconds. Dates without a zone are UTC; with dots, the day stands first.
     """
     if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
@@ -35,6 +38,9 @@ def parse_times(values: pl.Series) -> Times:
     else:
         numbers = values.cast(pl.Float64 if values.dtype.is_float() else pl.Int64, strict=False)
         dates = pl.Series(values=[None], dtype=pl.Int64).new_from_index(0, len(values))
+    days = _days(numbers) if dates.null_count() == len(dates) else None
+    if days is not None:
+        return Times(days, {"dates": days.len() - days.null_count()})
     frame = pl.DataFrame({"number": numbers, "date": dates})
     size = pl.col("number").cast(pl.Float64).abs()
     unit = (
@@ -56,6 +62,17 @@ def parse_times(values: pl.Series) -> Times:
     )
     counts = parsed.filter(pl.col("unit").is_not_null())["unit"].value_counts().sort("unit")
     return Times(parsed["micros"], dict(counts.iter_rows()))
+
+
+def _days(numbers: pl.Series) -> pl.Series | None:
+    """Return the microseconds of numbers as 20240131, None unless all that are given are such."""
+    whole = numbers.cast(pl.Int64, strict=False)
+    in_range = whole.is_between(_FIRST_DAY, _LAST_DAY) & (whole == numbers)
+    days = whole.cast(pl.String).str.to_datetime("%Y%m%d", strict=False, time_unit="us")
+    num_given = numbers.len() - numbers.null_count()
+    if not num_given or (in_range & days.is_not_null()).sum() != num_given:
+        return None
+    return days.cast(pl.Int64)
 
 
 def _from_text(values: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -174,7 +174,7 @@ class EvidencePointer(nn.Module):
         total, given = self.shares(logp_found, post, found)
         rest = torch.log1p(-total)
         added = torch.zeros_like(given).scatter_add(-1, slot, given)
-        gained = torch.log1p(added / (logp_found + rest).clamp(min=-60).exp()) * is_first
+        gained = torch.log1p(_over_exp(added, logp_found + rest)) * is_first
         # all but the few found items change by one constant: two (..., N) in all
         return (lifted + (rest - whole)).scatter_add_(-1, item, gained)
 
@@ -221,3 +221,13 @@ class EvidencePointer(nn.Module):
         """Return the amounts as they count: none below 0, and at most 0.95 together."""
         amount = self.amount.clamp(min=0)
         return amount * (0.95 / amount.sum().clamp(min=0.95))
+
+
+def _over_exp(share: Tensor, logp: Tensor) -> Tensor:
+    """Return ``share / exp(logp)``, whose gradient is finite for the most unlikely items as well.
+
+    That of a quotient divides by the square of ``exp(logp)``, which is nothing in float32 from
+    -44 on.
+    """
+    likely = share / logp.clamp(min=-30).exp()
+    return torch.where(logp >= -30, likely, share * (-logp.clamp(min=-60)).exp())

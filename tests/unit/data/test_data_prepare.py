@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -395,6 +396,23 @@ def test_a_log_without_item_table_says_what_to_do_and_can_go_by_ids(tmp_path: Pa
         prepare(tmp_path / "log.csv", tmp_path / "out")
     dataset = prepare(tmp_path / "log.csv", tmp_path / "out", PrepareConfig(titles_from_ids=True))
     assert dataset.catalogue.titles == ["b", "a"]
+
+
+def test_two_files_of_one_name_are_both_known_to_the_manifest(
+    write_shop: WriteShop, tmp_path: Path
+):
+    source = write_shop(ROWS)
+    for stem in ("interactions", "items"):
+        (tmp_path / stem).mkdir()
+        shutil.copy(next(source.glob(f"{stem}.*")), tmp_path / stem / "export.csv")
+    log, items = (tmp_path / stem / "export.csv" for stem in ("interactions", "items"))
+    out = tmp_path / "out"
+    config = PrepareConfig(items=items)
+    prepare(log, out, config)
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"export\.csv changed since"):
+        prepare(log, out, config)
 
 
 def test_two_paths_are_as_good_as_a_folder(write_shop: WriteShop, tmp_path: Path):

@@ -41,6 +41,17 @@ def test_a_date_without_hours_is_its_midnight_in_utc():
     assert parse_times(pl.Series([date(2020, 1, 1)])).micros[0] == (NOON_S - 12 * 3600) * 1_000_000
 
 
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Float64, pl.String])
+def test_days_as_one_number_are_dates_where_all_are(kind):
+    days = pl.Series([20200101, None, 20240229]).cast(kind)
+    noon = NOON_S - 12 * 3600
+    times = parse_times(days)
+    assert times.micros.to_list() == [noon * 1_000_000, None, 1709164800 * 1_000_000]
+    assert times.units == {"dates": 2}
+    # no 30th of February: a number among others, of seconds
+    assert parse_times(pl.Series([20200101, 20240230])).units == {"seconds": 2}
+
+
 def test_a_zoned_parquet_column_is_converted_to_utc():
     zoned = pl.Series([datetime(2020, 1, 1, 12, tzinfo=UTC)]).dt.convert_time_zone("Asia/Tokyo")
     assert parse_times(zoned).micros.to_list() == [NOON_S * 1_000_000]

@@ -211,6 +211,10 @@ def test_training_rows_from_after_the_question_fail():
     strict = by_name(log_audits(shop(test=early, split="global-time")))
     assert strict["newer-in-train"].verdict == "fail"
     np.testing.assert_allclose(newer_in_train(shop(test=early)), 0.5)
+    # what stands in the histories need not have times for that
+    untimed = by_name(log_audits(shop(test=dataclasses.replace(early, log_timestamp=None))))
+    assert untimed["own-future-in-train"].verdict == "fail"
+    assert untimed["tied-targets"].value is None
 
 
 def test_a_target_that_was_trained_on_fails_unless_the_history_holds_it():

@@ -34,6 +34,20 @@ def test_a_pointer_that_has_learned_nothing_leaves_the_ranking_as_it_is():
     )
 
 
+@pytest.mark.parametrize("behind", [20, 40, 50, 58, 70, 500])
+def test_evidence_of_the_most_unlikely_item_has_the_gradient_of_the_mixture(behind):
+    pointer = EvidencePointer(4, 5)
+    with torch.no_grad():
+        pointer.amount[0] = 0.3
+    scores = torch.tensor([[0.0, 0.0, 0.0, 0.0, -float(behind)]], requires_grad=True)
+    logp = pointer(scores, torch.zeros(1, 4), _evidence([[4]]))
+    (-logp[0, 0]).backward()
+    # a share of .3 / 2 of the probability is gone: -log(1 - a / 2), by a
+    assert pointer.amount.grad[0].item() == pytest.approx(0.5 / (1 - 0.15))
+    assert all(torch.isfinite(weight.grad).all() for weight in pointer.parameters())
+    assert torch.isfinite(scores.grad).all()
+
+
 def test_the_mixture_of_state_and_evidence_by_hand():
     pointer = EvidencePointer(2, 4)
     with torch.no_grad():

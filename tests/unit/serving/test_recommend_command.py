@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reasonrec.cli.recommend import find_model, print_recommendation
+from reasonrec.cli.recommend import find_model, ids_of, print_recommendation
 from reasonrec.cli.recommend import recommend as recommend_command
 from reasonrec.errors import CheckpointError, ServingError
 from reasonrec.manifest import write_manifest
@@ -39,6 +39,21 @@ def test_a_model_folder_names_its_data_from_where_it_stands(tmp_path):
     model = finish(tmp_path / "run" / "model", data_folder="../data")
     assert find_model(model, None, None)[1].resolve() == tmp_path / "run" / "data"
     assert find_model(model, None, tmp_path)[1] == tmp_path
+
+
+def test_a_run_without_data_of_its_own_asks_its_model(tmp_path):
+    (tmp_path / "shop").mkdir()
+    finish(tmp_path / "served" / "think-recpo", data_folder="../../shop")
+    model, data = find_model(tmp_path / "served", None, None)
+    assert (model.name, data.resolve()) == ("think-recpo", tmp_path / "shop")
+
+
+def test_ids_with_commas_are_told_as_json():
+    assert ids_of("i3, i12,,i40") == ["i3", "i12", "i40"]
+    assert ids_of('["sku,1", "1"]') == ["sku,1", "1"]
+    for wrong in ("[1]", "[i3", '["a"] b'):
+        with pytest.raises(ServingError, match=r"must be a JSON list of ids"):
+            ids_of(wrong)
 
 
 def test_what_is_no_finished_model_is_a_stated_failure(tmp_path):

@@ -28,7 +28,10 @@ def read(folder: Path) -> RawTables:
 def read_pair(log: Path, items: Path | None, splits: dict[str, Path] | None = None) -> RawTables:
     """Return the tables of two files, wherever they lie."""
     table = None if items is None else read_items(items)
-    files = {log.name: log} if items is None else {log.name: log, items.name: items}
+    files = {log.name: log}
+    if items is not None:  # from two folders, both may have one name
+        clash = items.name == log.name
+        files[f"items {items.name}" if clash else items.name] = items
     return RawTables(
         layout="tables",
         log=read_log(log, LOG_COLUMNS),

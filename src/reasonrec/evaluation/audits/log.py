@@ -32,7 +32,7 @@ def log_audits(dataset: Dataset) -> list[Audit]:
             n=len(test), warn_above=0.01,
         ),
     ]  # fmt: skip
-    if test.timestamp is None or test.log_timestamp is None or dataset.train.timestamp is None:
+    if test.timestamp is None or dataset.train.timestamp is None:
         untimed = "The log has no times: order is that of the file, and newer evidence is not known"
         return [
             *rows,
@@ -53,7 +53,8 @@ def log_audits(dataset: Dataset) -> list[Audit]:
             n=int(log.get("events", 0)), warn_above=0.05,
         ),
         judged(
-            "tied-targets", share(tied_targets(test)),
+            "tied-targets",
+            None if test.log_timestamp is None else share(tied_targets(test)),
             "Share of the test targets with the time of the last history event: which came last "
             "is a guess.",
             n=len(test), warn_above=0.05,
