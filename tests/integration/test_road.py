@@ -96,11 +96,12 @@ def test_a_finished_run_is_left_as_it_is(whole):
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.safetensors")}
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole, tmp_path):
+def test_a_reproduction_that_was_killed_continues_and_ends_with_the_same_numbers(whole, tmp_path):
     out = tmp_path / "again" / "whole"
+    words = ["reproduce", whole, "--out", out.parent]
     for sign in ("no-think/checkpoints/checkpoint-*/complete", "think-recpo/metrics.jsonl"):
         process = subprocess.Popen(
-            reasonrec(*demo(out)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            reasonrec(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 240
         while process.poll() is None and not list(out.glob(sign)):
@@ -109,15 +110,14 @@ def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not (out / "manifest.json").exists()
-    run(*demo(out))
+    said = json.loads(run(*words, "--json"))
     assert accuracy(out) == accuracy(whole)
     one, other = (
         pl.read_parquet(folder / "evaluation" / "thoughts.parquet").drop("rank")
         for folder in (whole, out)
     )
     assert one.equals(other)
-    # two runs of their own: what one says in its passport, the other must hold to the last digit
-    said = json.loads(run("reproduce", whole, "--out", out.parent, "--json"))
+    # what the passport says, the run that was made again must hold to the last digit
     assert {drift["verdict"] for drift in said["drifts"]} == {"equal", "clock"}
     assert sum("think-recpo" in drift["where"] for drift in said["drifts"]) > 30
 
