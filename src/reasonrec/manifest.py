@@ -255,19 +255,19 @@ def _difference(found: Any, wanted: Any) -> str:
     """Return what differs in words; an empty text where nothing does."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return "" if found == wanted else f"was {found!r}, now {wanted!r}"
-    was, now = _flat(found), _flat(wanted)
+    was, now = flat(found), flat(wanted)
     keys = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
     more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
     return "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in keys[:5]) + more
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values under dotted keys."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         is_table = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if is_table else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if is_table else {prefix + key: value}
+    return found
 
 
 def _installed_versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from reasonrec.baselines.floor import CONFIGS, check_settings
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.commands import split_source
 from reasonrec.evaluation.protocol import MetricRow
-from reasonrec.manifest import check_outputs, read_manifest
+from reasonrec.manifest import check_outputs, flat, read_manifest
 
 if TYPE_CHECKING:
     from reasonrec.evaluation.joined import Run
@@ -155,9 +155,9 @@ def _settings(run: "Run", rows: Sequence[MetricRow]) -> list[tuple[str, dict[str
             tuned = {"tune": config.get("tune", 0)}
             found.append((method, tuned | {"settings": _resolved(label, source)}))
         elif label in recipes:
-            found.append((method, _flat(recipes[label])))
+            found.append((method, _settled(recipes[label])))
         elif demo is not None:
-            found.append((method, _flat({"config": demo})))
+            found.append((method, _settled({"config": demo})))
     return found
 
 
@@ -187,13 +187,7 @@ def _is_set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings under dotted keys, without seeds and machines."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in ("seed", "environment"):
-            continue
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+    told = flat(values).items()
+    return {key: value for key, value in told if not {"seed", "environment"} & {*key.split(".")}}
