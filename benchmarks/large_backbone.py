@@ -4,12 +4,17 @@
     python benchmarks/large_backbone.py --shape toy --sides ours      # does it run? any machine
 
 Writes a Qwen2-shaped model with random weights to a folder (``3b``: the shape of Qwen2.5-3B, 3.1
-billion weights) and opens it as any other backbone: by ``build_model``, in bfloat16. The text of
-every item is encoded by it. Then come one step of SFT, RecPO steps phase by phase, and the ranking
-of users after a thought. Weights are random, so nothing is said of quality. TRL's ``GRPOTrainer``
-does the same token work: prompts, G, tokens drawn, all weights trained; it has no head, no item
-rows and no item term, and reads each prompt G times in training. Every token that could end a
-thought is never drawn, so that thoughts have one length on both sides.
+billion weights) and opens it as the paper does (configs/r2ec/paper.toml): by ``build_model``, in
+bfloat16, with adapters of rank 4 on every linear layer, the layers computed again in the backward
+pass. The text of every item is encoded by it. Then come one step of SFT, RecPO steps phase by
+phase, and the ranking of users after a thought. Weights are random, so nothing is said of quality.
+TRL's ``GRPOTrainer`` does the same token work with the same adapters: prompts, G, tokens drawn; it
+has no head, no item rows and no item term, and reads each prompt G times in training. Every token
+that could end a thought is never drawn, so that thoughts have one length on both sides.
+
+How far a step is from what the device can do: products of a step (as torch counts them, attention
+in them) at the rate of one large product here, and for rollouts the bytes that each drawn token
+must read (weights once a pass, keys and values of every row) at the rate of one large copy here.
 
 Each side runs in a process of its own. The quickest of ``--repeats`` steps after one to warm up is
 kept. Writes ``benchmarks/baselines/large_backbone.json``.
@@ -23,7 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +37,7 @@ import numpy as np
 import torch
 from cyclopts import App
 from recpo_step import ROOT, Setting, made_up_log, save_tokenizer
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from reasonrec import ranks
@@ -68,12 +74,22 @@ class Shape:
     rows_per_pass: int
     """Of TRL, which accumulates gradients over the passes of a step."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of one token of one row, in bfloat16."""
+        return 2 * 2 * self.num_layers * self.num_key_value_heads * self.width // self.num_heads
+
 
 SHAPES = {
-    "3b": Shape(2048, 36, 16, 2, 11008, 151_936, 8, 4, 20, 256, 10_000, 8),
-    "1.5b": Shape(1536, 28, 12, 2, 8960, 151_936, 8, 4, 20, 256, 10_000, 8),
+    "3b": Shape(2048, 36, 16, 2, 11008, 151_936, 8, 4, 20, 512, 10_000, 8),
+    "1.5b": Shape(1536, 28, 12, 2, 8960, 151_936, 8, 4, 20, 512, 10_000, 8),
     "toy": Shape(32, 2, 4, 2, 64, 1000, 2, 2, 4, 8, 40, 2),
 }
+WEIGHTS = WeightsConfig(
+    dtype="bfloat16", gradient_checkpointing=True, lora=True, lora_rank=4, lora_alpha=128
+)
+_SIDE = 8192
+_COPY_BYTES = 1 << 32
 
 
 def save_backbone(folder: Path, shape: Shape, texts: list[str]) -> None:
@@ -119,7 +135,7 @@ class Work:
                 self.model = build_model(
                     self.catalogue, backbone=folder, seed=0, tiny=TinyConfig(),
                     head=HeadConfig(dropout=0.0, max_history=shape.num_history, item_rows="text"),
-                    weights=WeightsConfig(dtype="bfloat16", gradient_checkpointing=True),
+                    weights=WEIGHTS,
                 ).to(ranks.device()).eval()  # fmt: skip
         graph = InteractionGraph.build(self.log, shape.num_items)
         self.verbaliser = Verbaliser(
@@ -170,9 +186,11 @@ def measure_ours(shape: Shape, repeats: int) -> dict[str, Any]:
     work = Work(shape, told)
     model = work.model
     told["num_weights"] = sum(weight.numel() for weight in model.backbone.parameters())
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    told["num_trained"] = sum(weight.numel() for weight in trained)
     with seconds(told, "encode_items_s"):
         model.refresh_items()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimiser = torch.optim.AdamW(trained, lr=1e-6)
     windows = schedule_windows(
         work.log, max_history=shape.num_history, num_epochs=1, batch_size=shape.num_prompts, seed=0
     )
@@ -187,22 +205,27 @@ def measure_ours(shape: Shape, repeats: int) -> dict[str, Any]:
             loss, _ = sft_loss(model, batch, SftLossConfig())
             update(model, optimiser, loss)
         told["sft_peak_gib"] = peak_gib()
-    config = RecpoConfig(group_size=shape.group_size, max_tokens=shape.new_tokens, temperature=1.0)
+    config = RecpoConfig(
+        group_size=shape.group_size, max_tokens=shape.new_tokens, temperature=1.0,
+        next_item_weight=0.0, item_softmax="batch",
+    )  # fmt: skip
     steps: list[dict[str, Any]] = []
+    products: dict[str, float] = {}
     for n in range(1 + repeats):
         step: dict[str, Any] = {}
+        counting = products if not n else None  # counts while it warms up
         start_of_peak()
-        with seconds(step, "rollout_s"):
+        with phase(step, "rollout", counting):
             rollouts = roll_out(
                 model, work.log, work.verbaliser, work.event, config, generator_seed=n
             )
-        with seconds(step, "forward_s"):
+        with phase(step, "forward", counting):
             outputs = model(rollouts.batch)
-        with seconds(step, "loss_s"):
+        with phase(step, "loss", counting):
             loss, _ = recpo_loss(outputs, rollouts, config)
-        with seconds(step, "backward_s"):
+        with phase(step, "backward", counting):
             loss.backward()
-        with seconds(step, "optimiser_s"):
+        with phase(step, "optimiser", counting):
             update(model, optimiser)
         step["step_s"] = sum(step.values())
         step["peak_gib"] = peak_gib()
@@ -212,15 +235,73 @@ def measure_ours(shape: Shape, repeats: int) -> dict[str, Any]:
         step["logp_gap"] = float((written - sampled).abs().mean())
         step["drawn_tokens"] = int(rollouts.batch.is_written.sum())
         step["prompt_tokens"] = int(rollouts.batch.trunk_lengths.sum())
-        step["loss"] = float(loss)
+        step["loss"] = float(loss.detach())
         steps.append(step)
-    told["recpo"] = min(steps[1:], key=lambda step: step["step_s"])
+    best = min(steps[1:], key=lambda step: step["step_s"])
+    best["drawn_tokens_per_s"] = best["drawn_tokens"] / best["step_s"]
+    best["rollout_tokens_per_s"] = best["drawn_tokens"] / best["rollout_s"]
+    told["recpo"] = best
+    weight_bytes = sum(w.numel() * w.element_size() for w in model.backbone.parameters())
+    told["limits"] = limits(shape, best, products, weight_bytes)
     histories = work.log.histories_before(work.event)
     thinking = ThinkingRecommender(model, work.verbaliser, max_tokens=shape.new_tokens)
     with seconds(told, "rank_after_thought_s"):
         scored = thinking.score(histories)
     assert np.isfinite(scored.scores).all()
     return told
+
+
+def limits(
+    shape: Shape, step: dict[str, Any], products: dict[str, float], weight_bytes: int
+) -> dict[str, Any]:
+    """Return the rates of this device, and the seconds that each phase would take at them."""
+    rates = measure_rates(small=shape.width < 1024)
+    rows = shape.num_prompts * shape.group_size
+    prompt = step["prompt_tokens"] / shape.num_prompts
+    read = shape.new_tokens * weight_bytes  # and of every row what it has written so far
+    read += rows * shape.cache_bytes * shape.new_tokens * (prompt + shape.new_tokens / 2)
+    floors = {name: flop / rates["flop_per_s"] for name, flop in products.items()}
+    floors["rollout"] = max(floors["rollout"], read / rates["bytes_per_s"])
+    of_step = sum(floors.values())
+    return rates | {
+        "tflop": {name: flop / 1e12 for name, flop in products.items()},
+        "rollout_read_gib": read / 2**30,
+        "floor_s": floors | {"step": of_step},
+        "frac_of_limit": {
+            name: floor / step[f"{name}_s"] for name, floor in {**floors, "step": of_step}.items()
+        },
+    }
+
+
+def measure_rates(*, small: bool) -> dict[str, float]:
+    """Return products in bfloat16 and copies of this device, best of five; ``small``: of any."""
+    side, num_bytes = (256, 1 << 20) if small else (_SIDE, _COPY_BYTES)
+    device = ranks.device()
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.zeros(num_bytes // 2, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    told: dict[str, Any] = {"product_s": np.inf, "copy_s": np.inf}
+    for _ in range(6):
+        again: dict[str, Any] = {}
+        with seconds(again, "product_s"):
+            torch.mm(a, b)
+        with seconds(again, "copy_s"):
+            target.copy_(source)
+        told = {name: min(value, again[name]) for name, value in told.items()}
+    return {
+        "flop_per_s": 2 * side**3 / told["product_s"],
+        "bytes_per_s": 2 * num_bytes / told["copy_s"],
+    }
+
+
+@contextmanager
+def phase(step: dict[str, Any], name: str, counting: dict[str, float] | None) -> Iterator[None]:
+    """Write the seconds of one phase of a step; its floating-point operations, too, if asked."""
+    counter = FlopCounterMode(display=False)
+    with seconds(step, f"{name}_s"), nullcontext() if counting is None else counter:
+        yield
+    if counting is not None:
+        counting[name] = float(counter.get_total_flops())
 
 
 def update(model: torch.nn.Module, optimiser: torch.optim.Optimizer, loss: Any = None) -> None:
@@ -284,7 +365,8 @@ def measure_trl(shape: Shape, repeats: int) -> dict[str, Any]:
 
         trainer._generate_single_turn = timed
         trainer.train()
-    told["grpo"] = min(steps[1:], key=lambda step: step["step_s"])
+    told["grpo"] = best = min(steps[1:], key=lambda step: step["step_s"])
+    best["drawn_tokens_per_s"] = best["drawn_tokens"] / best["step_s"]
     return told
 
 
@@ -319,7 +401,8 @@ def main(
         record = {
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "torch": torch.__version__,
-            "dtype": "bfloat16",
+            "dtype": WEIGHTS.dtype,
+            "weights": WEIGHTS.model_dump(),
             "shape": {"name": shape} | asdict(SHAPES[shape]),
             "rows": rows,
         }

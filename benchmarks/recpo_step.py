@@ -3,7 +3,8 @@
     python benchmarks/recpo_step.py
     python benchmarks/recpo_step.py --settings tiny-plain --sides ours generate
 
-Three settings: ``tiny`` is the tiny backbone as it is used, with look-ups; ``tiny-plain`` and
+Three settings: ``tiny`` is the tiny backbone as it is used, with look-ups, taught to ask by some
+steps of SFT; ``tiny-plain`` and
 ``foreign`` (Qwen2-shaped, titles of several tokens) think in words alone. There the same work is
 done by three sides from the same weights, prompts, G and number of drawn tokens: ours (RecPO, its
 item term included), TRL's ``GRPOTrainer`` (token term alone, a reward that costs nothing, float32,
@@ -42,15 +43,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from reasonrec.data.dataset import Catalogue, InteractionLog
-from reasonrec.graph.build import InteractionGraph
+from reasonrec.data.dataset import Catalogue, Dataset, InteractionLog, Queries
 from reasonrec.machine import Speeds, describe_machine, measure_speeds
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.config import OF_R2EC, ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
-from reasonrec.training.config import RecpoConfig
+from reasonrec.training.config import RecpoConfig, SftLossConfig
+from reasonrec.training.examples import WindowDataset, schedule_windows
+from reasonrec.training.losses import sft_loss
 from reasonrec.training.rl.recpo import recpo_loss, roll_out
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +86,7 @@ class Setting:
 
 
 FULL: dict[Name, Setting] = {
-    "tiny": Setting(32, 4, 50, 56, 1700, 128, 2, 256, 1024),
+    "tiny": Setting(32, 4, 50, 128, 1700, 128, 2, 256, 1024),
     "tiny-plain": Setting(32, 4, 50, 56, 1700, 128, 2, 256, 1024),
     "foreign": Setting(16, 4, 20, 64, 500, 256, 4, 704, 4096),
 }
@@ -113,6 +115,17 @@ def made_up_log(setting: Setting) -> tuple[Catalogue, InteractionLog]:
         num_users=num_users,
     )
     return Catalogue(table), log
+
+
+def dataset_of(catalogue: Catalogue, log: InteractionLog) -> Dataset:
+    """Return a data set of which all is training."""
+    none = np.empty(0, np.int64)
+    nothing = Queries(none, none, none, none, log.item_index)
+    return Dataset(
+        name="made-up", split="leave-one-out", folder=Path(), fingerprint="", catalogue=catalogue,
+        user_ids=[f"u{u}" for u in range(log.num_users)], train=log, valid=nothing, test=nothing,
+        statistics={},
+    )  # fmt: skip
 
 
 def save_tokenizer(folder: Path, texts: list[str], *, vocab_size: int) -> int:
@@ -168,16 +181,36 @@ class Work:
                 ),
                 head=HeadConfig(dropout=0.0, max_history=setting.num_history),
             ).eval()  # fmt: skip
-        thought = ThoughtConfig() if name == "tiny" else ThoughtConfig(num_lookups=0)
-        graph = InteractionGraph.build(self.log, setting.num_items)
-        self.verbaliser = Verbaliser(self.model.writer, graph, catalogue, thought)
-        if name != "tiny":
+        thought = OF_R2EC if name == "tiny" else ThoughtConfig(num_lookups=0)
+        self.verbaliser = Verbaliser.learned_from(
+            dataset_of(catalogue, self.log), self.model.writer, thought
+        )
+        if name == "tiny":
+            self.teach(num_steps=4 if setting.num_items < 100 else 60)
+        else:
             self.model.never_written = torch.tensor(self._never(self.model))
         users = np.arange(setting.num_prompts)
         self.event = self.log.user_offsets[users + 1] - 1  # the last event of each user
         self.config = RecpoConfig(
             group_size=setting.group_size, max_tokens=setting.new_tokens, temperature=1.0
         )
+
+    def teach(self, num_steps: int) -> None:
+        """Take so many steps of SFT, after which thoughts ask as those of a trained model do."""
+        windows = schedule_windows(
+            self.log, max_history=self.setting.num_history, num_epochs=num_steps, batch_size=16,
+            seed=0,
+        )  # fmt: skip
+        data = WindowDataset(
+            self.log, windows, self.model.writer, verbaliser=self.verbaliser, num_branches=2
+        )
+        optimiser = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        for step in range(num_steps):
+            batch = data.__getitems__(range(16 * step, 16 * step + 16))
+            loss, _ = sft_loss(self.model, batch, SftLossConfig())
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
 
     @staticmethod
     def _never(model: ReasoningRecommender) -> list[int]:

@@ -1,8 +1,10 @@
-"""The benchmark of a RecPO step runs, and gives all sides the same work."""
+"""The benchmarks of a RecPO step run, and give all sides the same work."""
 
 import json
 
 import pytest
+from benchmarks.large_backbone import SHAPES
+from benchmarks.large_backbone import main as measure_large
 from benchmarks.recpo_step import QUICK, Work, main
 
 
@@ -32,4 +34,32 @@ def test_every_side_draws_the_same_number_of_tokens_from_the_same_prompts(tmp_pa
 def test_with_look_ups_evidence_is_read_and_not_drawn():
     work = Work("tiny", QUICK["tiny"])
     assert work.verbaliser.config.num_lookups > 0
+    assert work.verbaliser.config.together is not None
     assert len(work.prompts) == QUICK["tiny"].num_prompts
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_large_backbone_in_bfloat16_with_adapters_takes_every_step_at_toy_size(tmp_path):
+    out, shape = tmp_path / "large.json", SHAPES["toy"]
+    measure_large(shape="toy", repeats=1, out=out, in_this_process=True)
+    record = json.loads(out.read_text())
+    ours, trl = record["rows"]["ours"], record["rows"]["trl"]
+    assert record["weights"]["lora"] and record["dtype"] == "bfloat16"
+    assert 0 < ours["num_trained"] < ours["num_weights"] / 2
+    drawn = shape.num_prompts * shape.group_size * shape.new_tokens
+    assert ours["recpo"]["drawn_tokens"] == trl["grpo"]["drawn_tokens"] == drawn
+    phases = ("rollout", "forward", "loss", "backward", "optimiser")
+    assert ours["recpo"]["step_s"] == pytest.approx(
+        sum(ours["recpo"][f"{phase}_s"] for phase in phases)
+    )
+    limits = ours["limits"]
+    assert min(limits["tflop"][phase] for phase in ("rollout", "forward", "backward")) > 0
+    # backward: adapters' gradients, and every layer again
+    assert limits["tflop"]["backward"] > 1.5 * limits["tflop"]["forward"]
+    for phase, share in limits["frac_of_limit"].items():
+        assert 0 <= share < 1, phase
+
+
+def test_bytes_of_keys_and_values_of_one_token():
+    # Qwen2.5-3B: 36 layers, 2 heads of 128 numbers of two bytes, keys and values
+    assert SHAPES["3b"].cache_bytes == 36 * 2 * 128 * 2 * 2
