@@ -13,6 +13,7 @@ from transformers import (
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import add_adapters
+from reasonrec.models.added_marker import add_marker
 from reasonrec.models.config import Dtype, HeadConfig, TinyConfig, WeightsConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.tiny.backbone import build_tiny_backbone
@@ -52,6 +53,8 @@ def build_model(
     else:
         weights = weights or WeightsConfig()
         language_model, tokenizer = load_backbone(backbone, weights.dtype)
+        if prompt is not None and prompt.add_marker:
+            add_marker(language_model, tokenizer, prompt.answer_marker, lora=weights.lora)
         if weights.lora:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)

@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import train_adapters_alone
+from reasonrec.models.added_marker import set_marker
 from reasonrec.models.branches import Batch, Outputs, branch_attention, read_states
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
@@ -667,16 +668,20 @@ class ReasoningRecommender(nn.Module, ModelHubMixin):
             backbone = AutoModelForCausalLM.from_pretrained(
                 folder / "backbone", dtype=getattr(torch, weights.dtype)
             )
+            tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
+            prompt = PromptConfig.model_validate(about.get("prompt", {}))
             if weights.lora:
+                if prompt.add_marker:  # the backbone is read as it came, without it
+                    set_marker(backbone, tokenizer, prompt.answer_marker)
                 train_adapters_alone(backbone)
             model = cls(
                 backbone,
-                AutoTokenizer.from_pretrained(folder / "backbone"),
+                tokenizer,
                 catalogue["titles"],
                 HeadConfig.model_validate(about["head"]),
                 catalogue["item_ids"],
                 catalogue["texts"],
-                prompt=PromptConfig.model_validate(about.get("prompt", {})),
+                prompt=prompt,
                 weights=weights,
             )
             model.load_head(folder)

@@ -126,6 +126,9 @@ class PromptConfig(Config):
     answer_marker: str = Field(default="<answer>", pattern=r"^<[^<>\s]+>$")
     """Text that ends a thought and stands before an item's row: ``<word>``, which nothing in the
     catalogue can spell. One token where the tokenizer has it as such, several where not."""
+    add_marker: bool = False
+    """Give a tokenizer that spells the marker in several tokens one token for it. Its vectors start
+    as the means of those of ``<``, ``word`` and ``>``; with adapters they stay so."""
     instruction: str = (
         "Below is what one person took, oldest first. Think about what it says of their taste and "
         "needs and of what they will want next. End your thoughts with <answer>."

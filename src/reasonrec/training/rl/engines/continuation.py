@@ -100,7 +100,8 @@ class ContinuationEngine:
         """Hand over a copy of the weights, or the adapters; the model is only read.
 
         Raises:
-            ConfigError: The model's policy is none that can be continued elsewhere.
+            ConfigError: The model's policy is none that can be continued elsewhere, or it writes a
+                token that the engine's tokenizer does not have.
         """
         is_plain = isinstance(model, AnsweringModel) and model.copier is None
         if model.is_title.numel() and not is_plain:
@@ -108,6 +109,12 @@ class ContinuationEngine:
                 "engine.kind must be 'sampler' for R²ec and R2Rec with the tiny backbone: their "
                 "thoughts close, shift or copy the tokens of titles while they are written, which "
                 "no engine elsewhere does. Any other backbone can be written for by vLLM"
+            )
+        if model.writer.prompt.add_marker:
+            raise ConfigError(
+                "engine.kind must be 'sampler' with prompt.add_marker: an engine elsewhere reads "
+                "with the backbone's own tokenizer, which lacks the new token. Leave "
+                "prompt.add_marker off, and the marker is spelled as text"
             )
         folder = self._folder / f"{self.handover}-{self._count}"
         self._count += 1
