@@ -37,8 +37,9 @@ from reasonrec.training.examples import (
     hold_out_last,
     schedule_windows,
 )
-from reasonrec.training.loop import LossFunction
+from reasonrec.training.loop import LossFunction, steps_between_checkpoints
 from reasonrec.training.losses import sft_loss
+from reasonrec.training.rl.engines.ahead import WritesAhead
 from reasonrec.training.rl.engines.contract import RolloutEngine
 from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint
 
@@ -198,9 +199,17 @@ def learned_from(
         )  # fmt: skip
         needs_start = recpo.kl_weight or recpo.rollouts_from == "start"
         start = StartingPoint(model) if needs_start else None
+        ahead = None
+        if config.recpo.engine.ahead:
+            inner = recpo.num_inner_epochs
+            num_steps = len(sample) // batch_size
+            every = steps_between_checkpoints(num_steps, config.recpo.optimiser, inner)
+            ahead = WritesAhead(
+                sample, batch_size=batch_size, num_inner_epochs=inner, fresh_every=every // inner
+            )
         learner = Recpo(
             recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
-            engine=engine, repeats=config.head.repeats,
+            engine=engine, repeats=config.head.repeats, ahead=ahead,
         )  # fmt: skip
         return sample, learner, config.recpo.optimiser
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}

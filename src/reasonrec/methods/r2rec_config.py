@@ -66,11 +66,16 @@ class GrpoStage(Config):
     )
 
     @model_validator(mode="after")
-    def check_fills_a_batch(self) -> Self:
+    def check_stage(self) -> Self:
         if self.num_prompts < self.optimiser.batch_size:
             raise ValueError(
                 f"num_prompts must fill one batch of {self.optimiser.batch_size} "
                 f"(optimiser.batch_size); got {self.num_prompts}"
+            )
+        if self.engine.ahead:
+            raise ValueError(
+                "engine.ahead is for RecPO alone: R2Rec learns from what its own weights wrote; "
+                "leave it off"
             )
         return self
 

@@ -1,9 +1,16 @@
 """What training can be told. Imports no torch, so that ``--help`` stays quick."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reasonrec.config import Config
 
@@ -60,6 +67,10 @@ class EngineConfig(Config):
     handover: Literal["merged", "adapter"] = "merged"
     """What vLLM is handed after every step: all weights, adapters worked into a copy of them, or
     the adapters alone (needs ``weights.lora``)."""
+    ahead: bool = False
+    """Have the next batch written while this one is learned from (RecPO with vLLM). Its thoughts
+    are then those of one step ago, and ratios are against the probabilities they had, as the
+    engine says. After a checkpoint a batch is waited for, so that a resumed run is the same."""
     url: str = "http://127.0.0.1:8000"
     """Of the server."""
     folder: Path | None = None
@@ -80,7 +91,17 @@ class EngineConfig(Config):
         """Return what a manifest says of the engine: what can move a number, nothing by default."""
         if self.kind == "sampler":
             return {}
-        return {"engine": {"kind": self.kind, "handover": self.handover}}
+        said = {"kind": self.kind, "handover": self.handover}
+        return {"engine": said | ({"ahead": True} if self.ahead else {})}
+
+    @model_validator(mode="after")
+    def check_ahead_is_elsewhere(self) -> Self:
+        if self.ahead and self.kind == "sampler":
+            raise ValueError(
+                "engine.ahead needs an engine that holds weights of its own; 'sampler' reads those "
+                "that are being changed. Use engine.kind = 'vllm-server', or leave ahead off"
+            )
+        return self
 
 
 class SftLossConfig(Config):

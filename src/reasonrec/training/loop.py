@@ -118,8 +118,7 @@ def fit(
         )
     batches = RankBatches(len(data), config.batch_size, rank=ranks.rank(), num_ranks=W)  # pyright: ignore[reportArgumentType]
     num_steps = len(batches)
-    every = max(1, num_steps // config.num_validations)
-    every += -every % steps_per_batch
+    every = steps_between_checkpoints(num_steps, config, steps_per_batch)
     stop_at = min(num_steps, max(1, round(share * num_steps / steps_per_batch)) * steps_per_batch)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -185,6 +184,14 @@ def fit(
     ranks.wait()  # a rank that ends later still looks into the folder of checkpoints
     ranks.first_alone(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
     return Fitted(score["step"], score.get(CHOSEN_BY), num_steps, metrics.seconds)
+
+
+def steps_between_checkpoints(
+    num_steps: int, config: OptimiserConfig, steps_per_batch: int = 1
+) -> int:
+    """Return after how many steps each a run validates and writes a checkpoint; see `fit`."""
+    every = max(1, num_steps // config.num_validations)
+    return every + -every % steps_per_batch
 
 
 def _is_over(checkpoint: Path, stop_at: int, patience: int, every: int) -> bool:

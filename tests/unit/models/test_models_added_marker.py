@@ -115,7 +115,9 @@ def test_it_is_learned_written_saved_and_read_again(which, lora, request, tmp_pa
         loaded = ReasoningRecommender.from_pretrained(again).cpu()
         scores = [NoThinkRecommender(one).score(HISTORIES).scores for one in (model, loaded)]
         assert np.array_equal(*scores)
-        thoughts = think(model, model.writer.prompts(HISTORIES), None, max_tokens=4, temperature=0.0)
+        thoughts = think(
+            model, model.writer.prompts(HISTORIES), None, max_tokens=4, temperature=0.0
+        )
         ends = thoughts.lengths - 1
         assert (thoughts.token_ids[np.arange(2), ends] == place).all()
         if lora:

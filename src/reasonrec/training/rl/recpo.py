@@ -1,7 +1,7 @@
 """One RecPO step: rollouts -> rewards -> advantages -> loss, with its parts handed in."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl.advantages import advantages_within_groups, is_flat
+from reasonrec.training.rl.engines.ahead import WritesAhead
 from reasonrec.training.rl.engines.contract import RolloutEngine, Thoughts
 from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import (
@@ -94,6 +95,7 @@ class Rollouts:
     is_truncated_P_G: Tensor
     rewards_P_G: Tensor | None = None
     old_token_logp_P_G_S: Tensor | None = None
+    """Of the weights that wrote them."""
     old_item_logp_P_G: Tensor | None = None
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
@@ -142,10 +144,12 @@ class Recpo:
         start: StartingPoint | None = None,
         engine: RolloutEngine | None = None,
         repeats: bool = False,
+        ahead: WritesAhead | None = None,
     ) -> None:
         """Args:
         engine: Who writes the rollouts; our own sampler unless told otherwise.
         repeats: Whether items of the history are ranked too; see `roll_out`.
+        ahead: Has the engine write a batch while the one before is learned from.
         """
         self.config = config
         self.engine = engine or Sampler()
@@ -154,6 +158,7 @@ class Recpo:
         self.log = log
         self.verbaliser = verbaliser
         self.seed = seed
+        self.ahead = ahead
         self._batch: int | None = None
         self._rollouts: Rollouts | None = None
 
@@ -161,37 +166,57 @@ class Recpo:
         """Return the loss of one step and what there is to log about it."""
         model.eval()  # dropout would make the sampling policy another one than the trained one
         parts: dict[str, float] = {}
-        started = time.perf_counter()
-        # where processes share a batch, they decide by the whole of it, and draw as one would
-        keys, number = ranks.gathered(inputs["key"]), int(inputs["batch"][0])
-        if number != self._batch:
+        if (number := int(inputs["batch"][0])) != self._batch:
             self._batch = number
-            first, G = int(keys[0]), num_sampled(self.config)
             with whole(model) as own:
-                with self._writing_weights():
-                    self.engine.sync(own)
-                    synced = time.perf_counter()
-                    self._rollouts = roll_out(
-                        own,
-                        self.log,
-                        self.verbaliser,
-                        inputs["event"].cpu().numpy(),
-                        self.config,
-                        generator_seed=stream_seed(self.seed, "rollout", first),
-                        engine=self.engine,
-                        repeats=self.repeats,
-                        part=((int(inputs["key"][0]) - first) * G, len(keys) * G),
-                    )
-                parts["rl/sync_seconds"] = synced - started
-                parts["rl/rollout_seconds"] = time.perf_counter() - synced
-                if self.start is not None and self.config.kl_weight:
-                    batch = self._rollouts.batch
-                    self._rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch)
+                self._rollouts, parts = self._roll_out(own, inputs, number)
         rollouts = self._rollouts
         assert rollouts is not None
         outputs = model(rollouts.batch, entropy_gradient=self.config.entropy_weight > 0)
         loss, logged = recpo_loss(outputs, rollouts, self.config)
         return loss, parts | logged
+
+    def _roll_out(
+        self, own: ReasoningRecommender, inputs: dict[str, Tensor], number: int
+    ) -> tuple[Rollouts, dict[str, float]]:
+        """Return the rollouts of a batch, and the seconds of syncing and waiting for them."""
+        started = time.perf_counter()
+        parts: dict[str, float] = {}
+        written = self.ahead.take(number) if self.ahead else None
+        is_ahead = written is not None
+        if written is None:
+            with self._writing_weights():
+                self.engine.sync(own)
+                parts["rl/sync_seconds"] = time.perf_counter() - started
+                written = self._asking(own, inputs["event"], inputs["key"])()
+        parts["rl/rollout_seconds"] = time.perf_counter() - started - sum(parts.values())
+        if self.ahead and (later := self.ahead.rows_after(number, inputs["key"])):
+            with self._writing_weights():
+                self.engine.sync(own)
+                ask = self._asking(own, later["event"], later["key"])
+            self.ahead.start(number + 1, ask)
+        rollouts = assemble(
+            own, self.log, inputs["event"].cpu().numpy(), written, self.config,
+            repeats=self.repeats,
+        )  # fmt: skip
+        if is_ahead:  # by weights that are gone: what those gave, the engine said
+            rollouts.old_token_logp_P_G_S = rollouts.sampler_logp_P_G_S
+        if self.start is not None and self.config.kl_weight:
+            rollouts.start_token_logp_P_G_S = self.start.token_logp(own, rollouts.batch)
+        return rollouts, parts
+
+    def _asking(
+        self, own: ReasoningRecommender, event: Tensor, key: Tensor
+    ) -> Callable[[], Thoughts]:
+        """Return what has the engine write about the events of this process in a batch."""
+        # where processes share a batch, they draw as one would
+        keys, G = ranks.gathered(key), num_sampled(self.config)
+        first = int(keys[0])
+        return asking(
+            own, self.log, self.verbaliser, event.cpu().numpy(), self.config,
+            generator_seed=stream_seed(self.seed, "rollout", first), engine=self.engine,
+            part=((int(key[0]) - first) * G, len(keys) * G),
+        )  # fmt: skip
 
     def _writing_weights(self) -> AbstractContextManager[None]:
         if self.config.rollouts_from == "current":
@@ -221,19 +246,54 @@ def roll_out(
             the recommendation. If not, ask about no event that repeats one.
         part: Which rollouts of a larger batch these are, where processes share it.
     """
+    ask = asking(
+        model, log, verbaliser, event, config, generator_seed=generator_seed, engine=engine,
+        part=part,
+    )  # fmt: skip
+    return assemble(model, log, event, ask(), config, repeats=repeats)
+
+
+def asking(
+    model: ReasoningRecommender,
+    log: InteractionLog,
+    verbaliser: Verbaliser,
+    event: np.ndarray,
+    config: RecpoConfig,
+    *,
+    generator_seed: int,
+    engine: RolloutEngine | None = None,
+    part: Part | None = None,
+) -> Callable[[], Thoughts]:
+    """Return what has the engine write the thoughts of `roll_out`, now or in another thread.
+
+    Candidates, which the model is asked for itself, are those of now.
+    """
     histories = log.histories_before(event)
     prompts = model.writer.prompts(histories)
-    G = num_sampled(config)
-    written = (engine or Sampler(model)).think(
-        prompts, look_up_for(verbaliser, histories, model),
-        max_tokens=config.max_tokens, group_size=G,
+    look_up = look_up_for(verbaliser, histories, model)
+    engine = engine or Sampler(model)
+    return lambda: engine.think(
+        prompts, look_up, max_tokens=config.max_tokens, group_size=num_sampled(config),
         temperature=config.temperature, top_k=config.top_k, seed=generator_seed, part=part,
     )  # fmt: skip
+
+
+def assemble(
+    model: ReasoningRecommender,
+    log: InteractionLog,
+    event: np.ndarray,
+    written: Thoughts,
+    config: RecpoConfig,
+    *,
+    repeats: bool = False,
+) -> Rollouts:
+    """Return written thoughts with what is asked of them; arguments as in `roll_out`."""
     target = torch.from_numpy(log.item_index[event]).long().to(model.device)
-    P = len(event)
+    P, G = len(event), num_sampled(config)
     batch = rollout_batch(model, log, event, written, P, G)
     if not config.next_item_weight:  # rows from text would be encoded for every title of a history
         batch = replace(batch, next_item=None)
+    histories = log.histories_before(event)
     rollouts = Rollouts(
         batch=batch,
         target_P=target,
@@ -385,8 +445,9 @@ def recpo_loss(
     )
     if rollouts.rewards_P_G is None:
         rollouts.rewards_P_G = rewards_of(rollouts, scores, config)
-        rollouts.old_token_logp_P_G_S = logp.detach()
         rollouts.old_item_logp_P_G = item_logp.detach()
+    if rollouts.old_token_logp_P_G_S is None:  # written by these very weights
+        rollouts.old_token_logp_P_G_S = logp.detach()
     rewards, old_logp = rollouts.rewards_P_G, rollouts.old_token_logp_P_G_S
     assert old_logp is not None and rollouts.old_item_logp_P_G is not None
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
@@ -440,8 +501,12 @@ def _rollout_statistics(
     num_written = written.sum().clamp(min=1)
     ratio = (outputs.token_logp - rollouts.old_token_logp_P_G_S).exp()
     outside = ((ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)) & written
-    mismatch = (rollouts.old_token_logp_P_G_S - rollouts.sampler_logp_P_G_S).abs()[written]
-    return {
+    logged: dict[str, float] = {}
+    if rollouts.old_token_logp_P_G_S is not rollouts.sampler_logp_P_G_S:
+        gap = (rollouts.old_token_logp_P_G_S - rollouts.sampler_logp_P_G_S).abs()[written]
+        largest = gap.max().item() if gap.numel() else 0.0
+        logged["rl/sampler_mismatch"] = max(ranks.gathered_objects(largest))
+    return logged | {
         "rl/reward_mean": rollouts.rewards_P_G.mean().item(),
         "rl/reward_best": rollouts.rewards_P_G.max(1).values.mean().item(),
         "rl/reward_spread": rollouts.rewards_P_G.std(1).mean().item(),
@@ -451,7 +516,4 @@ def _rollout_statistics(
         "rl/frac_truncated": rollouts.is_truncated_P_G.float().mean().item(),
         "rl/entropy": (outputs.token_entropy.sum() / num_written).item(),
         "rl/frac_clipped": (outside.sum() / num_written).item(),
-        "rl/sampler_mismatch": max(
-            ranks.gathered_objects(mismatch.max().item() if mismatch.numel() else 0.0)
-        ),
     }

@@ -1,0 +1,183 @@
+"""The next batch is written while this one is learned from: by whose weights, after a resume."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.toy_models import TOY_SHAPE, ring_rows, save_backbone, toy_catalogue, toy_verbaliser
+from tests.toy_vllm import ToyVllm
+from tests.toys import toy_dataset
+
+from reasonrec.methods import r2ec
+from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.methods.r2rec_config import R2recConfig
+from reasonrec.models.backbone import build_model
+from reasonrec.models.config import HeadConfig
+from reasonrec.training import loop
+from reasonrec.training.config import EngineConfig, RecpoConfig
+from reasonrec.training.rl.engines.ahead import WritesAhead
+from reasonrec.training.rl.engines.choice import build_engine
+from reasonrec.training.rl.recpo import PromptSample, Recpo
+
+N = 12
+DATASET = toy_dataset(ring_rows(6, N, 8), [f"Tale {i}" for i in range(N)])
+SMALL = RecpoConfig(max_tokens=8, group_size=2, next_item_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_backbone(tmp_path_factory.mktemp("backbone"), "qwen3")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with ToyVllm(folder) as running:
+        yield running
+
+
+def sample_of(num_batches, *, inner=1):
+    eligible = np.array([2, 3, 9, 10, 15, 16, 20, 21])
+    return PromptSample(
+        eligible, num_prompts=2 * num_batches, batch_size=2, num_inner_epochs=inner, seed=0
+    )
+
+
+def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True):
+    """Take all steps; return the model, the weights before each, and what it learned from."""
+    model = build_model(
+        toy_catalogue(N), backbone=str(folder), tiny=TOY_SHAPE, seed=0,
+        head=HeadConfig(dropout=0.0, max_history=8),
+    ).eval()  # fmt: skip
+    sample = sample_of(num_batches, inner=inner)
+    engine = build_engine(EngineConfig(kind="vllm-server", url=server.url))
+    learner = Recpo(
+        SMALL, DATASET.train, toy_verbaliser(model, DATASET), seed=0, engine=engine,
+        ahead=WritesAhead(sample, batch_size=2, num_inner_epochs=inner, fresh_every=fresh_every)
+        if ahead else None,
+    )  # fmt: skip
+    optimiser = torch.optim.SGD(model.parameters(), lr=3.0)
+    weights, steps = [], []
+    for step in range(num_batches * inner):
+        weights.append({n: w.clone() for n, w in model.state_dict().items()})
+        loss, logged = learner(model, sample.__getitems__([2 * step, 2 * step + 1]))
+        steps.append((learner._rollouts, logged))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    engine.close()
+    return model, weights, steps
+
+
+def gap(model, weights, rollouts):
+    """Return how far weights are from what the engine said of the thoughts, in nats."""
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        logp = model(rollouts.batch).token_logp
+    return (logp - rollouts.sampler_logp_P_G_S).abs()[rollouts.batch.is_written].max().item()
+
+
+def test_a_batch_is_written_by_the_weights_of_one_step_ago_and_its_ratio_says_so(folder, server):
+    model, weights, steps = run(folder, server)
+    for number, (rollouts, logged) in enumerate(steps):
+        assert gap(model, weights[max(0, number - 1)], rollouts) < 1e-3
+        assert ("rl/sampler_mismatch" in logged) == (number == 0)
+        if number:
+            assert gap(model, weights[number], rollouts) > 0.01  # not those that learn from it
+            assert rollouts.old_token_logp_P_G_S is rollouts.sampler_logp_P_G_S
+    asked = [rollouts.target_P.tolist() for rollouts, _ in steps]
+    _, _, in_turn = run(folder, server, ahead=False)
+    assert asked == [rollouts.target_P.tolist() for rollouts, _ in in_turn]
+
+
+def test_with_inner_epochs_the_next_batch_is_begun_at_the_first_of_them(folder, server):
+    model, weights, steps = run(folder, server, inner=2)
+    assert steps[2][0] is steps[3][0]
+    assert gap(model, weights[0], steps[2][0]) < 1e-3
+    assert gap(model, weights[2], steps[4][0]) < 1e-3
+
+
+def test_after_a_checkpoint_a_batch_is_waited_for(folder, server):
+    model, weights, steps = run(folder, server, fresh_every=2)
+    assert ["rl/sampler_mismatch" in logged for _, logged in steps] == [True, False, True, False]
+    assert gap(model, weights[2], steps[2][0]) < 1e-3
+    assert gap(model, weights[2], steps[3][0]) < 1e-3
+
+
+def test_thoughts_are_written_in_another_thread_before_anybody_asks_for_them():
+    ahead = WritesAhead(sample_of(2), batch_size=2, num_inner_epochs=1, fresh_every=2)
+    began, may_end = threading.Event(), threading.Event()
+
+    def write():
+        began.set()
+        assert may_end.wait(20)
+        return threading.current_thread().name
+
+    ahead.start(1, write)
+    assert began.wait(20)  # nobody asked yet
+    may_end.set()
+    assert str(ahead.take(1)).startswith("rollouts")
+    assert ahead.take(1) is None
+    assert ahead.rows_after(1, torch.tensor([2, 3])) is None  # the last
+
+
+def test_a_failure_of_the_engine_is_told_where_its_thoughts_are_needed():
+    ahead = WritesAhead(sample_of(2), batch_size=2, num_inner_epochs=1, fresh_every=2)
+
+    def fail():
+        raise RuntimeError("gone")
+
+    ahead.start(1, fail)
+    with pytest.raises(RuntimeError, match="gone"):
+        ahead.take(1)
+
+
+def test_an_interrupted_run_ends_with_the_same_numbers(folder, server, tmp_path, monkeypatch):
+    config = R2ecConfig.model_validate(
+        {
+            "backbone": str(folder), "stages": ["recpo"], "head": {"max_history": 8},
+            "recpo": {
+                "num_prompts": 24, "recpo": {"max_tokens": 6, "group_size": 2},
+                "optimiser": {"batch_size": 4, "num_validations": 3, "learning_rate": 1e-2},
+                "engine": {"kind": "vllm-server", "url": server.url, "ahead": True},
+            },
+        }
+    )  # fmt: skip
+    (at_once,) = r2ec.train(DATASET, config, out=tmp_path / "at-once", seed=0)
+    save, saved = loop._Trainer._save_checkpoint, []
+
+    def stop(self, *rest, **named):
+        save(self, *rest, **named)
+        saved.append(self.state.global_step)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Trainer, "_save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            r2ec.train(DATASET, config, out=tmp_path / "parts", seed=0)
+    assert saved == [2, 4]
+    (parts,) = r2ec.train(DATASET, config, out=tmp_path / "parts", seed=0)
+    of_runs = [
+        [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+        for done in (at_once, parts)
+    ]
+    told = [
+        {(row["step"], k): v for row in rows for k, v in row.items() if "second" not in k}
+        for rows in of_runs
+    ]
+    assert told[0] == told[1]
+    waited = [row["step"] for row in of_runs[0] if "rl/sampler_mismatch" in row]
+    assert waited == [1, 3, 5]
+    manifest = json.loads((at_once / "manifest.json").read_text())
+    assert manifest["config"]["recpo"]["engine"]["ahead"] is True
+
+
+def test_where_it_cannot_be_is_said():
+    with pytest.raises(ValidationError, match="needs an engine that holds weights of its own"):
+        EngineConfig(ahead=True)
+    engine = {"kind": "vllm-server", "ahead": True}
+    with pytest.raises(ValidationError, match="is for RecPO alone"):
+        R2recConfig.model_validate({"rl": {"engine": engine}})
