@@ -454,6 +454,7 @@ def main(
     """
     shapes = QUICK if quick else FULL
     speeds = None if in_this_process else measure_speeds(ROOT, trial_s=0.25)
+    commit = _commit()  # before this writes into the tree
     rows: list[dict[str, Any]] = []
     for name in settings or list(shapes):
         for side in sides or list(STEPS):
@@ -465,7 +466,7 @@ def main(
             else:
                 rows.append(_in_its_own_process(name, side, repeats, quick))
             row = rows[-1]
-            _write(out, rows, speeds)
+            _write(out, rows, speeds, commit)
             print(
                 f"{name:11} {side:9} cpu {row['cpu_s']:7.3f} s  wall {row['wall_s']:7.3f} s  "
                 f"{row['drawn_tokens_per_cpu_s']:7.0f} drawn tokens per CPU-second",
@@ -473,10 +474,10 @@ def main(
             )
 
 
-def _write(out: Path, rows: list[dict[str, Any]], speeds: Speeds | None) -> None:
+def _write(out: Path, rows: list[dict[str, Any]], speeds: Speeds | None, commit: str) -> None:
     machine = describe_machine(ROOT)
     record = {
-        "commit": _commit(),
+        "commit": commit,
         "machine": {"cpu": machine.cpu, "num_cores": machine.num_cores, "load": os.getloadavg()[0]},
         "torch": torch.__version__,
         "dtype": "float32",
