@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,7 @@ COST = "cost"
 """The protocol word of rows that do not depend on what is ranked."""
 FILES = ("metrics.json", "per_query.parquet", "thoughts.parquet")
 LISTS = "lists.parquet"
+LATENCIES = "latencies.parquet"
 NUM_LISTED = 20
 """Items of each stored list: as many as the largest cutoff of a metric."""
 _LISTED = {
@@ -50,6 +52,13 @@ _LISTED = {
     "rank": pl.Float64,
 }
 _LISTS = {"method": pl.String, "seed": pl.Int64, **_LISTED}
+_LATENCIES = {
+    "method": pl.String,
+    "seed": pl.Int64,
+    "query": pl.Int64,
+    "user_id": pl.String,
+    "milliseconds": pl.Float64,
+}
 _THOUGHTS = {
     "method": pl.String,
     "seed": pl.Int64,
@@ -101,6 +110,9 @@ class Evaluation:
     ``query``, ``target``, ``items`` (the first ``NUM_LISTED`` item indices, ties in their order)
     with their ``scores``, ``target_score``, ``num_tied`` (others that score as the target does)
     and ``rank``."""
+    latencies: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_LATENCIES))
+    """One row per user that was asked alone: ``method``, ``seed``, ``query``, ``user_id`` (null of
+    somebody new, and both where another process answered), ``milliseconds``."""
 
 
 def evaluate(
@@ -164,11 +176,12 @@ def evaluate(
         ("tokens", answers.num_tokens.mean(), len(rows)),
         ("users-per-second", len(rows) / max(answers.seconds.sum(), 1e-9), len(rows)),
     ]
-    latency_ms = np.zeros(0)
+    latency_ms, timed = np.zeros(0), np.zeros(0, np.int64)
     if isinstance(recommender, AnsweredElsewhere):
         latency_ms, fit_seconds = recommender.latency_ms, recommender.fit_seconds
     elif num_timed_users:
-        latency_ms = time_single_users(recommender, asked, num_timed_users)
+        timed = spread_rows(len(asked), num_timed_users)
+        latency_ms = time_single_users(recommender, asked.take(timed))
     if len(latency_ms):
         costs += [
             (f"latency-p{q}-ms", np.percentile(latency_ms, q), len(latency_ms)) for q in (50, 95)
@@ -228,7 +241,20 @@ def evaluate(
     lists = pl.concat([pl.DataFrame(schema=_LISTED), *answers.lists]).select(
         pl.lit(recommender.name).alias("method"), pl.lit(seed, pl.Int64).alias("seed"), pl.all()
     )
-    return Evaluation(metric_rows, per_query, thoughts, lists)
+    users = asked.user_index[timed]
+    ids = [dataset.user_ids[u] if u >= 0 else None for u in users]
+    nobody = [None] * (len(latency_ms) - len(timed))  # whom another process timed is not told
+    latencies = pl.DataFrame(
+        {
+            "method": [recommender.name] * len(latency_ms),
+            "seed": [seed] * len(latency_ms),
+            "query": [*rows[timed].tolist(), *nobody],
+            "user_id": [*ids, *nobody],
+            "milliseconds": latency_ms,
+        },
+        schema=_LATENCIES,
+    )
+    return Evaluation(metric_rows, per_query, thoughts, lists, latencies)
 
 
 def metric_intervals(rank: np.ndarray, user_index: np.ndarray) -> dict[str, Interval]:
@@ -353,13 +379,15 @@ def _scores(
 
 
 def write_evaluation(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Write ``FILES`` and ``LISTS`` over some evaluations and return their names; no manifest."""
+    """Write ``FILES``, ``LISTS`` and ``LATENCIES`` over some evaluations and return their names; no
+    manifest."""
     folder = Path(folder)
     write_rows(folder / "metrics.json", [row for one in evaluations for row in one.rows])
     pl.concat([one.per_query for one in evaluations]).write_parquet(folder / "per_query.parquet")
     pl.concat([one.thoughts for one in evaluations]).write_parquet(folder / "thoughts.parquet")
     pl.concat([one.lists for one in evaluations]).write_parquet(folder / LISTS)
-    return [*FILES, LISTS]
+    pl.concat([one.latencies for one in evaluations]).write_parquet(folder / LATENCIES)
+    return [*FILES, LISTS, LATENCIES]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -369,15 +397,19 @@ def read_evaluation(folder: Path) -> Evaluation:
         CheckpointError: A file is missing or damaged.
     """
     folder = Path(folder)
-    lists = folder / LISTS
+
+    def kept(name: str, schema: dict[str, Any]) -> pl.DataFrame:
+        if not (folder / name).exists():  # in an older evaluation
+            return pl.DataFrame(schema=schema)
+        return pl.read_parquet(folder / name, glob=False)
+
     try:
         return Evaluation(
             rows=tuple(read_rows(folder / "metrics.json")),
             per_query=pl.read_parquet(folder / "per_query.parquet", glob=False),
             thoughts=pl.read_parquet(folder / "thoughts.parquet", glob=False),
-            lists=pl.read_parquet(lists, glob=False)
-            if lists.exists()  # an older evaluation kept none
-            else pl.DataFrame(schema=_LISTS),
+            lists=kept(LISTS, _LISTS),
+            latencies=kept(LATENCIES, _LATENCIES),
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise CheckpointError(
@@ -457,13 +489,17 @@ def _candidate_sets(
     return sets
 
 
-def time_single_users(recommender: Recommender, queries: Queries, count: int) -> np.ndarray:
+def spread_rows(num_rows: int, count: int) -> np.ndarray:
+    """Return ``count`` rows, or all, spread evenly over ``num_rows``."""
+    return np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64)
+
+
+def time_single_users(recommender: Recommender, queries: Queries) -> np.ndarray:
     """Return the milliseconds of asking for one user at a time, after one call to warm up."""
-    rows = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(np.int64)
-    recommender.score(queries.take(rows[:1]).histories())
-    latency_ms = np.empty(len(rows))
-    for i in range(len(rows)):
-        histories = queries.take(rows[i : i + 1]).histories()
+    recommender.score(queries.take(np.zeros(1, np.int64)).histories())
+    latency_ms = np.empty(len(queries))
+    for i in range(len(queries)):
+        histories = queries.take(np.arange(i, i + 1)).histories()
         clock = time.perf_counter()
         recommender.score(histories)
         latency_ms[i] = 1000.0 * (time.perf_counter() - clock)

@@ -169,11 +169,25 @@ def test_a_written_evaluation_reads_back_the_same(tmp_path):
     other = evaluate(fit_floor("popularity", dataset), dataset)
     assert write_evaluation(tmp_path, [measured, other]) == [
         "metrics.json", "per_query.parquet", "thoughts.parquet", "lists.parquet",
+        "latencies.parquet",
     ]  # fmt: skip
     again = read_evaluation(tmp_path)
     assert again.rows == (*measured.rows, *other.rows)
     assert again.per_query.equals(pl.concat([measured.per_query, other.per_query]))
     assert again.thoughts.equals(measured.thoughts)
+    assert again.latencies.equals(pl.concat([measured.latencies, other.latencies]))
+
+
+def test_each_user_that_was_asked_alone_is_kept_with_their_milliseconds():
+    dataset = random_dataset(num_users=9)
+    measured = evaluate(NextInLine(30), dataset, queries=np.arange(2, 9), num_timed_users=3)
+    assert measured.latencies["query"].to_list() == [2, 5, 8]
+    users = dataset.test.user_index[[2, 5, 8]]
+    assert measured.latencies["user_id"].to_list() == [dataset.user_ids[u] for u in users]
+    taken = measured.latencies["milliseconds"].to_numpy()
+    said = {row.metric: row.value for row in measured.rows}
+    assert said["latency-p50-ms"] == np.percentile(taken, 50) > 0
+    assert said["latency-p95-ms"] == np.percentile(taken, 95)
 
 
 def test_damaged_results_are_a_stated_failure(tmp_path):

@@ -13,7 +13,7 @@ from reasonrec.errors import DataError
 from reasonrec.evaluation.faithfulness.effects import Effect
 from reasonrec.evaluation.faithfulness.grounding import Grounded
 from reasonrec.evaluation.faithfulness.reasons import Agreement
-from reasonrec.evaluation.protocol import time_single_users
+from reasonrec.evaluation.protocol import spread_rows, time_single_users
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def measured_cost(
     Args:
         num_timed: Users asked one at a time here, for the latency.
     """
-    latency = time_single_users(method, asked, num_timed) if num_timed else np.empty(0)
+    latency = np.empty(0)
+    if num_timed:
+        latency = time_single_users(method, asked.take(spread_rows(len(asked), num_timed)))
     p50, p95 = np.percentile(latency, [50, 95]).tolist() if num_timed else (None, None)
     return Cost(
         method=method.name,
