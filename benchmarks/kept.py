@@ -76,7 +76,7 @@ def name_of(run: Path, named: Path) -> Path:
 def keep(run: Path, to: Path) -> Path:
     """Write a run's zip and return its path."""
     named = str(read_manifest(run).get("data_folder", "data"))
-    data = next(d for d in (Path(named), run / named) if (d / "manifest.json").exists())
+    data = next(d for d in (run / named, Path(named)) if (d / "manifest.json").exists())
     told = {"name": Dataset.load(data).name, "tables": tables_of(data)}
     files = {DATA: json.dumps(told, indent=2).encode()}
     for path in sorted(run.rglob("*")):

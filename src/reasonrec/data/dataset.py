@@ -15,6 +15,7 @@ On disk (written by ``reasonrec prepare``, all Parquet; ``manifest.json`` last):
 """
 
 import json
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -214,6 +215,13 @@ class Dataset:
         if part not in get_args(Part):
             raise ValueError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
         return self.valid if part == "valid" else self.test
+
+    def seen_from(self, folder: Path) -> str:
+        """Return the path from ``folder`` to the data, which can then be moved with it.
+
+        Without symbolic links: what is above a linked folder is not what is above the link.
+        """
+        return os.path.relpath(self.folder.resolve(), Path(folder).resolve())
 
     def with_validation(self) -> "Dataset":
         """Return the data set whose ``train`` holds the validation targets as well.

@@ -56,7 +56,7 @@ class Run:
         places: list[Path] = []
         for folder, manifest in told.items():
             named = str(manifest.get("data_folder", "data"))
-            places += [folder / "data", Path(named), folder / named]
+            places += [folder / "data", folder / named, Path(named)]
         return [place for place in dict.fromkeys(places) if _is_stage(place)]
 
     def files(self) -> list[Path]:

@@ -200,7 +200,7 @@ def measure(
         outputs=outputs,
         seconds=spent[0],
         seed=seed,
-        extra={"data_folder": str(dataset.folder)}
+        extra={"data_folder": dataset.seen_from(out)}
         | ({} if candidates_file is None else {"candidates_file": str(candidates_file)}),
     )
     return evaluations

@@ -297,7 +297,7 @@ def tune_baselines(
         **asked,
         outputs=list(FILES),
         seconds=max(spent[0], seconds),
-        extra={"data_folder": str(dataset.folder)},
+        extra={"data_folder": dataset.seen_from(out)},
     )
     return tuned
 

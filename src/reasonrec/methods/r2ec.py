@@ -157,7 +157,7 @@ def train_stage(
             extra={
                 "method": method_of(stage, config),
                 "trained_on": trained_on,
-                "data_folder": os.path.relpath(dataset.folder, out),
+                "data_folder": dataset.seen_from(out),
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
                 "share": fitted.share,
@@ -330,7 +330,7 @@ def _train_gate(
         extra={
             "method": f"{thinking.name}/gated",
             "trained_on": "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
+            "data_folder": dataset.seen_from(out),
             "start_folder": os.path.relpath(start, out),
             "best_step": None,
             "best_score": None,

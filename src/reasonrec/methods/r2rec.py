@@ -12,7 +12,6 @@ Folders of a run: ``untuned`` (the backbone as it comes), ``traces``, ``r2rec-sf
 
 import hashlib
 import inspect
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -488,7 +487,7 @@ def _finish(
         extra={
             "method": method,
             "trained_on": "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
+            "data_folder": dataset.seen_from(out),
         } | extra,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """``evaluate`` and ``compare`` as they are typed, on a tiny planted world."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,8 +10,11 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
+from reasonrec.evaluation.audits.stage import find_source
 from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.joined import find_runs
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+from reasonrec.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,23 @@ def test_an_interrupted_evaluation_continues_with_the_next_method(shop, tmp_path
     both = measure([counted("popularity"), counted("item-knn")], dataset, tmp_path, config)
     assert opened == ["popularity", "item-knn", "item-knn"]
     assert [one.rows[0].method for one in both] == ["popularity", "item-knn"]
+
+
+def test_an_evaluation_and_a_search_find_their_data_from_anywhere(shop, tmp_path, monkeypatch):
+    shutil.copytree(shop, tmp_path / "shop")
+    (tmp_path / "other" / "disk").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "other" / "disk")
+    monkeypatch.chdir(tmp_path)
+    run("evaluate", "popularity", "--data", "shop", "--out", "runs/eval")
+    run("tune", "item-knn", "--data", "shop", "--out", "runs/tune", "--budget", 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs = tmp_path / "runs"
+    assert read_manifest(runs / "tune")["data_folder"] == "../../../shop"
+    data, evaluated = find_source(runs / "eval")
+    assert (data.resolve(), evaluated) == (tmp_path / "shop", runs / "eval")
+    (found,) = find_runs([runs / "eval"])
+    assert [place.resolve() for place in found.data_folders()] == [tmp_path / "shop"]
 
 
 def test_results_that_could_not_be_told_apart_are_refused(shop, tmp_path):

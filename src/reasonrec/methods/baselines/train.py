@@ -11,7 +11,6 @@ what is trained and how it ranks differs.
 How each departs from its paper stands in ``docs/baselines.md``.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ def train(
         extra={
             "method": METHOD_OF[what],
             "trained_on": "nothing" if what == "untuned" else "train",
-            "data_folder": os.path.relpath(dataset.folder, out),
+            "data_folder": dataset.seen_from(out),
         } | extra | recipe_of(what, config, seed=seed, start=None, base=base),
     )  # fmt: skip
     return out
