@@ -109,7 +109,7 @@ def prepare(
         queries = raw.queries if config.split == "given" else {}
         raw = replace(raw, queries=queries or {k: read_parquet(f) for k, f in splits.items()})
         tables, statistics = _build(raw, config, seed, time.time() if now_s is None else now_s)
-    _write(out, tables, {"name": name, "split": config.split, "source": str(source)} | statistics)
+    _write(out, tables, {"name": name, "split": config.split} | statistics)
     write_manifest(
         out,
         stage="prepare",
@@ -118,6 +118,7 @@ def prepare(
         outputs=list(FILES),
         seconds=time.perf_counter() - start,
         seed=seed,
+        extra={"source": str(source)},  # here, for however it is spelled, the data are the same
     )
     return Dataset.load(out)
 

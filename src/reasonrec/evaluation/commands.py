@@ -22,6 +22,18 @@ def prepare_command(source: str, data: Mapping[str, Any], seed: int, *, out: str
     return shlex.join([*words, *_prepare_options(data, "")])
 
 
+def source_of(manifest: Mapping[str, Any], statistics: Mapping[str, Any]) -> str:
+    """Return what a prepared folder was made of, as a command names it.
+
+    Args:
+        statistics: Of the folder; they say it where an earlier version prepared it.
+    """
+    config = manifest["config"]
+    if PLANTED in config:
+        return PLANTED
+    return str(manifest.get("source") or statistics.get("source") or config["name"])
+
+
 def evaluate_command(
     config: Mapping[str, Any],
     seed: int,

@@ -33,8 +33,8 @@ def check_as_written(run: "Run") -> None:
 def check_same_data(runs: Sequence["Run"]) -> None:
     """Refuse runs of different prepared data; those that do not say theirs are not asked.
 
-    A fingerprint also covers the place that a log was read from. Where two differ, the tables
-    decide.
+    A fingerprint also covers the counts for people, and in data of earlier versions the place that
+    the log was read from. Where two differ, the tables decide.
 
     Raises:
         DataError: Tables differ, or it cannot be seen whether they do.

@@ -20,6 +20,7 @@ from reasonrec.evaluation.commands import (
     demo_command,
     evaluate_command,
     prepare_command,
+    source_of,
     train_commands,
 )
 from reasonrec.evaluation.environment import Environment, describe_environment
@@ -263,12 +264,11 @@ def _data_passport(folder: Path) -> DataPassport:
     manifest = read_manifest(folder)
     config = dict(manifest["config"])
     statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    source = PLANTED if PLANTED in config else str(statistics.get("source", config["name"]))
     hashes = {k: v for k, v in manifest["outputs"].items() if k.endswith(".parquet")}
     return DataPassport(
         name=config["name"],
         split=config["split"],
-        source=source,
+        source=source_of(manifest, statistics),
         seed=manifest.get("seed"),
         config=config,
         inputs=manifest["inputs"],

@@ -17,6 +17,7 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ConfigError, DataError, ReasonrecError
+from reasonrec.manifest import read_manifest
 
 WriteShop = Callable[..., Path]
 T = 1_600_000_000
@@ -315,6 +316,17 @@ def test_a_finished_folder_is_only_loaded_and_never_overwritten(
     write_shop(ROWS[:-1])
     with pytest.raises(DataError, match=r"interactions\.csv changed since .* was prepared from it"):
         prepare(folder, out)
+
+
+def test_the_same_files_are_the_same_data_however_their_place_is_spelled(
+    write_shop: WriteShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_shop(ROWS)
+    monkeypatch.chdir(tmp_path)
+    spellings = (str(folder), "shop", "shop/", f"{tmp_path}/../{tmp_path.name}/shop")
+    sets = [prepare(source, tmp_path / f"out-{n}") for n, source in enumerate(spellings)]
+    assert len({dataset.fingerprint for dataset in sets}) == 1
+    assert [read_manifest(dataset.folder)["source"] for dataset in sets] == [*spellings]
 
 
 def test_an_interrupted_folder_is_continued_and_ends_the_same(

@@ -18,10 +18,18 @@ from reasonrec.manifest import read_manifest, write_manifest
 
 @pytest.fixture(scope="module")
 def shops(tmp_path_factory):
-    """Return one world prepared twice, in two places, and another one."""
+    """Return one world prepared by two versions, in two places, and another one."""
     root = tmp_path_factory.mktemp("shops")
     for name, seed in (("here", 0), ("there", 0), ("other", 1)):
         prepare_planted(root / name, PlantedConfig(size="tiny"), None, seed)
+    there = root / "there"
+    told = json.loads((there / "statistics.json").read_text())
+    (there / "statistics.json").write_text(json.dumps(told | {"source": str(there / "world")}))
+    manifest = read_manifest(there)
+    write_manifest(
+        there, stage="prepare", inputs=manifest["inputs"], config=manifest["config"],
+        outputs=list(manifest["outputs"]), seconds=1.0,
+    )  # fmt: skip
     return {name: Dataset.load(root / name) for name in ("here", "there", "other")}
 
 
@@ -38,7 +46,7 @@ def methods_in(*folders):
 
 
 def test_runs_of_the_same_tables_in_two_places_are_compared(shops, tmp_path):
-    assert shops["here"].fingerprint != shops["there"].fingerprint  # the place stands in it
+    assert shops["here"].fingerprint != shops["there"].fingerprint  # of statistics.json
     one = measured(shops["here"], tmp_path / "one")
     two = measured(shops["there"], tmp_path / "two", "item-knn")
     assert methods_in(one, two) == ["popularity", "item-knn"]

@@ -14,6 +14,7 @@ import polars as pl
 
 from reasonrec.data.dataset import FILES, Dataset
 from reasonrec.evaluation.audits.config import Disguise
+from reasonrec.evaluation.commands import source_of
 from reasonrec.manifest import (
     is_finished,
     make_folder,
@@ -74,7 +75,7 @@ def write_disguised(dataset: Dataset, out: Path, kind: Disguise, *, seed: int = 
         (out / "statistics.json").write_text(text + "\n", encoding="utf-8")
     write_manifest(
         out, stage="prepare", inputs=inputs, config=config, outputs=list(FILES), seconds=spent[0],
-        seed=seed,
+        seed=seed, extra={"source": source_of(manifest, dataset.statistics)},
     )  # fmt: skip
     return Dataset.load(out)
 

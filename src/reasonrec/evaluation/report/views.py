@@ -11,7 +11,7 @@ from reasonrec.baselines.floor import BASELINES
 from reasonrec.data.dataset import Part
 from reasonrec.data.planted.oracle import ORACLES
 from reasonrec.data.validation import count_reasons
-from reasonrec.evaluation.commands import PLANTED, demo_command
+from reasonrec.evaluation.commands import demo_command, source_of
 from reasonrec.evaluation.protocol import COST, MetricRow, full_ranks, full_word_in
 from reasonrec.evaluation.report.records import RunRecords
 from reasonrec.evaluation.report.scales import Scale, nice_scale
@@ -338,7 +338,7 @@ def reproduce(run: RunRecords) -> tuple[str, ...]:
     if run.preparation is None or run.config is None or "r2ec" not in run.config:
         return ()
     data = run.preparation["config"]
-    source = PLANTED if PLANTED in data else str(run.dataset.statistics.get("source", data["name"]))
+    source = source_of(run.preparation, run.dataset.statistics)
     out = run.dataset.folder.resolve().parent.name
     return demo_command(run.config, source, data, run.preparation.get("seed") or 0, out=out)
 
