@@ -7,7 +7,7 @@ unusable are set aside with a reason (``validation.py``), rows that are unwanted
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def prepare(
     *,
     extra_config: Mapping[str, Any] | None = None,
     now_s: float | None = None,
+    may_hold_source: bool = False,
 ) -> Dataset:
     """Return the data set made of a raw log, written to ``out``; a finished one is only loaded.
 
@@ -83,9 +84,11 @@ def prepare(
         seed: Draws ``sample_users``; nothing else is random.
         extra_config: Further keys for the manifest: how the source itself was made.
         now_s: UTC seconds; events later than a day after it are broken. None is the present.
+        may_hold_source: The source was made for ``out`` and may lie in it.
 
     Raises:
-        DataError: The source cannot be found, read or used, or changed since ``out`` was written.
+        DataError: The source cannot be found, read or used, lies in ``out``, or changed since
+            that was written.
         CheckpointError: ``out`` holds another run.
         ReasonrecError: ``out`` cannot be written.
     """
@@ -95,7 +98,11 @@ def prepare(
     path = locate(source)
     name = config.name or _name_of(path)
     config = config.model_copy(update={"name": name})
+    if not may_hold_source:
+        _refuse_source_in(out, [path])
     with opened(path, config.items) as raw:
+        if not may_hold_source:
+            _refuse_source_in(out, raw.files.values())
         is_given = config.split == "given" and not raw.queries
         splits = choose_files(raw.splits, config.given_split) if is_given else {}
         files = {**raw.files, **{file.name: file for file in splits.values()}}
@@ -138,7 +145,7 @@ def prepare_planted(
     config = config or PrepareConfig()
     config = config.model_copy(update={"name": config.name or "planted"})
     extra = {"planted": world.model_dump(mode="json")}
-    return prepare(folder, out, config, seed, extra_config=extra)
+    return prepare(folder, out, config, seed, extra_config=extra, may_hold_source=True)
 
 
 def _build(
@@ -311,6 +318,17 @@ def _refuse_changed_data(out: Path, inputs: dict[str, str]) -> None:
             f"{', '.join(changed)} changed since {out} was prepared from it. Prepare into another "
             "folder, or remove this one and all that was trained on it"
         )
+
+
+def _refuse_source_in(out: Path, places: Iterable[Path]) -> None:
+    """Refuse an output folder that would mix with the raw files, or be removed with them."""
+    folder = out.resolve()
+    for place in places:
+        if folder in (place.resolve(), *place.resolve().parents):
+            raise DataError(
+                f"the output folder must hold nothing but the prepared data; {out} is or holds its "
+                f"source {place}. Name another one with --out"
+            )
 
 
 def _name_of(path: Path) -> str:

@@ -371,6 +371,7 @@ def test_a_single_user_and_items_never_taken_are_enough(write_shop: WriteShop, t
 def test_a_truncated_parquet_log_is_refused_in_words(write_shop: WriteShop, tmp_path: Path):
     folder = write_shop(ROWS)
     pl.read_csv(folder / "interactions.csv").write_parquet(folder / "interactions.parquet")
+    (folder / "interactions.csv").unlink()
     whole = (folder / "interactions.parquet").read_bytes()
     (folder / "interactions.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"interactions\.parquet cannot be read.*complete"):
@@ -383,6 +384,7 @@ def test_parquet_columns_of_a_wrong_type_are_refused_in_words(
     folder = write_shop(ROWS)
     wrong = pl.DataFrame({"user_id": [["u"]], "item_id": ["i0"]})
     wrong.write_parquet(folder / "interactions.parquet")
+    (folder / "interactions.csv").unlink()
     with pytest.raises(DataError, match="user_id must be text or whole numbers"):
         prepare(folder, tmp_path / "out")
 
@@ -391,7 +393,46 @@ def test_ids_that_became_floats_are_whole_numbers_again(write_shop: WriteShop, t
     folder = write_shop(ROWS, {"1": "One", "2": "Two", "3": "Three"})
     log = pl.DataFrame({"user_id": [7.0, 7.0, 7.0], "item_id": [1, 2, 3]})
     log.write_parquet(folder / "interactions.parquet")
+    (folder / "interactions.csv").unlink()
     assert prepare(folder, tmp_path / "out").user_ids == ["7"]
+
+
+def test_an_output_folder_that_is_or_holds_the_source_is_refused(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder = write_shop(ROWS)
+    cases = [
+        (folder, folder),
+        (folder, tmp_path),
+        (folder / "interactions.csv", folder / ".." / "shop"),
+        (tmp_path, folder),  # read as what lies in its only folder
+    ]
+    for source, out in cases:
+        with pytest.raises(DataError, match=r"nothing but the prepared data; .* is or holds"):
+            prepare(source, out)
+    items = tmp_path / "wares" / "items.csv"
+    items.parent.mkdir()
+    (folder / "items.csv").rename(items)
+    with pytest.raises(DataError, match=r"holds its source .*items\.csv"):
+        prepare(folder / "interactions.csv", items.parent, PrepareConfig(items=items))
+    assert [path.name for path in (*folder.iterdir(), *items.parent.iterdir())] == [
+        "interactions.csv",
+        "items.csv",
+    ]
+
+
+@pytest.mark.parametrize("stem", ["interactions", "items"])
+def test_two_files_for_one_table_are_refused(write_shop: WriteShop, tmp_path: Path, stem: str):
+    folder = write_shop(ROWS)
+    pl.read_csv(folder / f"{stem}.csv").write_parquet(folder / f"{stem}.parquet")
+    both = rf"one file for the table {stem}; found {stem}\.parquet, {stem}\.csv"
+    with pytest.raises(DataError, match=both):
+        prepare(folder, tmp_path / "out")
+    if stem == "items":
+        with pytest.raises(DataError, match=both):
+            prepare(folder / "interactions.csv", tmp_path / "out")
+    named = PrepareConfig(items=folder / "items.csv")  # two files that are named are clear
+    assert prepare(folder / "interactions.csv", tmp_path / "out", named).num_items == 9
 
 
 def test_an_unwritable_folder_is_refused_in_words(write_shop: WriteShop, tmp_path: Path):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from reasonrec.data.raw import LOG_COLUMNS, RawTables
 from reasonrec.data.sources.files import SUFFIXES, read_items, read_log
+from reasonrec.errors import DataError
 
 LAYOUT = "interactions.{parquet,csv,tsv,jsonl} and items.{parquet,csv,tsv,jsonl}"
 
 
 def recognises(folder: Path) -> bool:
     """Return whether the folder has an interactions table."""
-    return table_file(folder, "interactions") is not None
+    return bool(_table_files(folder, "interactions"))
 
 
 def read(folder: Path) -> RawTables:
@@ -43,6 +44,21 @@ def read_pair(log: Path, items: Path | None, splits: dict[str, Path] | None = No
 
 
 def table_file(folder: Path, stem: str) -> Path | None:
-    """Return ``stem`` with the first known ending that exists in ``folder``."""
+    """Return ``stem`` with the known ending that exists in ``folder``, None if there is none.
+
+    Raises:
+        DataError: There are several; one of them may be a stale export.
+    """
+    found = _table_files(folder, stem)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(
+            f"{folder} must hold one file for the table {stem}; found {names}. Keep the one that "
+            "is meant, or name it: reasonrec prepare LOG --items ITEMS"
+        )
+    return found[0] if found else None
+
+
+def _table_files(folder: Path, stem: str) -> list[Path]:
     paths = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+    return [path for path in paths if path.is_file()]
