@@ -266,6 +266,25 @@ def test_the_two_tables_may_be_of_any_kind(tmp_path: Path, ending: str):
     assert dataset.catalogue.titles == ["Pen", "Nib", "Ink"]
 
 
+@pytest.mark.parametrize("last", ["\r", "\r\n", ""])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "jsonl.gz"])
+def test_lines_may_end_as_on_old_macs(tmp_path: Path, ending: str, last: str):
+    log = [("user_id", "item_id", "timestamp")]
+    log += [("1", "10", T), ("1", "20", T + 1), ("2", "30", T), ("1", "30", T + 2)]
+    items = [("item_id", "title"), ("10", "Pen, big"), ("20", "Nib"), ("30", "Ink")]
+    for name, (head, *rows) in (("interactions", log), ("items", items)):
+        lines = [",".join(f'"{value}"' for value in row) for row in (head, *rows)]
+        if ending.startswith("jsonl"):
+            lines = [json.dumps(dict(zip(head, row))) for row in rows]
+            lines += ["{oops"] if name == "interactions" else []
+        content = ("\r".join(lines) + last).encode()
+        content = gzip.compress(content) if ending.endswith(".gz") else content
+        (tmp_path / f"{name}.{ending}").write_bytes(content)
+    dataset = prepare(tmp_path, tmp_path / "out", PrepareConfig(max_rejected_frac=0.2))
+    assert rows_of(dataset) == EVENTS
+    assert dataset.catalogue.titles == ["Pen, big", "Nib", "Ink"]
+
+
 def test_one_broken_line_of_json_is_set_aside_alone(tmp_path: Path):
     (tmp_path / "items.csv").write_text("item_id,title\n10,Pen\n20,Nib\n")
     lines = ['{"user_id": 1, "item_id": 10}', "{oops", "", '{"user_id": 1, "item_id": 20}', "[1]"]

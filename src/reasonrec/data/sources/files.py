@@ -3,7 +3,7 @@
 CSV and JSON lines keep every value as text; Parquet keeps its types. A row that cannot be read is
 set aside; a file that cannot be read is a ``DataError``. Bytes that are no UTF-8 are taken for
 Latin-1 in item tables (MovieLens is published so), and replaced by U+FFFD in logs, whose ids are
-then refused one by one.
+then refused one by one. Lines may end as on old Macs, in CR alone, where the first one does.
 """
 
 import gzip
@@ -93,7 +93,7 @@ def read_csv(
     try:
         frame = (
             pl.scan_csv(
-                path if text is None else io.BytesIO(text.encode("utf-8", "replace")),
+                _source(path) if text is None else io.BytesIO(text.encode("utf-8", "replace")),
                 schema=dict.fromkeys((*header, _SURPLUS), pl.String),
                 missing_columns="insert",
                 has_header=False,
@@ -129,21 +129,52 @@ def csv_header(path: Path, separator: str = ",") -> list[str]:
 
 
 def _first_line(path: Path) -> str:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline(1 << 20).decode("utf-8", "replace")
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from None
+    line = _to_line_feed(path).decode("utf-8", "replace").rstrip("\r\n").partition("\r")[0]
     if not line.strip():
         raise DataError(f"{path} must start with a line of column names; it is empty")
     return line
+
+
+def _to_line_feed(path: Path) -> bytes:
+    try:
+        with _open(path) as file:
+            return file.readline(1 << 20)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+
+
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _source(path: Path) -> Path | io.BytesIO:
+    """Return the file, or what it holds with line feeds where its lines end in CR alone."""
+    return io.BytesIO(_bytes(path)) if _ends_in_cr(_to_line_feed(path)) else path
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds, unpacked, no line ending in CR alone."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    if _ends_in_cr(content[: content.find(b"\n") + 1 or None]):
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return content
+
+
+def _ends_in_cr(line: bytes) -> bool:
+    """Return whether what a line feed ends was parted by CR before it."""
+    return b"\r" in line.rstrip(b"\r\n")
 
 
 def read_lines(path: Path) -> pl.DataFrame:
     """Return a text file as ``_row`` and ``line``; blank lines are null."""
     try:
         frame = pl.read_csv(
-            path,
+            _source(path),
             glob=False,
             has_header=False,
             schema={"line": pl.String},
@@ -161,12 +192,7 @@ def read_lines(path: Path) -> pl.DataFrame:
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the content of a text file, and a note if it was not UTF-8."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from None
+    content = _bytes(path)
     try:
         return content.decode("utf-8-sig"), ()
     except UnicodeDecodeError:
@@ -192,7 +218,8 @@ def items_from_json_lines(path: Path, columns: Sequence[str] | None = None) -> T
     numbers: list[int] = []
     bad: list[tuple[str, int, str, str]] = []
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        source = _source(path)
+        with source if isinstance(source, io.BytesIO) else _open(source) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -241,7 +268,7 @@ def _text(value: Any) -> str | None:
 def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
     rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
     try:
-        frame = _numbered(pl.read_ndjson(path, schema=dict.fromkeys(columns, pl.String)))
+        frame = _numbered(pl.read_ndjson(_source(path), schema=dict.fromkeys(columns, pl.String)))
     except _READ_ERRORS:  # one bad line spoils the quick reader: take the lines one by one
         lines = read_lines(path).drop(ROW).filter(pl.col("line").str.strip_chars() != "")
         lines = _numbered(lines)
