@@ -17,6 +17,7 @@ import polars as pl
 from reasonrec.data.raw import ROW, rejected_rows
 from reasonrec.data.splits import Events, Questions, Split
 from reasonrec.data.timestamps import parse_times
+from reasonrec.data.validation import as_id
 from reasonrec.errors import DataError
 
 
@@ -102,7 +103,7 @@ def read_queries(
         item=pl.int_range(pl.len(), dtype=pl.Int32)
     )
     target = (
-        table.select(item_id=pl.col("target").cast(pl.String))
+        as_id(table["target"]).to_frame("item_id")
         .join(index, on="item_id", how="left", maintain_order="left")["item"]
     )  # fmt: skip
     lists = [
@@ -114,11 +115,11 @@ def read_queries(
         pl.lit(False), *(pl.col(n).list.len() != pl.col("history").list.len() for n in lists[1:])
     )
     reason = (
-        pl.when(pl.col("user_id").is_null()).then(pl.lit("missing user_id"))
+        pl.when(pl.col("_user_id").is_null()).then(pl.lit("missing user_id"))
         .when(pl.col("_target").is_null()).then(pl.lit("unknown target"))
         .when(uneven).then(pl.lit("history, ratings and times differ in length"))
     )  # fmt: skip
-    table = table.with_columns(target.alias("_target"))
+    table = table.with_columns(as_id(table["user_id"]).alias("_user_id"), target.alias("_target"))
     times = parse_times(table["timestamp"]).micros if _known(table, "timestamp") else None
     if times is not None:
         table = table.with_columns(times.alias("_micros"))
@@ -134,14 +135,15 @@ def read_queries(
         sound.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("_query"), *lists)
         .filter(pl.col("history").list.len() > 0)
         .explode(lists)
-        .with_columns(pl.col("history").cast(pl.String))
-        .join(index, left_on="history", right_on="item_id", how="left", maintain_order="left")
+    )
+    flat = flat.with_columns(as_id(flat["history"])).join(
+        index, left_on="history", right_on="item_id", how="left", maintain_order="left"
     )
     known = flat.filter(pl.col("item").is_not_null())
     has_rating = "history_rating" in lists
     has_times = "history_timestamp" in lists
     return GivenQueries(
-        user_id=sound["user_id"].cast(pl.String),
+        user_id=sound["_user_id"].alias("user_id"),
         target=sound["_target"].to_numpy(),
         micros=sound["_micros"].to_numpy() if times is not None else None,
         item=known["item"].to_numpy(),

@@ -50,11 +50,13 @@ from reasonrec.data.timestamps import SECOND_US
 from reasonrec.data.validation import (
     CleanItems,
     CleanLog,
+    as_id,
     check_share,
     clean_items,
     clean_log,
     count_reasons,
     no_rejects,
+    require,
 )
 from reasonrec.errors import DataError, ReasonrecError
 from reasonrec.manifest import (
@@ -267,9 +269,8 @@ def _all_users(rows: pl.DataFrame, given: dict[str, GivenQueries]) -> pl.Series:
 
 
 def _items_of(log: Table) -> Table:
-    ids = (
-        log.frame.select(pl.col("item_id").cast(pl.String)).drop_nulls().unique(maintain_order=True)
-    )
+    require(log, ("item_id",))
+    ids = as_id(log.frame["item_id"]).drop_nulls().unique(maintain_order=True).to_frame()
     number = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
     return Table(log.file, ids.with_columns(number.alias(ROW), title="item_id"))
 

@@ -45,9 +45,9 @@ def clean_items(raw: Table, *, max_title_chars: int, max_description_chars: int)
         DataError: A column is missing, or no item is left.
     """
     frame, file = raw.frame, raw.file
-    _require(raw, ("item_id", "title"))
+    require(raw, ("item_id", "title"))
     title = clean_text(_joined(frame["title"]), max_chars=max_title_chars)
-    columns = [_as_id(frame["item_id"]), title.values]
+    columns = [as_id(frame["item_id"]), title.values]
     cleaned = {"title_markup": title.num_markup, "title_control": title.num_control}
     cleaned["title_cut"] = title.num_cut
     if "description" in frame.columns:
@@ -103,14 +103,14 @@ def clean_log(
         DataError: A column is missing.
     """
     frame, file = _blank_is_missing(raw.frame, ("rating", "timestamp", "position")), raw.file
-    _require(raw, ("user_id", "item_id"))
-    item = pl.DataFrame({"item_id": _as_id(frame["item_id"])}).join(
+    require(raw, ("user_id", "item_id"))
+    item = pl.DataFrame({"item_id": as_id(frame["item_id"])}).join(
         pl.DataFrame({"item_id": item_ids}).with_columns(
             item=pl.int_range(pl.len(), dtype=pl.Int32)
         ),
         on="item_id", how="left", maintain_order="left",
     )  # fmt: skip
-    events = pl.DataFrame([frame[ROW], _as_id(frame["user_id"]), item["item_id"], item["item"]])
+    events = pl.DataFrame([frame[ROW], as_id(frame["user_id"]), item["item_id"], item["item"]])
     reasons = [_bad_id("user_id"), _bad_id("item_id")]
     reasons.append(pl.when(pl.col("item").is_null()).then(pl.lit("unknown item")))
     key = ["user_id", "item"]
@@ -204,7 +204,8 @@ def _first(rejected: pl.DataFrame) -> str:
     return f"{file} row {row}: {reason}: {raw[:200]}"
 
 
-def _require(table: Table, names: tuple[str, ...]) -> None:
+def require(table: Table, names: tuple[str, ...]) -> None:
+    """Refuse a table without the named columns."""
     missing = [name for name in names if name not in table.frame.columns]
     if missing:
         read = [name for name in table.frame.columns if not name.startswith("_")]
@@ -236,16 +237,17 @@ def _bad_id(name: str) -> pl.Expr:
     )  # fmt: skip
 
 
-def _as_id(values: pl.Series) -> pl.Series:
-    """Return ids as text; 7.0, the trace of a lost integer column, becomes 7."""
+def as_id(values: pl.Series) -> pl.Series:
+    """Return ids as text, each by itself; 7.0, the trace of a lost integer column, becomes 7."""
     name = values.name
-    if values.dtype.is_float():
-        whole = values.cast(pl.Int64, strict=False)
-        is_whole = bool((whole.cast(pl.Float64) == values.cast(pl.Float64)).all())
-        values = whole if is_whole else values
     if values.dtype == pl.Binary or values.dtype.is_nested():
         raise DataError(f"{name} must be text or whole numbers; got {values.dtype}")
-    return values.cast(pl.String).str.strip_chars().replace("", None).alias(name)
+    text = values.cast(pl.String)
+    if values.dtype.is_float():
+        whole = values.cast(pl.Int64, strict=False)
+        is_whole = whole.cast(pl.Float64) == values.cast(pl.Float64)
+        text = whole.cast(pl.String).zip_with(is_whole.fill_null(False), text)
+    return text.str.strip_chars().replace("", None).alias(name)
 
 
 def _numbers(values: pl.Series) -> pl.Series:

@@ -99,6 +99,29 @@ def test_queries_on_unknown_items_are_set_aside(tmp_path: Path):
         prepare(folder, tmp_path / "other", GIVEN)
 
 
+def test_ids_of_a_split_are_those_of_the_log_however_they_are_written(tmp_path: Path):
+    folder = tmp_path / "g"
+    folder.mkdir()
+    log = pl.DataFrame({"user_id": [7, 8], "item_id": [1, 2]})
+    log.write_parquet(folder / "interactions.parquet")
+    pl.DataFrame({"item_id": [1, 2, 3], "title": list("ABC")}).write_parquet(
+        folder / "items.parquet"
+    )
+    splits = {
+        "floats": {"user_id": [7.0, 9.5], "history": [[1.0, 2.0], [2.0]], "target": [3.0, 1.0]},
+        "spaced": {"user_id": [" 7", "9.5 "], "history": [["1 ", "2"], [" 2"]],
+                   "target": ["3 ", " 1"]},
+    }  # fmt: skip
+    for name, table in splits.items():
+        pl.DataFrame(table).write_parquet(folder / f"split_{name}_test.parquet")
+        config = GIVEN.model_copy(update={"given_split": name})
+        dataset = prepare(folder, tmp_path / name, config)
+        assert dataset.user_ids == ["7", "8", "9.5"]
+        assert dataset.test.user_index.tolist() == [0, 2]
+        assert dataset.test.target.tolist() == [2, 0]
+        assert [dataset.test.histories().row(b).tolist() for b in range(2)] == [[0, 1], [1]]
+
+
 def test_a_split_without_histories_or_without_a_name_is_refused_in_words(tmp_path: Path):
     log = {"user_id": ["u"], "item_id": ["a"]}
     candidates = {"user_id": ["u"], "target": ["a"], "negatives": [["b"]]}

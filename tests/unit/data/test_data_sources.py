@@ -297,6 +297,30 @@ def test_one_broken_line_of_json_is_set_aside_alone(tmp_path: Path):
     assert rejected["raw"][0] == '{"line":"{oops"}'
 
 
+@pytest.mark.parametrize("other", ["", '{"user_id": "x", "item_id": 20}', "{oops"])
+def test_ids_are_the_same_whatever_other_lines_hold(tmp_path: Path, other: str):
+    written = ("1", "1.0", '"1"', " 1e0 ", "2.5", "12345678901234567", '"007"')
+    items = [f'{{"item_id": {n}, "title": "T{n}"}}' for n in (10.0, 20, 12345678901234567)]
+    items += ['{"item_id": "x", "title": "X"}'] if other else []
+    (tmp_path / "items.jsonl").write_text("\n".join(items))
+    log = [f'{{"user_id": {n}, "item_id": {i}}}' for n in written for i in ("10", "20.0")]
+    (tmp_path / "interactions.jsonl").write_text("\n".join([*log, other]))
+    dataset = prepare(tmp_path, tmp_path / "out", PrepareConfig(max_rejected_frac=0.5))
+    assert set(dataset.user_ids) - {"x"} == {"1", "2.5", "12345678901234567", "007"}
+    assert dataset.catalogue.item_ids[:3] == ["10", "20", "12345678901234567"]
+    assert len(dataset.train) + 2 == len(log) + (other[:2] == '{"')
+
+
+def test_ids_of_a_parquet_table_are_the_same_whatever_other_rows_hold(tmp_path: Path):
+    users, items = [7.0, 7.0, 7.0, 8.5], [1.0, 2.0, 1.0, 2.5]
+    log = pl.DataFrame({"user_id": users, "item_id": items})
+    log.write_parquet(tmp_path / "interactions.parquet")
+    config = PrepareConfig(titles_from_ids=True)
+    dataset = prepare(tmp_path, tmp_path / "out", config)
+    assert dataset.user_ids == ["7", "8.5"]
+    assert dataset.catalogue.item_ids == ["1", "2", "2.5"]
+
+
 def test_ids_in_a_wrong_encoding_are_set_aside(tmp_path: Path):
     (tmp_path / "items.csv").write_text("item_id,title\n10,Pen\n20,Nib\n")
     (tmp_path / "interactions.csv").write_bytes(

@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from reasonrec.data.raw import REJECTED_SCHEMA, ROW, Table, rejected_rows
 from reasonrec.errors import DataError
 
 _SURPLUS = "_surplus"
+_IDS = ("item_id", "parent_asin")
 _READ_ERRORS = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
@@ -237,7 +239,10 @@ def items_from_json_lines(path: Path, columns: Sequence[str] | None = None) -> T
         raise _unreadable(path, error) from None
     names = list(dict.fromkeys(name for row in rows for name in row))
     frame = pl.DataFrame(
-        [_series(name, [row.get(name) for row in rows]) for name in names]
+        [
+            (_ids if name in _IDS else _series)(name, [row.get(name) for row in rows])
+            for name in names
+        ]
         + [pl.Series(ROW, numbers, dtype=pl.Int64)]
     )
     return Table(path.name, frame, pl.DataFrame(bad, schema=REJECTED_SCHEMA, orient="row"))
@@ -254,6 +259,19 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     return pl.Series(name, [_text(value) for value in values], dtype=pl.String)
 
 
+def _ids(name: str, values: list[Any]) -> pl.Series:
+    """Return ids as text, 7.0 as 7: what an id is called does not depend on the other rows."""
+    if any(isinstance(value, list | dict) for value in values):
+        return _series(name, values)
+    texts = [_number(value) if isinstance(value, float) else _text(value) for value in values]
+    return pl.Series(name, texts, dtype=pl.String)
+
+
+def _number(value: float) -> str:
+    """Return a number as polars reads it from JSON lines into text."""
+    return format(Decimal(repr(value)), "f").removesuffix(".0")
+
+
 def _texts(values: list[Any] | None) -> list[str | None] | None:
     return None if values is None else [_text(value) for value in values]
 
@@ -267,17 +285,22 @@ def _text(value: Any) -> str | None:
 
 def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
     rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
+    schema = dict.fromkeys(columns, pl.String)
     try:
-        frame = _numbered(pl.read_ndjson(_source(path), schema=dict.fromkeys(columns, pl.String)))
-    except _READ_ERRORS:  # one bad line spoils the quick reader: take the lines one by one
+        frame = _numbered(pl.read_ndjson(_source(path), schema=schema))
+    except _READ_ERRORS:  # one bad line spoils the quick reader: look at the lines one by one
         lines = read_lines(path).drop(ROW).filter(pl.col("line").str.strip_chars() != "")
         lines = _numbered(lines)
         parsed = pl.col("line").str.json_path_match
         is_object = parsed("$").str.starts_with("{").fill_null(False)
-        frame = lines.filter(is_object).select(
-            ROW, *(parsed(f"$.{name}").alias(name) for name in columns)
-        )
         rejected = rejected_rows(lines.filter(~is_object), "not a JSON object", file=path.name)
+        objects = lines.filter(is_object)
+        text = io.BytesIO("\n".join(objects["line"]).encode())
+        try:  # the quick reader again: both must call an id the same, 1.0 in JSON is 1
+            frame = pl.read_ndjson(text, schema=schema).with_columns(objects[ROW])
+        except _READ_ERRORS:
+            fields = (parsed(f"$.{name}").alias(name) for name in columns)
+            frame = objects.select(ROW, *fields)
     present = [name for name in columns if frame[name].null_count() < frame.height]
     return Table(path.name, frame.select(ROW, *present), rejected)
 
