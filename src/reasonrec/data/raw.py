@@ -8,6 +8,8 @@ import polars as pl
 
 LOG_COLUMNS = ("user_id", "item_id", "rating", "timestamp", "position", "part")
 """Columns of an interaction log that mean something here; any others are not read."""
+ITEM_COLUMNS = ("item_id", "title", "description", "categories")
+"""Columns of an item table that mean something here; any others are kept as they are."""
 ROW = "_row"
 """Number of the data row in its file, from 1, without the header."""
 REJECTED_SCHEMA = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "raw": pl.String}

@@ -285,6 +285,38 @@ def test_lines_may_end_as_on_old_macs(tmp_path: Path, ending: str, last: str):
     assert dataset.catalogue.titles == ["Pen, big", "Nib", "Ink"]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_may_be_named_in_capitals_and_what_is_not_read_is_named(
+    tmp_path: Path, ending: str
+):
+    log = pl.DataFrame(
+        {"User_ID": [1, 1, 2, 1], "item_id": [10, 30, 30, 20], " Rating ": [5, 4, 1, 3],
+         "Timestamp": [T, T + 2, T, T + 1], "shop": ["a"] * 4, "PART": ["x"] * 4,
+         "Part": ["y"] * 4}
+    )  # fmt: skip
+    items = pl.DataFrame(
+        {"Item_Id": [10, 20, 30], "title": ["Pen", "Nib", "Ink"], "Title": ["P", "N", "I"]}
+    )
+    for name, table in (("interactions", log), ("items", items)):
+        writer = {"csv": table.write_csv, "jsonl": table.write_ndjson}
+        writer.get(ending, table.write_parquet)(tmp_path / f"{name}.{ending}")
+    dataset = prepare(tmp_path, tmp_path / "out")
+    assert rows_of(dataset) == EVENTS
+    assert dataset.test.target.tolist() == [2]
+    assert dataset.train.rating is not None
+    assert dataset.train.rating.tolist() == [5, 1]
+    assert dataset.catalogue.titles == ["Pen", "Nib", "Ink"]
+    assert dataset.catalogue.table["Title"].to_list() == ["P", "N", "I"]
+    rating = "Rating" if ending == "csv" else "' Rating '"  # a header of text is trimmed
+    assert dataset.statistics["notes"][:3] == [
+        f"interactions.{ending}: User_ID was read as user_id, {rating} as rating, "
+        "Timestamp as timestamp",
+        f"interactions.{ending}: not read: shop, PART, Part; understood are user_id, item_id, "
+        "rating, timestamp, position, part",
+        f"items.{ending}: Item_Id was read as item_id",
+    ]
+
+
 def test_one_broken_line_of_json_is_set_aside_alone(tmp_path: Path):
     (tmp_path / "items.csv").write_text("item_id,title\n10,Pen\n20,Nib\n")
     lines = ['{"user_id": 1, "item_id": 10}', "{oops", "", '{"user_id": 1, "item_id": 20}', "[1]"]

@@ -12,15 +12,16 @@ import json
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from reasonrec.data.raw import REJECTED_SCHEMA, ROW, Table, rejected_rows
+from reasonrec.data.raw import ITEM_COLUMNS, REJECTED_SCHEMA, ROW, Table, rejected_rows
 from reasonrec.errors import DataError
 
 _SURPLUS = "_surplus"
@@ -36,7 +37,9 @@ SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.
 
 
 def read_log(path: Path, columns: Sequence[str]) -> Table:
-    """Return those of ``columns`` that an interaction file has, in file order.
+    """Return those of ``columns`` that an interaction file has, and notes on the names of others.
+
+    Names may differ from ``columns``, which are lower case, in capitals and in spaces around.
 
     Raises:
         DataError: The file is empty, damaged, or of no known kind.
@@ -44,22 +47,47 @@ def read_log(path: Path, columns: Sequence[str]) -> Table:
     kind = _kind(path)
     if kind == "parquet":
         found = parquet_columns(path)
-        frame = _read_parquet(path, [name for name in columns if name in found])
-        return Table(path.name, _numbered(frame), columns=tuple(found))
-    if kind == "jsonl":
-        return _log_from_json_lines(path, columns)
-    line = _first_line(path)
-    separator = _separator(line, kind)
-    header = _header_fields(line, separator)
-    return read_csv(path, header, wanted=columns, separator=separator)
+        names = _names_of(columns, found)
+        frame = _read_parquet(path, list(names.values()))
+        table = Table(path.name, _numbered(frame.rename(_renamed(names))))
+    elif kind == "jsonl":
+        found = _keys(path)
+        names = _names_of(columns, found)
+        table = _log_from_json_lines(path, {name: names.get(name, name) for name in columns})
+    else:
+        line = _first_line(path)
+        separator = _separator(line, kind)
+        found = _header_fields(line, separator)
+        names = _names_of(columns, found)
+        ours = _renamed(names)
+        header = [ours.get(name, name) for name in found]
+        table = read_csv(path, header, wanted=columns, separator=separator)
+    unread = [name for name in found if name not in names.values()]
+    notes = _notes_on_names(path, names)
+    if unread:
+        said = f"{_listed(unread)}; understood are {', '.join(columns)}"
+        notes.append(f"{path.name}: not read: {said}")
+    return replace(table, notes=tuple(notes), columns=tuple(found))
 
 
 def read_items(path: Path) -> Table:
-    """Return an item table with all its columns.
+    """Return an item table with all its columns, those that mean something under our names.
 
     Raises:
         DataError: The file is empty, damaged, or of no known kind.
     """
+    table = _read_items(path)
+    found = [name for name in table.frame.columns if name != ROW]
+    names = _names_of(ITEM_COLUMNS, found)
+    return replace(
+        table,
+        frame=table.frame.rename(_renamed(names)),
+        notes=(*table.notes, *_notes_on_names(path, names)),
+        columns=tuple(found),
+    )
+
+
+def _read_items(path: Path) -> Table:
     kind = _kind(path)
     if kind == "parquet":
         return Table(path.name, _numbered(_read_parquet(path, None)))
@@ -70,6 +98,35 @@ def read_items(path: Path) -> Table:
     separator = _separator(line, kind)
     table = read_csv(path, _header_fields(line, separator), separator=separator, text=text)
     return replace(table, notes=notes)
+
+
+def _names_of(ours: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """Return what a file calls those of our columns that it has, in our order.
+
+    Another spelling is taken where it is the only one.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in found:
+        alike.setdefault(name.strip().lower(), []).append(name)
+    return {
+        name: name if name in found else alike[name][0]
+        for name in ours
+        if name in found or len(alike.get(name, ())) == 1
+    }
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in names.items() if theirs != ours}
+
+
+def _notes_on_names(path: Path, names: Mapping[str, str]) -> list[str]:
+    said = [f"{_listed([theirs])} as {ours}" for theirs, ours in _renamed(names).items()]
+    return [f"{path.name}: {', '.join(said).replace(' as ', ' was read as ', 1)}"] if said else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [name if name and name == name.strip() else repr(name) for name in names[:20]]
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def read_csv(
@@ -149,6 +206,11 @@ def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
+def _open_lines(path: Path) -> gzip.GzipFile | io.BufferedReader | io.BytesIO:
+    source = _source(path)
+    return source if isinstance(source, io.BytesIO) else _open(source)
+
+
 def _source(path: Path) -> Path | io.BytesIO:
     """Return the file, or what it holds with line feeds where its lines end in CR alone."""
     return io.BytesIO(_bytes(path)) if _ends_in_cr(_to_line_feed(path)) else path
@@ -220,8 +282,7 @@ def items_from_json_lines(path: Path, columns: Sequence[str] | None = None) -> T
     numbers: list[int] = []
     bad: list[tuple[str, int, str, str]] = []
     try:
-        source = _source(path)
-        with source if isinstance(source, io.BytesIO) else _open(source) as file:
+        with _open_lines(path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -240,7 +301,9 @@ def items_from_json_lines(path: Path, columns: Sequence[str] | None = None) -> T
     names = list(dict.fromkeys(name for row in rows for name in row))
     frame = pl.DataFrame(
         [
-            (_ids if name in _IDS else _series)(name, [row.get(name) for row in rows])
+            (_ids if name.strip().lower() in _IDS else _series)(
+                name, [row.get(name) for row in rows]
+            )
             for name in names
         ]
         + [pl.Series(ROW, numbers, dtype=pl.Int64)]
@@ -283,9 +346,26 @@ def _text(value: Any) -> str | None:
     return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text
 
 
-def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
+def _keys(path: Path) -> list[str]:
+    """Return the keys of the JSON objects in the first thousand lines of a file."""
+    keys: dict[str, None] = {}
+    try:
+        with _open_lines(path) as file:
+            for line in islice(file, 1000):
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                keys |= dict.fromkeys(row) if isinstance(row, dict) else {}
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from None
+    return [text for key in keys if (text := _text(key))]
+
+
+def _log_from_json_lines(path: Path, names: Mapping[str, str]) -> Table:
+    """Return a log under our names; ``names`` says what the file calls each."""
     rejected = pl.DataFrame(schema=REJECTED_SCHEMA)
-    schema = dict.fromkeys(columns, pl.String)
+    schema = dict.fromkeys(names.values(), pl.String)
     try:
         frame = _numbered(pl.read_ndjson(_source(path), schema=schema))
     except _READ_ERRORS:  # one bad line spoils the quick reader: look at the lines one by one
@@ -299,9 +379,10 @@ def _log_from_json_lines(path: Path, columns: Sequence[str]) -> Table:
         try:  # the quick reader again: both must call an id the same, 1.0 in JSON is 1
             frame = pl.read_ndjson(text, schema=schema).with_columns(objects[ROW])
         except _READ_ERRORS:
-            fields = (parsed(f"$.{name}").alias(name) for name in columns)
+            fields = (parsed(f"$['{name}']").alias(name) for name in schema)
             frame = objects.select(ROW, *fields)
-    present = [name for name in columns if frame[name].null_count() < frame.height]
+    frame = frame.rename(_renamed(names))
+    present = [name for name in names if frame[name].null_count() < frame.height]
     return Table(path.name, frame.select(ROW, *present), rejected)
 
 

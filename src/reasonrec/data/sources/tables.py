@@ -28,6 +28,7 @@ def read(folder: Path) -> RawTables:
 
 def read_pair(log: Path, items: Path | None, splits: dict[str, Path] | None = None) -> RawTables:
     """Return the tables of two files, wherever they lie."""
+    events = read_log(log, LOG_COLUMNS)
     table = None if items is None else read_items(items)
     files = {log.name: log}
     if items is not None:  # from two folders, both may have one name
@@ -35,11 +36,11 @@ def read_pair(log: Path, items: Path | None, splits: dict[str, Path] | None = No
         files[f"items {items.name}" if clash else items.name] = items
     return RawTables(
         layout="tables",
-        log=read_log(log, LOG_COLUMNS),
+        log=events,
         items=table,
         files=files,
         splits=splits or {},
-        notes=() if table is None else table.notes,
+        notes=(*events.notes, *(() if table is None else table.notes)),
     )
 
 
