@@ -11,12 +11,16 @@ On disk (written by ``reasonrec prepare``, all Parquet; ``manifest.json`` last):
   queries look back on, user after user, oldest first.
 - ``valid.parquet``, ``test.parquet``: one row a query: ``user_index``, ``target`` (an item index),
   ``history_start``, ``history_stop`` (a slice of ``histories``), and where known ``timestamp``.
+- ``unasked.parquet``, only where ``min_history`` left queries out: these, as in ``valid``, with
+  the ``part`` that they would have been in. What serving knows of their users, and of no use to
+  anybody else: nobody is asked them, and nothing may be trained on them.
 - ``statistics.json``: counts for people; ``rejected.parquet``: rows set aside, with reasons.
 """
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +37,7 @@ FILES = (
     "items.parquet", "users.parquet", "train.parquet", "histories.parquet",
     "valid.parquet", "test.parquet", "rejected.parquet", "statistics.json",
 )  # fmt: skip
+UNASKED = "unasked.parquet"
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,20 @@ class Queries:
             timestamp=None if self.timestamp is None else self.timestamp[rows],
         )
 
+    def followed_by(self, other: "Queries") -> "Queries":
+        """Return these queries and then the others, which share their log."""
+        timestamp = None
+        if self.timestamp is not None and other.timestamp is not None:
+            timestamp = np.concatenate([self.timestamp, other.timestamp])
+        return replace(
+            self,
+            user_index=np.concatenate([self.user_index, other.user_index]),
+            target=np.concatenate([self.target, other.target]),
+            history_start=np.concatenate([self.history_start, other.history_start]),
+            history_stop=np.concatenate([self.history_stop, other.history_stop]),
+            timestamp=timestamp,
+        )
+
     @cached_property
     def is_repeat(self) -> np.ndarray:
         """(Q,), bool. Whether the target stands in the history of its own query."""
@@ -202,6 +221,9 @@ class Dataset:
     valid: Queries
     test: Queries
     statistics: dict[str, Any]
+    unasked: Mapping[Part, Queries] = field(default_factory=dict)
+    """What ``min_history`` left out of each part, for serving alone; empty where it left out none,
+    and in folders of versions that did not keep it."""
 
     @property
     def num_users(self) -> int:
@@ -292,7 +314,15 @@ class Dataset:
             valid=_queries(tables["valid.parquet"], histories),
             test=_queries(tables["test.parquet"], histories),
             statistics=statistics,
+            unasked=_unasked(folder, histories) if UNASKED in manifest["outputs"] else {},
         )
+
+
+def _unasked(folder: Path, histories: pl.DataFrame) -> dict[Part, Queries]:
+    table = _read(folder, UNASKED)
+    return {
+        part: _queries(table.filter(pl.col("part") == part), histories) for part in get_args(Part)
+    }
 
 
 def _queries(table: pl.DataFrame, histories: pl.DataFrame) -> Queries:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reasonrec.data.dataset import FILES, Dataset
+from reasonrec.data.dataset import UNASKED, Dataset
 from reasonrec.data.filters import apply_filters, start_of_window
 from reasonrec.data.given import (
     GivenQueries,
@@ -34,9 +34,9 @@ from reasonrec.data.splits import (
     Events,
     Questions,
     Split,
-    drop_short_histories,
     global_time,
     leave_one_out,
+    part_by_history,
     sort_events,
 )
 from reasonrec.data.statistics import (
@@ -124,7 +124,7 @@ def prepare(
         stage="prepare",
         inputs=inputs,
         config=resolved,
-        outputs=list(FILES),
+        outputs=[*tables, "statistics.json"],
         seconds=time.perf_counter() - start,
         seed=seed,
         extra={"source": str(source)},  # here, for however it is spelled, the data are the same
@@ -168,8 +168,8 @@ def _build(
     users = _all_users(rows, given)
     events = sort_events(rows, users)
     split = _split(events, users, given, config)
-    valid = drop_short_histories(split.valid, config.min_history)
-    test = drop_short_histories(split.test, config.min_history)
+    valid, short_valid = part_by_history(split.valid, config.min_history)
+    test, short_test = part_by_history(split.test, config.min_history)
     rejected = {"items": items.rejected, "interactions": sound.rejected, "queries": bad_queries}
     log = describe_log(events, sound.num_rows)
     statistics = {
@@ -183,7 +183,7 @@ def _build(
         "test": describe_queries(split.test, test, split),
         "notes": [*raw.notes, *notes(sound, log), *split.notes],
     }
-    return {
+    tables = {
         "items.parquet": catalogue,
         "users.parquet": users.to_frame("user_id"),
         "train.parquet": _events_table(split.train, with_user=True),
@@ -191,7 +191,12 @@ def _build(
         "valid.parquet": _queries_table(valid),
         "test.parquet": _queries_table(test),
         "rejected.parquet": pl.concat(rejected.values()),
-    }, statistics
+    }
+    if len(short_valid) + len(short_test):
+        short = {"valid": short_valid, "test": short_test}
+        parts = [_queries_table(q).with_columns(part=pl.lit(part)) for part, q in short.items()]
+        tables[UNASKED] = pl.concat(parts, how="diagonal")
+    return tables, statistics
 
 
 def _validated(raw: RawTables, config: PrepareConfig, now_s: float) -> tuple[CleanItems, CleanLog]:

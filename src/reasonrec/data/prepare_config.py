@@ -44,7 +44,8 @@ class PrepareConfig(Config):
     keep_duplicates: bool = False
     """Keep events that repeat the user, item and time of an earlier row."""
     min_history: NonNegativeInt = 0
-    """Least number of events that a query must look back on."""
+    """Least number of events that a query must look back on. Others are not asked; serving knows
+    their users as before."""
     valid_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the events that validate, for global-time."""
     test_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1

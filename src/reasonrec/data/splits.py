@@ -163,9 +163,10 @@ def global_time(events: Events, *, valid_frac: float, test_frac: float) -> Split
     )
 
 
-def drop_short_histories(questions: Questions, min_history: int) -> Questions:
-    """Return the queries whose history has at least ``min_history`` events."""
-    return questions.take(np.flatnonzero(questions.stop - questions.start >= min_history))
+def part_by_history(questions: Questions, min_history: int) -> tuple[Questions, Questions]:
+    """Return the queries whose history has at least ``min_history`` events, and the others."""
+    is_long = questions.stop - questions.start >= min_history
+    return questions.take(np.flatnonzero(is_long)), questions.take(np.flatnonzero(~is_long))
 
 
 def _ask(events: Events, rows: np.ndarray, first: np.ndarray) -> Questions:

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from reasonrec.baselines.floor import CONFIGS, check_settings
+from reasonrec.data.dataset import UNASKED
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.commands import split_source
 from reasonrec.evaluation.protocol import MetricRow
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from reasonrec.evaluation.joined import Run
 
 GIVEN = "candidates-given"
-_HARMLESS = "rejected.parquet"
-"""The table of prepared data that no number depends on."""
+_HARMLESS = ("rejected.parquet", UNASKED)
+"""The tables of prepared data that no number depends on."""
 
 
 def check_as_written(run: "Run") -> None:
@@ -132,7 +133,7 @@ def _tables(run: "Run", wanted: str) -> dict[str, str] | None:
     if found is None:
         found = (_passport(run).get("data") or {}).get("tables")
     tables = (found or {}).items()
-    return {k: v for k, v in tables if k.endswith(".parquet") and k != _HARMLESS} or None
+    return {k: v for k, v in tables if k.endswith(".parquet") and k not in _HARMLESS} or None
 
 
 def _settings(run: "Run", rows: Sequence[MetricRow]) -> list[tuple[str, dict[str, Any]]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from reasonrec.config import Config, explain
+from reasonrec.data.dataset import UNASKED
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.commands import (
     PLANTED,
@@ -264,7 +265,7 @@ def _data_passport(folder: Path) -> DataPassport:
     manifest = read_manifest(folder)
     config = dict(manifest["config"])
     statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    hashes = {k: v for k, v in manifest["outputs"].items() if k.endswith(".parquet")}
+    hashes = measured_tables(manifest)
     return DataPassport(
         name=config["name"],
         split=config["split"],
@@ -274,6 +275,12 @@ def _data_passport(folder: Path) -> DataPassport:
         inputs=manifest["inputs"],
         tables=hashes,
     )
+
+
+def measured_tables(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hash of each table of a prepared folder but what serving alone reads."""
+    outputs = manifest["outputs"].items()
+    return {k: v for k, v in outputs if k.endswith(".parquet") and k != UNASKED}
 
 
 def _now() -> str:

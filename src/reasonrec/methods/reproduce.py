@@ -24,7 +24,7 @@ from reasonrec.evaluation.drift import (
 )
 from reasonrec.evaluation.environment import Environment, describe_environment
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
-from reasonrec.evaluation.passport import DataPassport, Passport, RunPassport
+from reasonrec.evaluation.passport import DataPassport, Passport, RunPassport, measured_tables
 from reasonrec.evaluation.protocol import read_rows
 from reasonrec.evaluation.recipe import Recipe
 from reasonrec.manifest import fingerprint, read_manifest
@@ -89,7 +89,7 @@ def reproduce(
         are_exact.append(is_exact)
         notes += _notes(run, here.commit, here.is_dirty, differences, tolerance)
         manifest = read_manifest(prepared)
-        tables = {k: v for k, v in manifest["outputs"].items() if k.endswith(".parquet")}
+        tables = measured_tables(manifest)
         drifts += data_drifts(
             run.name, _data(run).inputs, manifest["inputs"], is_exact=is_exact, what="raw"
         )

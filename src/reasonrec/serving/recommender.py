@@ -3,6 +3,7 @@
 **What is known of a user** when serving: the history of their last test query and its target; for
 a user without one, the same of their last validation query; for a user without either, their
 training events. "Last" is the latest query by time, and by order where the set has no times.
+Queries that ``min_history`` left out count as well: it says who is asked, not what is known.
 Evaluation hides the target; serving asks what comes after it.
 """
 
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from reasonrec.baselines.contract import Recommender
-from reasonrec.data.dataset import Dataset, Queries
+from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import ServingError
 from reasonrec.models.ranking import top_k
 from reasonrec.records import (
@@ -114,7 +115,7 @@ def known_histories(dataset: Dataset, user_indices: Sequence[int]) -> Histories:
     ``asked_at`` is one second after the last event of the whole data set, where it has times.
     """
     users = np.asarray(user_indices, np.int64)
-    parts = (dataset.test, dataset.valid)
+    parts = (_known_queries(dataset, "test"), _known_queries(dataset, "valid"))
     last = [(queries, _last_query_of(queries, dataset.num_users)) for queries in parts]
     rows = [_known_of_user(dataset, last, int(user)) for user in users]
     lengths = [len(items) for items, _, _ in rows]
@@ -128,6 +129,12 @@ def known_histories(dataset: Dataset, user_indices: Sequence[int]) -> Histories:
         timestamp=_joined([time for _, _, time in rows], np.int64) if has_time else None,
         asked_at=np.full(len(rows), _now(dataset)) if has_time else None,
     )
+
+
+def _known_queries(dataset: Dataset, part: Part) -> Queries:
+    """Return the queries of a part after those left out of it, whose histories are shorter."""
+    asked, unasked = dataset.queries(part), dataset.unasked.get(part)
+    return asked if unasked is None else unasked.followed_by(asked)
 
 
 def _last_query_of(queries: Queries, num_users: int) -> np.ndarray:
@@ -169,7 +176,8 @@ def _history_and_target(queries: Queries, row: int) -> tuple[np.ndarray, np.ndar
 
 
 def _now(dataset: Dataset) -> int:
-    times = (dataset.train.timestamp, dataset.valid.timestamp, dataset.test.timestamp)
+    parts = (dataset.train, dataset.valid, dataset.test, *dataset.unasked.values())
+    times = (part.timestamp for part in parts)
     return max((int(time.max()) for time in times if time is not None and len(time)), default=0) + 1
 
 

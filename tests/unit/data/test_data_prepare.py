@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.data.dataset import FILES, Dataset
+from reasonrec.data.dataset import FILES, UNASKED, Dataset
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ConfigError, DataError, ReasonrecError
-from reasonrec.manifest import read_manifest
+from reasonrec.manifest import read_manifest, write_manifest
+from reasonrec.serving.recommender import known_histories
 
 WriteShop = Callable[..., Path]
 T = 1_600_000_000
@@ -301,6 +304,49 @@ def test_queries_with_a_short_history_are_left_out_and_counted(
     dataset = prepare(write_shop(ROWS), tmp_path / "out", PrepareConfig(min_history=2))
     assert (len(dataset.valid), len(dataset.test)) == (1, 2)  # bob's validation looks back on one
     assert dataset.statistics["valid"]["left_out_short_history"] == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "min_history"),
+    [("leave-one-out", 2), ("leave-one-out", 3), ("leave-one-out", 9),
+     ("global-time", 1), ("global-time", 2), ("global-time", 9)],
+)  # fmt: skip
+def test_whom_min_history_does_not_ask_serving_knows_as_before(
+    write_shop: WriteShop, tmp_path: Path, split: Literal["leave-one-out", "global-time"],
+    min_history: int,
+):  # fmt: skip
+    rows = [*ROWS, ("dee", "i2", 5, T + 26), ("dee", "i1", 5, T + 28)]
+    folder, config = write_shop(rows), PrepareConfig(split=split, valid_frac=0.2, test_frac=0.3)
+    whole = prepare(folder, tmp_path / "whole", config)
+    few = prepare(folder, tmp_path / "few", config.model_copy(update={"min_history": min_history}))
+    assert whole.unasked == {}
+    assert len(few.valid) + len(few.test) < len(whole.valid) + len(whole.test)
+    users = range(whole.num_users)
+    known, as_before = known_histories(few, users), known_histories(whole, users)
+    for name in ("item_index", "offsets", "rating", "timestamp", "asked_at"):
+        np.testing.assert_array_equal(getattr(known, name), getattr(as_before, name))
+    # what may be learned from, and looked back on, does not change by a byte
+    names = [name for name in FILES if name not in ("valid.parquet", "test.parquet")]
+    outputs = [read_manifest(dataset.folder)["outputs"] for dataset in (whole, few)]
+    names.remove("statistics.json")
+    assert [outputs[0][name] for name in names] == [outputs[1][name] for name in names]
+    assert set(outputs[0]) == {*FILES}
+    assert set(outputs[1]) == {*FILES, UNASKED}
+
+
+def test_a_folder_of_before_unasked_queries_were_kept_still_loads(
+    write_shop: WriteShop, tmp_path: Path
+):
+    dataset = prepare(write_shop(ROWS), tmp_path / "out", PrepareConfig(min_history=3))
+    assert {part: len(queries) for part, queries in dataset.unasked.items()} == {
+        "valid": 2, "test": 1,
+    }  # fmt: skip
+    out = dataset.folder
+    manifest = read_manifest(out)
+    write_manifest(out, stage="prepare", inputs=manifest["inputs"], config=manifest["config"],
+                   outputs=[*FILES], seconds=1.0)  # fmt: skip
+    (out / UNASKED).unlink()
+    assert Dataset.load(out).unasked == {}
 
 
 def test_a_finished_folder_is_only_loaded_and_never_overwritten(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from reasonrec.data.dataset import FILES, Dataset
+from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.audits.config import Disguise
 from reasonrec.evaluation.commands import source_of
 from reasonrec.manifest import (
@@ -65,7 +65,7 @@ def write_disguised(dataset: Dataset, out: Path, kind: Disguise, *, seed: int = 
     if is_finished(out, stage="prepare", inputs=inputs, config=config, seed=seed):
         return Dataset.load(out)
     with stopwatch() as spent:
-        for name in FILES:
+        for name in manifest["outputs"]:
             shutil.copyfile(dataset.folder / name, out / name)
         disguised_items(dataset.catalogue.table, kind, seed=seed).write_parquet(
             out / "items.parquet"
@@ -74,8 +74,8 @@ def write_disguised(dataset: Dataset, out: Path, kind: Disguise, *, seed: int = 
         text = json.dumps(statistics, indent=2, ensure_ascii=False)
         (out / "statistics.json").write_text(text + "\n", encoding="utf-8")
     write_manifest(
-        out, stage="prepare", inputs=inputs, config=config, outputs=list(FILES), seconds=spent[0],
-        seed=seed, extra={"source": source_of(manifest, dataset.statistics)},
+        out, stage="prepare", inputs=inputs, config=config, outputs=list(manifest["outputs"]),
+        seconds=spent[0], seed=seed, extra={"source": source_of(manifest, dataset.statistics)},
     )  # fmt: skip
     return Dataset.load(out)
 
