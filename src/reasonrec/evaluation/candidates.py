@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset, Part, Queries
+from reasonrec.data.validation import as_id
 from reasonrec.errors import DataError
 from reasonrec.rng import stream
 
@@ -171,7 +172,8 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
     """
     try:
         table = pl.read_parquet(path, glob=False).select("user_id", "candidates")
-    except (OSError, pl.exceptions.PolarsError) as error:
+        table = table.with_columns(as_id(table["user_id"]), pl.col("candidates").cast(pl.List))
+    except (OSError, pl.exceptions.PolarsError, DataError) as error:
         raise DataError(
             f"given candidates must be Parquet with user_id and candidates (lists of item ids); "
             f"{path}: {error}"
@@ -181,8 +183,9 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
         {
             "query": np.arange(len(queries)),
             "target": queries.target,
-            "user_id": pl.Series(dataset.user_ids, dtype=pl.String).gather(queries.user_index),
-        }
+            "user_id": [dataset.user_ids[u] if u >= 0 else None for u in queries.user_index],
+        },
+        schema_overrides={"user_id": pl.String},
     )
     lists = asked.join(table.unique("user_id", keep="first"), on="user_id", how="left")
     missing = lists.filter(pl.col("candidates").is_null())
@@ -195,6 +198,7 @@ def given_candidates(path: Path, dataset: Dataset, part: Part) -> Candidates:
         {"candidates": dataset.catalogue.item_ids, "item": np.arange(dataset.num_items)}
     )
     long = lists.select("query", "target", "candidates").explode("candidates")
+    long = long.with_columns(as_id(long["candidates"]))
     long = long.join(index, on="candidates", how="left", maintain_order="left")
     unknown = long.filter(pl.col("item").is_null())
     if unknown.height > _MAX_UNKNOWN_FRAC * long.height:

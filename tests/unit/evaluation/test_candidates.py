@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import DataError
 from reasonrec.evaluation.candidates import (
     Candidates,
@@ -169,6 +172,26 @@ def test_given_lists_must_cover_every_user_and_name_known_items(tmp_path):
     pl.DataFrame({"user": ["u0"]}).write_parquet(path)
     with pytest.raises(DataError, match="Parquet with user_id and candidates"):
         given_candidates(path, dataset, "test")
+
+
+def test_given_lists_may_write_ids_as_numbers(tmp_path):
+    dataset = toy_dataset([[0, 1, 2], [1, 2, 3]], list("abcde"))
+    table = pl.DataFrame({"item_id": [str(i) for i in range(5)], "title": list("abcde")})
+    dataset = replace(dataset, user_ids=["7", "8"], catalogue=Catalogue(table))
+    path = tmp_path / "lists.parquet"
+    pl.DataFrame({"user_id": [8, 7], "candidates": [[4, 3, 0], [4, 4]]}).write_parquet(path)
+    assert given_candidates(path, dataset, "test").item_index.tolist() == [[2, 4, -1], [3, 4, 0]]
+    pl.DataFrame({"user_id": ["7"], "candidates": ["4"]}).write_parquet(path)
+    with pytest.raises(DataError, match="lists of item ids"):
+        given_candidates(path, dataset, "test")
+
+
+def test_somebody_whom_the_set_does_not_know_has_no_given_list(tmp_path):
+    dataset = toy_dataset([[0, 1, 2], [1, 2, 3]], list("abcde"))
+    asked = replace(dataset.test, user_index=np.array([0, -1], np.int32))
+    path = given_lists(tmp_path, ["u1", "u0"], [["i4"], ["i4"]])
+    with pytest.raises(DataError, match="1 have none, None among them"):
+        given_candidates(path, replace(dataset, test=asked), "test")
 
 
 def test_a_few_unknown_given_items_are_left_out_aloud(tmp_path, caplog):
