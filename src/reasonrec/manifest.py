@@ -4,27 +4,35 @@ A manifest names what went in (with fingerprints), the resolved configuration, s
 commit, what came out, and how long it took. The same command on a finished folder with the same
 inputs and configuration does nothing; with other inputs or configuration it is an error. A stage
 that continues what an interrupted run left behind says in ``started.json`` what it was asked.
+While a stage writes, no other process may write into its folder.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from reasonrec import __version__
 from reasonrec.errors import CheckpointError, ReasonrecError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FORMAT = 1
 """Raised when a stage's files change so that an older folder can no longer be read."""
 STARTED = "started.json"
 """What an unfinished stage was asked, so that nothing else continues it."""
+LOCK = ".lock"
+"""Lies in a folder while a stage writes there; a kill leaves it behind, and it holds nobody up."""
 _KEYS = {
     "stage": str, "inputs": dict, "config": dict, "outputs": dict, "fingerprint": str,
     "seconds": int | float,
@@ -217,12 +225,59 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may probe the same folder
     except OSError as error:
         raise ReasonrecError(
             f"the output folder must be writable; {folder}: {error.strerror or error}"
         ) from None
     return folder
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder`` during the block, which may open it once more.
+
+    A finished folder is only read, by any number. The operating system lets go of the lock when its
+    process ends, killed or not. Of processes that train together the first alone writes, and locks.
+
+    Raises:
+        CheckpointError: Another process writes there.
+        ReasonrecError: It cannot be created or written to.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    follows = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    if follows or (folder / "manifest.json").exists():
+        yield
+        return
+    path = make_folder(folder).resolve() / LOCK
+    lock = FileLock(path, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(
+            f"one process at a time may write into a folder; another is writing into {folder}. "
+            "Wait until it has ended and run the same command again, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile opens anew
+        lock.release()
+
+
+def writes_alone(stage: Callable[P, T]) -> Callable[P, T]:
+    """Return a stage that is the sole writer of its argument ``out`` while it runs."""
+    signature = inspect.signature(stage)
+
+    @wraps(stage)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with sole_writer(signature.bind(*args, **kwargs).arguments["out"]):
+            return stage(*args, **kwargs)
+
+    return alone
 
 
 @contextmanager

@@ -64,7 +64,9 @@ from reasonrec.manifest import (
     is_finished,
     make_folder,
     read_manifest,
+    sole_writer,
     write_manifest,
+    writes_alone,
 )
 
 
@@ -114,24 +116,25 @@ def prepare(
         _refuse_changed_data(out, inputs)
         if is_finished(out, stage="prepare", inputs=inputs, config=resolved, seed=seed):
             return Dataset.load(out)
-        make_folder(out)
-        queries = raw.queries if config.split == "given" else {}
-        raw = replace(raw, queries=queries or {k: read_parquet(f) for k, f in splits.items()})
-        tables, statistics = _build(raw, config, seed, time.time() if now_s is None else now_s)
-    _write(out, tables, {"name": name, "split": config.split} | statistics)
-    write_manifest(
-        out,
-        stage="prepare",
-        inputs=inputs,
-        config=resolved,
-        outputs=[*tables, "statistics.json"],
-        seconds=time.perf_counter() - start,
-        seed=seed,
-        extra={"source": str(source)},  # here, for however it is spelled, the data are the same
-    )
+        with sole_writer(out):
+            queries = raw.queries if config.split == "given" else {}
+            raw = replace(raw, queries=queries or {k: read_parquet(f) for k, f in splits.items()})
+            tables, statistics = _build(raw, config, seed, time.time() if now_s is None else now_s)
+            _write(out, tables, {"name": name, "split": config.split} | statistics)
+            write_manifest(
+                out,
+                stage="prepare",
+                inputs=inputs,
+                config=resolved,
+                outputs=[*tables, "statistics.json"],
+                seconds=time.perf_counter() - start,
+                seed=seed,
+                extra={"source": str(source)},  # however it is spelled, the data are the same
+            )
     return Dataset.load(out)
 
 
+@writes_alone
 def prepare_planted(
     out: Path, world: PlantedConfig, config: PrepareConfig | None = None, seed: int = 0
 ) -> Dataset:

@@ -27,7 +27,14 @@ from reasonrec.evaluation.table import (
     short,
     usual_columns,
 )
-from reasonrec.manifest import fingerprint, is_finished, make_folder, stopwatch, write_manifest
+from reasonrec.manifest import (
+    fingerprint,
+    is_finished,
+    make_folder,
+    stopwatch,
+    write_manifest,
+    writes_alone,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +45,7 @@ FILES = (
 )  # fmt: skip
 
 
+@writes_alone
 def compare_runs(
     runs: Sequence[Path],
     out: Path,

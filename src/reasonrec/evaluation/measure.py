@@ -41,6 +41,7 @@ from reasonrec.manifest import (
     make_folder,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 from reasonrec.models.recommenders import ThinkingRecommender
 
@@ -117,6 +118,7 @@ def floor_contestant(
     return Contestant(name, seed, source, open_method, is_fitted_here=True, trained_on=how.train_on)
 
 
+@writes_alone
 def measure(
     contestants: Sequence[Contestant],
     dataset: Dataset,

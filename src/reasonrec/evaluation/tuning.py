@@ -39,6 +39,7 @@ from reasonrec.manifest import (
     start_stage,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 from reasonrec.metrics import METRICS, metric_values
 from reasonrec.rng import stream
@@ -243,6 +244,7 @@ def tune_baseline(
     return tuned
 
 
+@writes_alone
 def tune_baselines(
     names: Sequence[str],
     dataset: Dataset,

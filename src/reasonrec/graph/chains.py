@@ -27,6 +27,7 @@ from reasonrec.manifest import (
     read_manifest,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 from reasonrec.records import Histories
 
@@ -158,19 +159,20 @@ def train_queries(train: InteractionLog, *, per_user: int) -> Queries:
     )
 
 
-def write_chains(dataset: Dataset, folder: Path, config: ChainConfig, *, seed: int) -> ChainStage:
+@writes_alone
+def write_chains(dataset: Dataset, out: Path, config: ChainConfig, *, seed: int) -> ChainStage:
     """Draw the chains of all splits, audit them, and write the stage folder.
 
     Raises:
-        CheckpointError: The folder holds another finished run.
+        CheckpointError: ``out`` holds another finished run.
         ReasonrecError: It cannot be written to.
     """
     inputs = {"dataset": dataset.fingerprint}
     asked = {"stage": STAGE, "inputs": inputs, "config": config.model_dump(), "seed": seed}
-    if is_finished(folder, **asked):
-        text = (Path(folder) / "statistics.json").read_text(encoding="utf-8")
-        return ChainStage(Path(folder), json.loads(text), was_finished=True)
-    folder = make_folder(folder)
+    if is_finished(out, **asked):
+        text = (Path(out) / "statistics.json").read_text(encoding="utf-8")
+        return ChainStage(Path(out), json.loads(text), was_finished=True)
+    out = make_folder(out)
     with stopwatch() as spent:
         graph = InteractionGraph.build(dataset.train, dataset.num_items)
         touched = keys_of(dataset)
@@ -184,7 +186,7 @@ def write_chains(dataset: Dataset, folder: Path, config: ChainConfig, *, seed: i
                 dataset, graph, queries, touched, config, seed=seed, split=split
             )
             tables.append(chains)
-        pl.concat(tables).write_parquet(folder / "chains.parquet")
+        pl.concat(tables).write_parquet(out / "chains.parquet")
     statistics = {
         "dataset": dataset.name,
         "reading": config.reading,
@@ -192,9 +194,9 @@ def write_chains(dataset: Dataset, folder: Path, config: ChainConfig, *, seed: i
         "splits": splits,
     }
     text = json.dumps(statistics, indent=2) + "\n"
-    (folder / "statistics.json").write_text(text, encoding="utf-8")
-    write_manifest(folder, outputs=OUTPUTS, seconds=spent[0], **asked)
-    return ChainStage(folder, statistics, was_finished=False)
+    (out / "statistics.json").write_text(text, encoding="utf-8")
+    write_manifest(out, outputs=OUTPUTS, seconds=spent[0], **asked)
+    return ChainStage(out, statistics, was_finished=False)
 
 
 def _chains_of(

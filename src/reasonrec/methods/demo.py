@@ -26,7 +26,14 @@ from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import pass_run, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows
-from reasonrec.manifest import is_finished, make_folder, read_manifest, stopwatch, write_manifest
+from reasonrec.manifest import (
+    is_finished,
+    make_folder,
+    read_manifest,
+    stopwatch,
+    write_manifest,
+    writes_alone,
+)
 from reasonrec.methods.r2ec import load_recommender, train
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import METHOD_OF_STAGE
@@ -49,6 +56,7 @@ class Demo:
     seconds: float
 
 
+@writes_alone
 def run_demo(
     source: str,
     out: Path,

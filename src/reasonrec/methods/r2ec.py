@@ -33,6 +33,7 @@ from reasonrec.manifest import (
     start_stage,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 from reasonrec.methods.r2ec_config import (
     TRUNK_STAGES,
@@ -76,6 +77,7 @@ from reasonrec.training.loop import fit
 from reasonrec.training.rl.engines.choice import build_engine
 
 
+@writes_alone
 def train_stage(
     stage: Stage,
     dataset: Dataset,

@@ -38,6 +38,7 @@ from reasonrec.manifest import (
     read_manifest,
     start_stage,
     write_manifest,
+    writes_alone,
 )
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig
@@ -88,6 +89,7 @@ TraceWatch: TypeAlias = tuple[Callable[[Progress], None] | None, Callable[[str],
 """What is told how far the traces are, and what is told why their teacher waits."""
 
 
+@writes_alone
 def train(
     dataset: Dataset,
     config: R2recConfig,
@@ -150,6 +152,7 @@ def train(
     return folders
 
 
+@writes_alone
 def train_stage(
     stage: Stage,
     dataset: Dataset,

@@ -14,7 +14,7 @@ from reasonrec.evaluation.commands import split_source
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.environment import Environment, code_fingerprint
 from reasonrec.evaluation.passport import Passport, RunPassport
-from reasonrec.manifest import make_folder
+from reasonrec.manifest import LOCK, make_folder
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 BEGUN = "begun.json"
@@ -34,7 +34,7 @@ def begin(passport: Passport, out: Path, here: Environment) -> Path:
         "environment": json.loads(json.dumps(machine)),
     }
     path = out / BEGUN
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         other = [f"another {key}" for key in wanted if begun.get(key) != wanted[key]]
         if other:

@@ -27,7 +27,7 @@ from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
 from reasonrec.evaluation.passport import DataPassport, Passport, RunPassport, measured_tables
 from reasonrec.evaluation.protocol import read_rows
 from reasonrec.evaluation.recipe import Recipe
-from reasonrec.manifest import fingerprint, read_manifest
+from reasonrec.manifest import fingerprint, read_manifest, sole_writer
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.repeatable import begin, check_repeatable
 
@@ -75,6 +75,18 @@ def reproduce(
     """
     for run in passport.runs:
         check_repeatable(run)
+    with sole_writer(out):
+        return _make_again(passport, out, source, tolerance, announce, progress)
+
+
+def _make_again(
+    passport: Passport,
+    out: Path,
+    source: str | None,
+    tolerance: float | None,
+    announce: Callable[[str], None],
+    progress: Progress | None,
+) -> Reproduction:
     here = describe_environment()
     out = begin(passport, out, here)
     drifts: list[Drift] = []

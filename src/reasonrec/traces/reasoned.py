@@ -19,7 +19,14 @@ import polars as pl
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import TraceError
-from reasonrec.manifest import is_finished, make_folder, start_stage, stopwatch, write_manifest
+from reasonrec.manifest import (
+    is_finished,
+    make_folder,
+    start_stage,
+    stopwatch,
+    write_manifest,
+    writes_alone,
+)
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces import store
 from reasonrec.traces.evidence import QuestionBuilder
@@ -50,6 +57,7 @@ class Progress:
     """Of the calls of this run; what earlier runs bought is free."""
 
 
+@writes_alone
 def write_reasoned_traces(
     dataset: Dataset,
     titles: Sequence[str],

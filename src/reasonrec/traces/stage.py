@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset
-from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest
+from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest, writes_alone
 from reasonrec.rng import stream
 from reasonrec.traces.config import TracesConfig
 from reasonrec.traces.filters import ungrounded_titles
@@ -34,6 +34,7 @@ _SCHEMA = {
 }
 
 
+@writes_alone
 def write_traces(
     dataset: Dataset, out: Path, config: TracesConfig, writer: PromptWriter, *, seed: int
 ) -> pl.DataFrame:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,15 @@ import pytest
 from reasonrec.errors import CheckpointError, ReasonrecError
 from reasonrec.manifest import (
     FORMAT,
+    LOCK,
     fingerprint,
     is_finished,
     make_folder,
     read_manifest,
+    sole_writer,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 
 
@@ -145,6 +151,72 @@ def test_a_folder_that_nobody_may_write_to_is_refused(tmp_path):
 
 def test_making_a_folder_leaves_nothing_in_it(tmp_path):
     assert list(make_folder(tmp_path / "a" / "b").iterdir()) == []
+
+
+@contextmanager
+def another_writer(folder):
+    """Yield another process while it writes into the folder."""
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from reasonrec.manifest import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])):\n"
+        "    print('writes', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writes\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_that_another_process_writes_into_is_refused_until_that_process_is_killed(
+    tmp_path,
+):
+    folder = tmp_path / "run"
+
+    @writes_alone
+    def stage(number, *, out):
+        return number, [path.name for path in out.iterdir()]
+
+    with another_writer(folder) as process:
+        with pytest.raises(CheckpointError, match=f"another is writing into {folder}. Wait until"):
+            stage(1, out=folder)
+        process.kill()
+        process.wait()
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+        assert stage(2, out=folder) == (2, [LOCK])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_stage_within_a_stage_may_write_into_the_same_folder(tmp_path):
+    with sole_writer(tmp_path):
+        with sole_writer(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_folder_is_read_by_any_number(tmp_path):
+    with another_writer(tmp_path):
+        finish(tmp_path)
+        with sole_writer(tmp_path):
+            assert is_finished(tmp_path, **asked())
+
+
+def test_of_processes_that_train_together_the_first_alone_locks(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with another_writer(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with sole_writer(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(CheckpointError, match="one process at a time"), sole_writer(tmp_path):
+            pass
 
 
 def test_the_stopwatch_tells_the_time_of_a_block_that_failed():

@@ -21,6 +21,7 @@ from reasonrec.manifest import (
     read_manifest,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -47,6 +48,7 @@ _ONSETS = (
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 
 
+@writes_alone
 def write_disguised(dataset: Dataset, out: Path, kind: Disguise, *, seed: int = 0) -> Dataset:
     """Return a copy of a prepared data set whose items have other names, written to ``out``.
 

@@ -31,6 +31,7 @@ from reasonrec.manifest import (
     read_manifest,
     stopwatch,
     write_manifest,
+    writes_alone,
 )
 
 STAGE = "audit"
@@ -66,6 +67,7 @@ def find_source(source: Path) -> tuple[Path, Path | None]:
     )
 
 
+@writes_alone
 def write_audits(source: Path, out: Path, config: AuditConfig, *, seed: int = 0) -> Audits:
     """Return and write all audits of what ``source`` stands for; a finished folder is only read.
 

@@ -40,7 +40,7 @@ from reasonrec.evaluation.faithfulness.report import (
     read_faithfulness,
 )
 from reasonrec.evaluation.protocol import chosen_queries
-from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest
+from reasonrec.manifest import is_finished, make_folder, stopwatch, write_manifest, writes_alone
 from reasonrec.models.reasoned_ranking import ReasonedRanker
 from reasonrec.models.recommenders import (
     GatedThinkingRecommender,
@@ -60,6 +60,7 @@ GATE_NOTE = (
 _BATCH = 128
 
 
+@writes_alone
 def write_faithfulness(
     recommender: Thinker,
     dataset: Dataset,

@@ -24,7 +24,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.recipe import recipe_of
-from reasonrec.manifest import is_finished, make_folder, start_stage, write_manifest
+from reasonrec.manifest import is_finished, make_folder, start_stage, write_manifest, writes_alone
 from reasonrec.methods.baselines.config import (
     Baseline,
     BaselinesConfig,
@@ -81,6 +81,7 @@ POWERS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Powers of popularity that validation chooses from."""
 
 
+@writes_alone
 def train(
     what: Baseline,
     dataset: Dataset,
