@@ -17,7 +17,9 @@ COLUMNS = (
     ("candidates-20", "hit@1"),
     ("candidates-20", "ndcg@10"),
 )
-"""What a table shows if nothing else is asked for: (protocol, metric)."""
+"""What a table shows where the usual protocols were measured: (protocol, metric)."""
+_AMONG = ("hit@1", "ndcg@10")
+"""What a table shows of any other candidates."""
 _MASKS = {f"{FULL}-mask-none": "unmasked", f"{FULL}-mask-history": "new only"}
 _TITLES = {"hit": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 
@@ -59,9 +61,18 @@ class MethodLine:
 
 
 def usual_columns(rows: Iterable[MetricRow]) -> tuple[tuple[str, str], ...]:
-    """Return ``COLUMNS``, over the catalogue as these rows were masked."""
-    full = full_word_in({row.protocol for row in rows})
-    return tuple((full if protocol == FULL else protocol, metric) for protocol, metric in COLUMNS)
+    """Return ``COLUMNS``, over the catalogue as these rows were masked, and all other candidates.
+
+    Where others were measured, what was not is left out; else it stays, and is a dash.
+    """
+    measured = dict.fromkeys(row.protocol for row in rows)
+    full = full_word_in(measured)
+    usual = [(full if protocol == FULL else protocol, metric) for protocol, metric in COLUMNS]
+    known = {protocol for protocol, _ in COLUMNS}
+    others = [word for word in measured if word.startswith("candidates-") and word not in known]
+    if others:
+        usual = [(protocol, metric) for protocol, metric in usual if protocol in measured]
+    return (*usual, *((protocol, metric) for protocol in others for metric in _AMONG))
 
 
 def summarise(

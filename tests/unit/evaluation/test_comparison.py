@@ -319,6 +319,28 @@ def test_what_was_not_measured_is_a_dash():
     assert "-" in shown(results_table([metric_row("a", 0.2)]))
 
 
+def test_every_protocol_that_was_measured_is_shown(tmp_path):
+    dataset = walkers()
+    contestants = (fit_floor("popularity", dataset), NextInLine(30))
+    words = ("candidates-5", "candidates-5-popular")
+    runs = [
+        run_of(tmp_path / word, *(evaluate(one, dataset, protocols=(word,)) for one in contestants))
+        for word in words
+    ]
+    columns = [(word, metric) for word in words for metric in ("hit@1", "ndcg@10")]
+    _, comparisons = compare_runs([runs[0]], tmp_path / "out")
+    assert [(one.protocol, one.metric) for one in comparisons] == columns[:2]
+    assert "| HR@1 candidates-5 |" in (tmp_path / "out" / "comparison.md").read_text()
+    full = metric_row("a", 0.2)
+    others = [metric_row("a", 0.3, metric=metric, protocol=word) for word, metric in columns]
+    # usual protocols first, those without a number not at all
+    assert usual_columns([*others, full]) == (*COLUMNS[:2], *columns)
+    assert usual_columns(others) == tuple(columns)
+    table = shown(results_table(others))
+    assert "1 of 5" in table and "1 of 5-popular" in table
+    assert usual_columns([full]) == usual_columns([]) == COLUMNS
+
+
 def test_rankings_under_another_mask_alone_fill_the_usual_columns(tmp_path):
     dataset = walkers()
     contestants = (fit_floor("popularity", dataset), NextInLine(30))
