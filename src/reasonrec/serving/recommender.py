@@ -17,6 +17,7 @@ from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset, Part, Queries
 from reasonrec.errors import ServingError
 from reasonrec.models.ranking import top_k
+from reasonrec.models.tiny.tokenizer import numbered_titles
 from reasonrec.records import (
     EvidenceChain,
     Histories,
@@ -196,6 +197,7 @@ def _answer(
     mask: Mask,
 ) -> list[Recommendation]:
     answers = []
+    ids, titles = dataset.catalogue.item_ids, _shown_titles(dataset)
     for start in range(0, len(histories), BATCH_SIZE):
         batch = histories.take(np.arange(start, min(start + BATCH_SIZE, len(histories))))
         scored = recommender.score(batch)
@@ -217,11 +219,12 @@ def _answer(
                 Recommendation(
                     user_id=user_ids[start + b],
                     method=recommender.name,
-                    history=tuple(HistoryItem(*_names(dataset, item)) for item in history),
+                    history=tuple(HistoryItem(ids[item], titles[item]) for item in history),
                     items=tuple(
                         RecommendedItem(
                             rank,
-                            *_names(dataset, item),
+                            ids[item],
+                            titles[item],
                             score,
                             because=None if parts is None else parts.of(b, item),
                         )
@@ -235,8 +238,9 @@ def _answer(
     return answers
 
 
-def _names(dataset: Dataset, item: int) -> tuple[str, str]:
-    return dataset.catalogue.item_ids[item], dataset.catalogue.titles[item]
+def _shown_titles(dataset: Dataset) -> tuple[str, ...]:
+    """Return the title of every item, told apart as in thoughts where several share one."""
+    return numbered_titles(tuple(dataset.catalogue.titles))
 
 
 def _notes(method: str, num_events: int, k: int, num_offered: int) -> list[str]:
@@ -259,7 +263,7 @@ def _chains(
 
     Candidates, and what goes with everything together, are none: no item and nobody leads there.
     """
-    ids, titles = dataset.catalogue.item_ids, dataset.catalogue.titles
+    ids, titles = dataset.catalogue.item_ids, _shown_titles(dataset)
     place_of = {item: rank for rank, item in enumerate(ranked, start=1)}
     return tuple(
         EvidenceChain(

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data.dataset import Catalogue
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ReasonrecError
 from reasonrec.evaluation.report import load_run, views, write_report
@@ -239,6 +240,15 @@ def test_thought_examples_are_the_largest_moves(run):
     np.testing.assert_allclose(shown[:3], np.sort(gains)[::-1][:3])
     np.testing.assert_allclose(shown[3:], np.sort(gains)[:3])
     assert all(0 < len(one.history) <= 5 for one in (*up, *down))
+
+
+def test_thought_examples_tell_items_of_one_title_apart_as_thoughts_do(run):
+    twins = Catalogue(run.dataset.catalogue.table.with_columns(title=pl.lit("Twin")))
+    up, _ = views.moved(replace(run, dataset=replace(run.dataset, catalogue=twins)))
+    before, _ = views.moved(run)
+    index_of = {title: n for n, title in enumerate(run.dataset.catalogue.titles)}
+    numbers = [index_of[one.target] + 1 for one in before]
+    assert [one.target for one in up] == [f"Twin #{n}" if n > 1 else "Twin" for n in numbers]
 
 
 def test_a_masked_target_is_no_thought_example(run):

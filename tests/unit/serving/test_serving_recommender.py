@@ -68,6 +68,15 @@ def test_the_ranking_continues_after_everything_known(dataset, recommender):
     assert answer.chains == ()
 
 
+def test_items_that_share_a_title_bear_the_numbers_of_thoughts(recommender):
+    titles = ["Anvil", "Bell [new]", "Anvil", "Bell (new)", "Easel", "Anvil"]
+    answer = recommend(recommender, toy_dataset(ROWS, titles), ["u0"], k=2)[0]
+    # brackets are as the shop writes them; in thoughts both bells read alike, and are told apart
+    shown = ["Anvil", "Bell [new]", "Anvil #2", "Bell (new) #2"]
+    assert [item.title for item in answer.history] == shown
+    assert [item.title for item in answer.items] == ["Easel", "Anvil #3"]
+
+
 def test_without_a_mask_taken_items_are_offered_too(dataset, recommender):
     answer = recommend(recommender, dataset, ["u0"], k=4, mask="none")[0]
     assert [item.item_id for item in answer.items] == ["i4", "i5", "i0", "i1"]

@@ -403,10 +403,12 @@ def _thinned(
 
 
 def _examples(run: RunRecords, table: pl.DataFrame) -> tuple[Moved, ...]:
+    from reasonrec.models.tiny.tokenizer import numbered_titles  # brings transformers
+
     dataset = run.dataset
     rows = table["query"].to_numpy()
     histories = dataset.queries(part_of(run.metrics)).take(rows).histories(last=5)
-    titles = dataset.catalogue.titles
+    titles = numbered_titles(tuple(dataset.catalogue.titles))
     names = [*dataset.user_ids, "somebody new"]  # an unknown user has index -1
     return tuple(
         Moved(

@@ -6,6 +6,7 @@ exactly what was encoded, and a history of 20 titles is 20 tokens rather than 20
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -31,6 +32,16 @@ def unique_titles(titles: Sequence[str]) -> list[str]:
         taken.add(candidate)
         unique.append(candidate)
     return unique
+
+
+@lru_cache(maxsize=4)
+def numbered_titles(titles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the titles as the data set has them, with the numbers that thoughts put after repeats.
+
+    A server asks for them with every answer, so they are kept.
+    """
+    names = zip(titles, unique_titles(titles))
+    return tuple(title + name.removeprefix(as_data(title) or "Untitled") for title, name in names)
 
 
 def train_tokenizer(
