@@ -401,12 +401,18 @@ def load_recommender(folder: Path, dataset: Dataset, *, thinks: bool = True) -> 
             is then that of the method with ``/silent`` behind it.
 
     Raises:
-        CheckpointError: The folder is no finished model, or was trained on other data.
+        CheckpointError: The folder is no finished model of R²ec, or was trained on other data.
     """
     manifest = checked_manifest(folder, dataset)
+    name: str = manifest["method"]
+    if name.removesuffix("/gated") not in (*METHOD_OF_STAGE.values(), IN_PROMPT):
+        raise CheckpointError(
+            f"{folder} must be a folder of `reasonrec train r2ec` or of one of its stages; it "
+            f"holds {name}. `reasonrec recommend` and `evaluate` open it, and from Python "
+            "reasonrec.methods.loading.load_recommender"
+        )
     if manifest["trained_on"] == "train+valid":
         dataset = dataset.with_validation()
-    name: str = manifest["method"]
     if "start_folder" in manifest:
         start = Path(folder) / manifest["start_folder"]
         thinking = load_recommender(start, dataset, thinks=thinks)

@@ -405,7 +405,15 @@ def _own_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a stage folder of R2Rec, whatever it was trained on."""
     manifest = read_manifest(folder)
     if manifest["stage"] != "train" or manifest.get("method") not in METHODS:
-        raise CheckpointError(f"{folder} must be a folder written by `reasonrec train r2rec`")
+        held = manifest.get("method", manifest["stage"])
+        opens = (
+            ". `reasonrec recommend` and `evaluate` open it, and from Python "
+            "reasonrec.methods.loading.load_recommender"
+        )
+        raise CheckpointError(
+            f"{folder} must be a folder of `reasonrec train r2rec`; it holds {held}"
+            + (opens if "method" in manifest else "")
+        )
     check_outputs(folder)
     return manifest
 

@@ -27,6 +27,7 @@ from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.protocol import evaluate
 from reasonrec.graph.sampling import weigh_steps
+from reasonrec.manifest import write_manifest
 from reasonrec.methods import r2ec
 from reasonrec.methods.loading import load_recommender
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, SftStage
@@ -605,6 +606,27 @@ def test_both_methods_join_where_the_first_stage_thinks_too(tmp_path, trained):
     alone = dataclasses.replace(joined, blend=None).score_candidates(histories, candidates)
     # the tokens of both thoughts count
     np.testing.assert_array_equal(blended.num_tokens, alone.num_tokens + ranked.num_tokens)
+
+
+@pytest.mark.parametrize(
+    ("open_folder", "method", "wanted"),
+    [
+        (r2ec.load_recommender, "r2rec-sft", "`reasonrec train r2ec` or of one of its stages"),
+        (r2ec.load_recommender, "tiger", "`reasonrec train r2ec` or of one of its stages"),
+        (load_r2rec, "think-recpo", "`reasonrec train r2rec`"),
+    ],
+)
+def test_a_folder_of_another_method_is_named_with_what_opens_it(
+    tmp_path, open_folder, method, wanted
+):
+    about = {"method": method, "trained_on": "train"}
+    write_manifest(
+        tmp_path, stage="train", inputs={"data": shop().fingerprint}, config={}, outputs=[],
+        seconds=1.0, extra=about,
+    )  # fmt: skip
+    told = rf"folder of {wanted}; it holds {method}. `reasonrec recommend` and `evaluate` open it"
+    with pytest.raises(CheckpointError, match=told):
+        open_folder(tmp_path, shop())
 
 
 def test_a_start_of_another_method_is_refused(tmp_path, trained):
