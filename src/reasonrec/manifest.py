@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from reasonrec import __version__
-from reasonrec.errors import CheckpointError, ReasonrecError
+from reasonrec.errors import FREE_SPACE, FULL, CheckpointError, ReasonrecError, system_failure
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -242,7 +242,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: Another process writes there.
-        ReasonrecError: It cannot be created or written to.
+        ReasonrecError: It cannot be created or written to, or the disk is full.
     """
     from filelock import FileLock, Timeout
 
@@ -262,6 +262,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    except Exception as error:
+        failure = system_failure(error)
+        if failure is None or failure.errno not in FULL:
+            raise
+        raise ReasonrecError(
+            f"the disk must have room for {folder}; it is full ({failure.strerror}). {FREE_SPACE}"
+        ) from error
     finally:
         if lock.lock_counter == 1:
             path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile opens anew

@@ -20,7 +20,7 @@ import docstring_parser
 from cyclopts import App, Group, Parameter
 
 from reasonrec import __version__
-from reasonrec.errors import ConfigError, ReasonrecError
+from reasonrec.errors import FREE_SPACE, FULL, ConfigError, ReasonrecError, system_failure
 
 VERBS = {
     "demo": "Do the whole road once, on a generated shop or on your data.",
@@ -68,10 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
         # without this the interpreter flushes once more at exit, and prints a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", code=1)
     except ImportError as error:
         _fail_missing_package(error)
+    except Exception as error:
+        failure = system_failure(error)
+        if failure is None:
+            raise
+        hint = f". {FREE_SPACE}" if failure.errno in FULL else ""
+        told = failure.strerror or failure
+        _fail(f"{failure.filename or 'a file'} cannot be used: {told}{hint}", code=1)
 
 
 def build_app(arguments: list[str]) -> App:

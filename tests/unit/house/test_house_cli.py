@@ -54,6 +54,8 @@ def toy(
         raise KeyboardInterrupt
     if fail == "disk":
         raise OSError(28, "No space left on device", "runs/table")
+    if fail == "locked":
+        raise RuntimeError("Permission denied (os error 13) at path runs/table")
     if fail == "pipe":
         raise BrokenPipeError
     if fail == "package":
@@ -219,7 +221,8 @@ def test_bad_usage_exits_with_2_and_a_hint(capsys, arguments, message):
         ("data", 1, "the file must be whole; it was cut"),
         ("config", 2, "the value must be above 0"),
         ("interrupt", 130, "the same command continues"),
-        ("disk", 1, "runs/table cannot be used: No space left on device"),
+        ("disk", 1, "runs/table cannot be used: No space left on device. Free space and run the"),
+        ("locked", 1, "a file cannot be used: Permission denied (os error 13) at path runs/table"),
         ("package", 1, "needs the package surely_absent, which is not installed"),
     ],
 )

@@ -7,9 +7,12 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from reasonrec.errors import CheckpointError, ReasonrecError
+from reasonrec.errors import CheckpointError, ReasonrecError, system_failure
 from reasonrec.manifest import (
     FORMAT,
     LOCK,
@@ -217,6 +220,45 @@ def test_of_processes_that_train_together_the_first_alone_locks(tmp_path, monkey
         monkeypatch.setenv("RANK", "0")
         with pytest.raises(CheckpointError, match="one process at a time"), sole_writer(tmp_path):
             pass
+
+
+def write_bytes(path):
+    path.write_bytes(bytes(100))
+
+
+def write_table(path):
+    pl.DataFrame({"a": [1]}).write_parquet(path)
+
+
+def write_tensor(path):
+    with path.open("wb", buffering=0) as file:
+        torch.save(torch.zeros(100), file)
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_table, write_tensor])
+def test_a_full_disk_is_told_with_the_folder_and_what_goes_on(tmp_path, write):
+    full = Path("/dev/full")  # takes nothing: as a disk without room
+    if not full.is_char_device():
+        pytest.skip("this system has no /dev/full")
+    told = rf"room for {tmp_path}; it is full .*Free space and run the same command again; it goes"
+    with pytest.raises(ReasonrecError, match=told), sole_writer(tmp_path):
+        write(full)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left (os error 28)"), 28),
+        (Exception("Permission denied (os error 13)"), 13),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), 28),
+    ],
+)
+def test_libraries_that_tell_of_the_system_in_words_are_understood(error, code):
+    failure = system_failure(error)
+    assert failure is not None
+    assert (failure.errno, failure.strerror) == (code, str(error))
+    assert system_failure(ValueError("28")) is None
 
 
 def test_the_stopwatch_tells_the_time_of_a_block_that_failed():
