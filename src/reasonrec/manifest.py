@@ -155,11 +155,17 @@ def write_manifest(
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(extra or {}),
     }
-    partial = folder / "manifest.json.partial"
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / "manifest.json")  # atomic: a kill leaves no manifest or a whole one
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "manifest.json", text)
     (folder / STARTED).unlink(missing_ok=True)
     return manifest
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole or as it was before, whatever ends the process meanwhile."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def is_finished(

@@ -14,7 +14,7 @@ from reasonrec.evaluation.commands import split_source
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.environment import Environment, code_fingerprint
 from reasonrec.evaluation.passport import Passport, RunPassport
-from reasonrec.manifest import LOCK, make_folder
+from reasonrec.manifest import LOCK, make_folder, write_whole
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 BEGUN = "begun.json"
@@ -34,8 +34,9 @@ def begin(passport: Passport, out: Path, here: Environment) -> Path:
         "environment": json.loads(json.dumps(machine)),
     }
     path = out / BEGUN
-    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
-        begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    left = {LOCK, f"{BEGUN}.partial"}  # by a kill, before anything was made
+    if out.is_dir() and any(one.name not in left for one in out.iterdir()):
+        begun = _read_begun(path) if path.is_file() else {}
         other = [f"another {key}" for key in wanted if begun.get(key) != wanted[key]]
         if other:
             what = ", ".join(other) if begun else "something else"
@@ -44,8 +45,21 @@ def begin(passport: Passport, out: Path, here: Environment) -> Path:
                 f"compared with itself; {out} holds what was made for {what}. Name an empty folder"
             )
     make_folder(out)
-    path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(wanted, indent=1) + "\n")
     return out
+
+
+def _read_begun(path: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        begun = error
+    if not isinstance(begun, dict):
+        raise CheckpointError(
+            f"{path} must say what the reproduction there was begun for; it is damaged "
+            f"({begun}). Remove {path.parent} and run again, or name an empty folder"
+        )
+    return begun
 
 
 def check_repeatable(run: RunPassport) -> None:
@@ -73,10 +87,23 @@ def check_repeatable(run: RunPassport) -> None:
     if foreign or not methods:
         raise CheckpointError(
             f"the passport of {run.name} must say how every method was made; "
-            f"{', '.join(foreign) or 'its methods'} cannot be made again from it. A model's folder "
-            "says how since recipes are kept; older ones are made again by the passport of the "
-            "demo that trained them"
+            f"{', '.join(foreign) or 'its methods'} cannot be made again from it. {_why(run)}"
         )
+
+
+def _why(run: RunPassport) -> str:
+    """Return why a model of the run has no recipe, and what to do."""
+    asked = run.config.get("train_on", "train")
+    if any(row.trained_on == "train+valid" != asked for row in run.rows):
+        return (
+            "A model of `train r2ec --again RUN` rests on what was best in RUN, which no passport "
+            "holds: train RUN again, then --again, and evaluate that"
+        )
+    return (
+        "A model has no recipe if it, or what its --start names, was trained before recipes were "
+        "kept or with rewards handed in from Python: train it again from the first stage on, and "
+        "evaluate that. The models of a demo are made again by the passport of the demo"
+    )
 
 
 def _check_settings(run: RunPassport) -> None:

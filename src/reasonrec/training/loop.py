@@ -36,6 +36,7 @@ from transformers.trainer_callback import PrinterCallback
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
 from reasonrec.machine import keep_freed_memory
+from reasonrec.manifest import write_whole
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream_seed
 from reasonrec.training.config import OptimiserConfig
@@ -607,7 +608,7 @@ class _Trainer(Trainer):
         ):
             _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
-            path.write_text(json.dumps({"step": step} | values))
+            write_whole(path, json.dumps({"step": step} | values))
             return values, 0
         return values, int((step - best["step"]) // self.args.eval_steps)
 

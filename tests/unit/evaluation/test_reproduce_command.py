@@ -136,7 +136,32 @@ def test_a_model_whose_making_is_not_told_cannot_be_made_again(floor, tmp_path, 
     path = tampered(floor, tmp_path, change)
     message = failure(capsys, "reproduce", path, "--out", tmp_path / "again")
     assert "demo-no-think cannot be made again from it" in message
+    assert "it, or what its --start names, was trained before recipes were kept" in message
     assert not (tmp_path / "again").exists()
+
+    def learn_from_validation(passport):
+        change(passport)
+        passport["runs"][0]["rows"][0]["trained_on"] = "train+valid"
+
+    path = tampered(floor, tmp_path, learn_from_validation)
+    message = failure(capsys, "reproduce", path, "--out", tmp_path / "again")
+    assert "`train r2ec --again RUN` rests on what was best in RUN" in message
+
+
+def test_a_reproduction_whose_beginning_was_cut_short_is_told_or_begun_anew(
+    floor, tmp_path, capsys
+):
+    out = tmp_path / "again"
+    out.mkdir()
+    for content in ("", "{", "[]", "\0"):
+        (out / "begun.json").write_text(content)
+        message = failure(capsys, "reproduce", floor, "--out", out)
+        assert f"{out / 'begun.json'} must say what the reproduction there was begun for" in message
+        assert f"Remove {out} and run again" in message
+    (out / "begun.json").rename(out / "begun.json.partial")  # killed while it wrote
+    (out / ".lock").touch()
+    run("reproduce", floor, "--out", out)
+    assert not (out / "begun.json.partial").exists()
 
 
 def test_a_trained_model_is_made_again_with_all_that_it_started_from(tmp_path, capsys):
