@@ -7,15 +7,17 @@ that continues what an interrupted run left behind says in ``started.json`` what
 While a stage writes, no other process may write into its folder.
 """
 
+import errno
 import hashlib
 import inspect
 import json
+import logging
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from reasonrec import __version__
 from reasonrec.errors import FREE_SPACE, FULL, CheckpointError, ReasonrecError, system_failure
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +37,7 @@ STARTED = "started.json"
 """What an unfinished stage was asked, so that nothing else continues it."""
 LOCK = ".lock"
 """Lies in a folder while a stage writes there; a kill leaves it behind, and it holds nobody up."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 _KEYS = {
     "stage": str, "inputs": dict, "config": dict, "outputs": dict, "fingerprint": str,
     "seconds": int | float,
@@ -266,6 +271,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
             f"one process at a time may write into a folder; another is writing into {folder}. "
             "Wait until it has ended and run the same command again, or choose another --out"
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "%s lies on a file system without locks (%s): let one process at a time write there",
+            folder, error.strerror,
+        )  # fmt: skip
     try:
         yield
     except Exception as error:
@@ -276,8 +288,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
             f"the disk must have room for {folder}; it is full ({failure.strerror}). {FREE_SPACE}"
         ) from error
     finally:
-        if lock.lock_counter == 1:
-            path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile opens anew
+        if lock.lock_counter <= 1:
+            with suppress(OSError):  # Windows removes no file that is open
+                path.unlink()  # while it is held: who opened it meanwhile opens anew
         lock.release()
 
 

@@ -1,5 +1,7 @@
 """Stage folders: finished, unfinished, damaged, of another version, or of another run."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -209,6 +211,17 @@ def test_a_finished_folder_is_read_by_any_number(tmp_path):
         finish(tmp_path)
         with sole_writer(tmp_path):
             assert is_finished(tmp_path, **asked())
+
+
+def test_a_file_system_without_locks_is_told_and_written_to(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with sole_writer(tmp_path):
+        pass
+    assert "on a file system without locks (No locks available): let one process" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_processes_that_train_together_the_first_alone_locks(tmp_path, monkeypatch):
