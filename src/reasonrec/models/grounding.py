@@ -26,7 +26,7 @@ class TitleWritingModel(HeadlessModel):
 
     def forward(self, batch: Batch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return log p (B, G, S) of every written token of the branches, 0 elsewhere, float32."""
-        _, hidden = self._hidden(batch)
+        _, hidden = self.hidden_states(batch)
         assert hidden is not None and batch.is_written is not None and batch.branch_ids is not None
         wanted = batch.is_written
         # token s is predicted from the state at s - 1; the opening, which stands first, is given
@@ -87,7 +87,7 @@ def text_states(
     for begin in range(0, len(texts), batch_size):
         rows = [[*start, *text] or [model.end_token] for text in texts[begin : begin + batch_size]]
         ids, lengths = (x.to(model.device) for x in padded(rows, model.writer.pad_id))
-        hidden = model._plain_rows(ids, lengths)
+        hidden = model.states_of_rows(ids, lengths)
         if not mean:
             states.append(read_states(hidden, (lengths - 1)[:, None])[:, 0])
             continue

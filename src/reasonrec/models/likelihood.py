@@ -252,7 +252,7 @@ class _TrieReader:
         ids.scatter_(2, at.expand(B, W, depth), self.path)
         lengths = (self.lengths + depth)[:, None].expand(B, W).flatten()
         hidden = [
-            read_states(self.model._plain_rows(part, length), (length - 1)[:, None])[:, 0]
+            read_states(self.model.states_of_rows(part, length), (length - 1)[:, None])[:, 0]
             for part, length in zip(ids.flatten(0, 1).split(64), lengths.split(64), strict=True)
         ]
         return torch.cat(hidden).reshape(B, W, -1)

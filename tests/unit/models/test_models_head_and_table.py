@@ -144,7 +144,7 @@ def test_a_loss_sees_rows_of_todays_weights_alone(kind):
     # in their turn 0, 2 and 4 of the four are live; the place that asks for 5 is left out
     assert outputs.is_live.nonzero()[:, 0].tolist() == [0, 2, 4]
     with torch.no_grad():
-        hidden, _ = model._hidden(batch)
+        hidden, _ = model.hidden_states(batch)
         states = torch.stack([hidden[row, end] for row, end in enumerate(batch.item_ends[:, 1])])
         wanted = model.score_states(states)[:3, [0, 2, 4]].log_softmax(-1)
     torch.testing.assert_close(outputs.next_item_logp, wanted[[0, 1, 2], [1, 0, 2]])
