@@ -122,7 +122,7 @@ def train_stage(
     parts = StageParts(dataset, config, seed)
     model = _model_to_train(dataset, config, start, seed)
     if stage != "no-think":
-        model.ask_no_more_than(config.thought.most_looked_up)
+        model.ask_no_more_than(config.thought.least_looked_up)
     ranks.first_alone(
         lambda: start_stage(out, stage="train", inputs=inputs, config=asked, seed=seed)
     )

@@ -116,9 +116,9 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         # but not `trust.weight`: as wide as the state, it would fit the few thoughts at this rate
         return [self.asks_recent, *self.pointer.few_parameters()]
 
-    def ask_no_more_than(self, most: int) -> None:
+    def ask_no_more_than(self, taught: int) -> None:
         """Let thoughts end once they have asked about as many titles as they are taught to."""
-        least = min(self.head.least_asked, most)
+        least = min(self.head.least_asked, taught)
         self.head = self.head.model_copy(update={"least_asked": least})
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -22,6 +22,10 @@ class ThoughtConfig(Config):
 
     num_lookups: NonNegativeInt = 7
     """Items that the verbaliser looks up in one thought. 0 leaves out the graph."""
+    min_lookups: NonNegativeInt | None = None
+    """The verbaliser draws for each thought how many it looks up, evenly from this many to
+    ``num_lookups``, and a thought may end after as many: RecPO can then learn where looking further
+    pays. None: always ``num_lookups``."""
     num_links: PositiveInt = 2
     """Items that the graph answers with, at most, for one look-up."""
     lookup_window: PositiveInt = 10
@@ -87,6 +91,11 @@ class ThoughtConfig(Config):
         """How many items of its own a history is asked about at most."""
         return min(self.num_lookups, self.lookup_window)
 
+    @property
+    def least_looked_up(self) -> int:
+        """How many it is asked about at least, where it has as many."""
+        return self.most_looked_up if self.min_lookups is None else self.min_lookups
+
     def counting_like(self, counter: Mapping[str, float]) -> Self:
         """Return such thoughts whose look-ups count as a follow counter of these settings does.
 
@@ -106,6 +115,15 @@ class ThoughtConfig(Config):
     def read_none(cls, given: Any) -> Any:
         """Return None for the word, since TOML has no such value."""
         return None if given == "none" else given
+
+    @model_validator(mode="after")
+    def check_looks_up_no_fewer_than_none(self) -> Self:
+        if self.min_lookups is not None and self.min_lookups > self.most_looked_up:
+            raise ValueError(
+                f"min_lookups must be at most {self.most_looked_up}, the most that is looked up "
+                f"(num_lookups, lookup_window); got {self.min_lookups}"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_asks_about_candidates_it_names(self) -> Self:

@@ -221,9 +221,13 @@ class Verbaliser:
         """
         if num_visible is None:
             num_visible = np.minimum(histories.lengths, self.writer.max_history)
-        width = self.config.lookup_window
-        noise = [stream(seed, "verbaliser", int(key)).gumbel(size=width) for key in keys]
-        via_item = self._choose(histories, num_visible, np.stack(noise))
+        least, most = self.config.least_looked_up, self.config.most_looked_up
+        streams = [stream(seed, "verbaliser", int(key)) for key in keys]
+        noise = np.stack([rng.gumbel(size=self.config.lookup_window) for rng in streams])
+        count = np.full(len(histories), most)
+        if least < most:
+            count = np.array([rng.integers(least, most + 1) for rng in streams])
+        via_item = self._choose(histories, num_visible, noise, count)
         if candidates is not None:
             asked = np.full((len(histories), self.config.num_candidates_asked), -1, np.int32)
             for b, named in enumerate(candidates):
@@ -274,7 +278,8 @@ class Verbaliser:
         if num_visible is None:
             num_visible = np.minimum(histories.lengths, self.writer.max_history)
         no_noise = np.zeros((len(histories), self.config.lookup_window))
-        via_item = self._choose(histories, num_visible, no_noise)
+        count = np.full(len(histories), self.config.most_looked_up)
+        via_item = self._choose(histories, num_visible, no_noise, count)
         tables = [self.look_up(histories, column) for column in via_item.T]
         people, together = self.people_alike(histories), self.together(histories)
         gathered: list[list[Lookup]] = []
@@ -329,12 +334,13 @@ class Verbaliser:
         return words
 
     def _choose(
-        self, histories: Histories, num_visible: np.ndarray, noise: np.ndarray
+        self, histories: Histories, num_visible: np.ndarray, noise: np.ndarray, count: np.ndarray
     ) -> np.ndarray:
         """Draw distinct recent items, weight ``recency ** age``; newest first, -1 for none.
 
         Args:
             noise: (B, lookup_window), Gumbel; zeros take the newest items.
+            count: (B,), how many at most.
         """
         B, W, L = len(histories), self.config.lookup_window, self.config.num_lookups
         item = self._newest(histories, num_visible)
@@ -342,6 +348,7 @@ class Verbaliser:
         preference[item < 0] = -np.inf
         chosen = np.argsort(-preference, axis=1, kind="stable")[:, :L]  # Gumbel top-k: no repeats
         missing = ~np.isfinite(np.take_along_axis(preference, chosen, 1))
+        missing |= np.arange(chosen.shape[1]) >= count[:, None]
         chosen = np.sort(np.where(missing, W, chosen), axis=1)  # newest first, absent ones last
         padded = np.concatenate([item, np.full((B, 1), -1, np.int32)], 1)
         return np.take_along_axis(padded, chosen, 1)

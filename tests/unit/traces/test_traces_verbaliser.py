@@ -7,6 +7,7 @@ import re
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 from tests.toy_models import plain_tokenizer
 from tests.toys import toy_dataset
 
@@ -183,6 +184,20 @@ def test_what_is_looked_up_is_recent_distinct_and_newest_first():
         assert via[0].tolist() == sorted(set(via[0]), reverse=True)  # here newest is largest
         assert via[1].tolist() == [6, -1, -1]
         assert via[2].tolist() == [-1, -1, -1]
+
+
+def test_how_many_are_looked_up_is_drawn_between_the_least_and_the_most():
+    _, verbaliser = shop(WALKS, num_lookups=4, min_lookups=1)
+    histories = Histories.from_lists([[0, 1, 2, 3, 4, 5]] * 400)
+    written = verbaliser.write(histories, seed=0, keys=np.arange(400))
+    counts = (written.via_item >= 0).sum(1)
+    # 100 of 400 each, standard deviation 8.7
+    assert np.abs(np.bincount(counts, minlength=5)[1:] - 100).max() < 4 * 8.7
+    assert all(text.count(" After ") == n for text, n in zip(text_of(verbaliser, written), counts))
+    with pytest.raises(ValidationError, match="min_lookups must be at most 4"):
+        ThoughtConfig(num_lookups=4, min_lookups=5)
+    assert ThoughtConfig(num_lookups=4, min_lookups=0).least_looked_up == 0
+    assert ThoughtConfig(num_lookups=4).least_looked_up == 4
 
 
 def test_an_item_that_was_taken_twice_is_looked_up_once():
