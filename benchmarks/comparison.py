@@ -4,7 +4,9 @@
 
 Reads what benchmarks/floor.py and benchmarks/peers.py left, and the runs of `reasonrec demo` that
 benchmarks/results.py reads; measures nothing. Where a set was answered by a sample of its queries,
-every method is compared on that sample. Nothing is typed in by hand.
+every method is compared on that sample. Sections of sets that are not among the runs stay as they
+are; the rows over all sets are over those that are. benchmarks/kept.py lays kept runs out again.
+Nothing is typed in by hand.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import numpy as np
 import polars as pl
 from floor import PREPARE
 from over_all import over_all
-from running import ROOT
+from running import ROOT, write_sections
 
 from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries, values_of
@@ -41,9 +43,10 @@ the pages of each set (ours). Test queries, trained on `train` alone, means over
 value of a column is bold. The tests are paired over queries, permutation, p after Holm's correction
 within a set.
 
-Over all sets together: the mean over sets of the difference in NDCG@10 relative to the reference,
-means over seeds on each query, signs of users flipped, p uncorrected. The best baseline is that of
-each set, by NDCG@10 on test; no-think is not counted among the baselines.
+Over the sets named, together: the mean over sets of the difference in NDCG@10 relative to the
+reference, means over seeds on each query, signs of users flipped, p uncorrected. The best baseline
+is that of each set, by NDCG@10 on test; no-think is not counted among the baselines. A set that is
+below and not in these rows was compared earlier, and its runs are not at hand.
 
 | NDCG@10 of | against | each set | on average | 95 % interval | p |
 | --- | --- | --- | --: | --: | --: |
@@ -56,7 +59,7 @@ def main() -> None:
     parser.add_argument("--floor", type=Path, required=True)
     parser.add_argument("--peers", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
-    sections: list[str] = []
+    sections: dict[str, str] = {}
     of_sets: list[tuple[str, dict[str, np.ndarray]]] = []
     users: dict[str, np.ndarray] = {}
     for name in PREPARE:
@@ -70,11 +73,11 @@ def main() -> None:
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
             text, users[name], each = section(name, [*floor, *peers, *ours])
-            sections.append(text)
+            sections[name] = text
             of_sets.append((name, each))
     rows = [over_all(of_sets, *pair, users=users) for pair in OVER_ALL]
     page = ROOT / "docs" / "results" / "comparison.md"
-    page.write_text(HEAD + "\n".join([*rows, "", *sections]), encoding="utf-8")
+    write_sections(page, HEAD + "\n".join([*rows, ""]), sections, PREPARE)
 
 
 def finished(folders: Sequence[Path]) -> list[Path]:
