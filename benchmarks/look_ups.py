@@ -1,0 +1,150 @@
+"""Does RecPO learn how far to look? Thoughts of drawn numbers of look-ups, and a price on tokens.
+
+    REASONREC_DATA=... python benchmarks/look_ups.py runs/look-ups office-2018 --seeds 0 1 2
+    python benchmarks/look_ups.py runs/look-ups
+
+For each set and seed: one model without thoughts; SFT on thoughts that look up seven titles each
+(our default), three each, and a number drawn from none to seven; from the last RecPO, free and
+with a price on written tokens (``length_weight``). RecPO learns ten times as fast as by default,
+so that fifty steps can change what is asked. Every command that runs is one that anybody can type;
+each goes on where it stopped. Every line writes docs/results/look-ups.md from what is finished:
+means over seeds on the test queries, and tests paired over queries.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from floor import PREPARE, SEEDS
+from running import ROOT, processors, reasonrec, source, write_sections
+
+from reasonrec.baselines.contract import Recommender
+from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.comparison import Comparison, compare
+from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.measure import Contestant, measure
+from reasonrec.evaluation.protocol import COST, FULL
+from reasonrec.evaluation.table import MethodLine, short, summarise
+from reasonrec.manifest import read_manifest
+from reasonrec.methods import r2ec
+
+FAST = ("--recpo.optimiser.learning-rate", "3e-4")
+DRAWN = ("--thought.min-lookups", "0")
+PRICE = "0.1"
+STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "no-think": ("no-think", "", ()),
+    "sft-7": ("sft", "no-think", ()),
+    "sft-3": ("sft", "no-think", ("--thought.num-lookups", "3")),
+    "sft-drawn": ("sft", "no-think", DRAWN),
+    "recpo": ("recpo", "sft-drawn", (*DRAWN, *FAST)),
+    "recpo-priced": ("recpo", "sft-drawn", (*DRAWN, *FAST, "--recpo.recpo.length-weight", PRICE)),
+}
+"""What each folder is: stage, the folder it starts from, and what it is told besides."""
+WHAT = {
+    "no-think": "ranks in silence",
+    "sft-7": "SFT, seven look-ups a thought: our default",
+    "sft-3": "SFT, three look-ups a thought",
+    "sft-drawn": "SFT, none to seven, drawn evenly",
+    "recpo": "RecPO from sft-drawn, rewarded for the ranking alone",
+    "recpo-priced": f"the same, `length_weight` {PRICE}",
+}
+COLUMNS = ((FULL, "hit@10"), (FULL, "ndcg@10"), (COST, "tokens"), (COST, "latency-p50-ms"))
+AGAINST = (
+    ("recpo", "sft-drawn"), ("recpo-priced", "sft-drawn"), ("recpo-priced", "sft-3"),
+    ("recpo-priced", "sft-7"), ("recpo", "sft-7"),
+)  # fmt: skip
+HEAD = """# Does RecPO learn how far to look?
+
+Written by `python benchmarks/look_ups.py`, whose head says what is trained. Test queries, trained
+on `train` alone, means over seeds (± their standard deviation); tokens are those of a thought,
+looked-up ones included. p: sign-flip permutation test over users, means over seeds on each query,
+not corrected. RecPO here learns at 3e-4, ten times our default.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set and seed")
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
+    asked = parser.parse_args()
+    for name in asked.sets:
+        for seed in asked.seeds:
+            run(name, asked.runs / f"{name}-{seed}", seed)
+    sections = {}
+    for name in PREPARE:
+        found = sorted(asked.runs.glob(f"{name}-[0-9]/evaluation/manifest.json"))
+        if found:
+            sections[name] = section(name, [path.parent for path in found])
+    write_sections(ROOT / "docs" / "results" / "look-ups.md", HEAD, sections, PREPARE)
+
+
+def run(name: str, folder: Path, seed: int) -> None:
+    data = folder / "data"
+    reasonrec("prepare", name, "--out", data, *PREPARE[name])
+    for own, (stage, start, told) in STAGES.items():
+        begins = ["--start", folder / start] if start else []
+        reasonrec(
+            "train", stage, *begins, "--data", data, "--out", folder / own, "--seed", seed, *told
+        )
+    dataset = Dataset.load(data)
+    rows = [contestant(own, folder / own, seed, dataset) for own in STAGES]
+    measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed)
+
+
+def contestant(own: str, folder: Path, seed: int, dataset: Dataset) -> Contestant:
+    """Return a trained model as a row that bears the name of its folder."""
+
+    def opening(_: Path) -> Recommender:
+        return replace(r2ec.load_recommender(folder, dataset), name=own)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    return Contestant(own, seed, source(folder), opening)
+
+
+def section(name: str, evaluations: Sequence[Path]) -> str:
+    """Return the table of one set, and its tests."""
+    joined = join_runs(find_runs(evaluations))
+    lines = {line.method: line for line in summarise(joined.rows, COLUMNS)}
+    commits = {str(read_manifest(folder)["commit"])[:10] for folder in evaluations}
+    asked = next(row for row in joined.rows if row.protocol == FULL)
+    text = [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {asked.split}, {asked.n:,} test "
+        f"queries; commit {', '.join(sorted(commits))}; {processors(evaluations)}, one thread "
+        "beside other work.",
+        "",
+        "| method | what it is | seeds | HR@10 | NDCG@10 | tokens | ms / user |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+        *(row(lines[method]) for method in STAGES if method in lines),
+        "",
+        "| NDCG@10 of | against | difference | 95 % interval | p |",
+        "| --- | --- | --: | --: | --: |",
+    ]
+    for ours, theirs in AGAINST:
+        compared = compare(joined, theirs, ((FULL, "ndcg@10"),)).comparisons
+        text += [test(one, theirs) for one in compared if one.method == ours]
+    return "\n".join(text) + "\n"
+
+
+def row(line: MethodLine) -> str:
+    cells = []
+    for (_, metric), cell in zip(COLUMNS, line.cells, strict=True):
+        assert cell is not None
+        spread = "" if cell.seed_sd is None else f" ± {short(cell.seed_sd)}"
+        is_cost = metric not in ("hit@10", "ndcg@10")
+        cells.append(f"{cell.value:.0f}" if is_cost else short(cell.value) + spread)
+    return "| " + " | ".join([line.method, WHAT[line.method], str(line.num_seeds), *cells]) + " |"
+
+
+def test(one: Comparison, against: str) -> str:
+    return (
+        f"| {one.method} | {against} | {one.difference:+.4f} | {one.ci_low:+.4f} to "
+        f"{one.ci_high:+.4f} | {one.p_permutation:.4f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
