@@ -193,8 +193,8 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         policy: padding, the begin token and the opening marker are never written; a title is
         written to ask about it and only then; a thought asks about titles of its own prompt and
         candidates that it holds, about none of them twice, and about ``head.least_asked`` at least
-        or all that the prompt has. Where titles take several tokens only the first rule holds, and
-        questions are read from the text.
+        or all that the prompt has; `` After`` is not written where none is left to ask about. Where
+        titles take several tokens only the first rule holds, and questions are read from the text.
 
         Args:
             seen: (R, T), tokens of the prompt; padded with the padding token.
@@ -244,9 +244,16 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         if len(row):
             logits = backbone_logits(self.backbone, states[row], token).float() * TINY_SHARPNESS
             is_closed = torch.isin(token, self.never_written).repeat(len(row), 1)
-            least = num_titles(seen[row], shown[row]).clamp(max=self.head.least_asked)
-            must_ask = num_titles(asked[row], was_asked[row]) < least
+            num_seen = num_titles(seen[row], shown[row])
+            num_asked = num_titles(asked[row], was_asked[row])
+            must_ask = num_asked < num_seen.clamp(max=self.head.least_asked)
             is_closed |= must_ask[:, None] & (token == self.writer.answer[0])
+            if proposed is not None:
+                there = torch.cat([seen, proposed], -1)[row]
+                num_seen = num_titles(there, self.is_title[there])
+            if len(after := self.writer.encode(AFTER)) == 1:
+                has_none_left = num_asked >= num_seen
+                is_closed |= has_none_left[:, None] & (token == after[0])
             yield row, token, logits.masked_fill_(is_closed, -torch.inf)
 
     def _recency(self, seen: Tensor, shown: Tensor, num_tokens: int) -> Tensor:
