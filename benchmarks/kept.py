@@ -39,6 +39,9 @@ DATA = "data.json"
 RANKS = "ranks.parquet"
 """Stands for ``per_query.parquet``: a row for each ``method``, ``seed`` and ``protocol``, with the
 lists ``query`` (null: all of the part, in order), ``rank`` and ``num_tokens`` (null: none)."""
+MOST_HALVES = 2**16
+"""Ranks, which are whole or half, are kept as so many halves, UInt16, where there are fewer; where
+not, and in runs that were kept earlier, as float32."""
 BY = ("method", "seed", "protocol")
 _NOON = (1980, 1, 1, 12, 0, 0)
 """The time of every file in a zip, so that the same run gives the same bytes."""
@@ -89,9 +92,9 @@ def keep(run: Path, to: Path) -> Path:
             files[str(place.with_name(RANKS))] = ranks_of(path)
     to = to.with_name(f"{to.name}.zip")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(to, "w") as archive:
         for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name, _NOON), content, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(name, _NOON), content, zipfile.ZIP_LZMA)
     return to
 
 
@@ -108,17 +111,20 @@ def evaluation_of(method: Path) -> Path:
 
 def ranks_of(path: Path) -> bytes:
     """Return what is kept of ``per_query.parquet``."""
-    one_row = pl.read_parquet(path, glob=False).group_by(BY, maintain_order=True)
-    # ranks are whole or half
+    table = pl.read_parquet(path, glob=False)
+    one_row = table.group_by(BY, maintain_order=True)
     lists = one_row.agg(
         pl.col("query", "num_tokens").cast(pl.Int32), pl.col("rank").cast(pl.Float32)
     )
+    if table.select(pl.col("rank").max() < MOST_HALVES / 2).item():  # whole or half
+        halves = (pl.element() * 2).cast(pl.UInt16)
+        lists = lists.with_columns(pl.col("rank").list.eval(halves))
     is_all = pl.col("query") == pl.int_ranges(pl.col("query").list.len(), dtype=pl.Int32)
     thinks = pl.col("num_tokens").list.max() > 0
     packed = io.BytesIO()
     lists.with_columns(
         pl.when(~is_all).then("query"), pl.when(thinks).then("num_tokens")
-    ).write_parquet(packed, compression="zstd", compression_level=19)
+    ).write_parquet(packed, compression="uncompressed")  # the zip does better
     return packed.getvalue()
 
 
@@ -188,6 +194,8 @@ def prepared(runs: Path, name: str, tables: Mapping[str, str]) -> Dataset:
 def queries_of(kept: pl.DataFrame, part: Queries) -> pl.DataFrame:
     """Return kept ranks with what the data say of their queries, as ``Evaluation.per_query`` is."""
     num_queries = pl.col("rank").list.len()
+    if kept.schema["rank"] == pl.List(pl.UInt16):
+        kept = kept.with_columns(pl.col("rank").list.eval(pl.element() / 2))
     ranks = kept.with_columns(
         pl.col("query").fill_null(pl.int_ranges(num_queries, dtype=pl.Int32)),
         pl.col("num_tokens").fill_null(pl.lit(0, pl.Int32).repeat_by(num_queries)),

@@ -1,12 +1,15 @@
 """What the repository keeps of a run tells nothing of the data; beside them it is the run again."""
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass
 
 import kept
+import numpy as np
 import polars as pl
 import pytest
+from tests.toys import toy_dataset
 
 from reasonrec import cli
 from reasonrec.baselines.contract import Recommender
@@ -123,3 +126,21 @@ def test_other_data_are_refused(store, tmp_path):
     with pytest.raises(CheckpointError, match=r"these differ: .*train\.parquet"):
         kept.main(["unpack", "peers", str(tmp_path)], store)
     assert not (tmp_path / "planted" / "all-0" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dtype"),
+    [([1.0, 2.5, 32767.5], pl.UInt16), ([1.0, 32768.0], pl.Float32), ([2.0, np.inf], pl.Float32)],
+)
+def test_ranks_are_kept_as_halves_where_they_fit_and_come_back(tmp_path, ranks, dtype):
+    dataset = toy_dataset([[0, 1, 2, 3]] * len(ranks), list("abcd"))
+    table = pl.DataFrame(
+        {
+            "method": "m", "seed": 0, "protocol": "full", "query": range(len(ranks)),
+            "num_tokens": 0, "rank": ranks,
+        }
+    )  # fmt: skip
+    table.write_parquet(tmp_path / "per_query.parquet")
+    stored = pl.read_parquet(io.BytesIO(kept.ranks_of(tmp_path / "per_query.parquet")))
+    assert stored.schema["rank"] == pl.List(dtype)
+    assert kept.queries_of(stored, dataset.test)["rank"].to_list() == ranks
