@@ -13,22 +13,19 @@ means over seeds on the test queries, and tests paired over queries.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from floor import PREPARE, SEEDS
-from running import ROOT, processors, reasonrec, source, write_sections
+from running import ROOT, processors, reasonrec, write_sections
+from stages import contestant, paired_tests
 
-from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.joined import find_runs, join_runs
-from reasonrec.evaluation.measure import Contestant, measure
+from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import COST, FULL
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.manifest import read_manifest
-from reasonrec.methods import r2ec
 
 FAST = ("--recpo.optimiser.learning-rate", "3e-4")
 DRAWN = ("--thought.min-lookups", "0")
@@ -94,15 +91,6 @@ def run(name: str, folder: Path, seed: int) -> None:
     measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed)
 
 
-def contestant(own: str, folder: Path, seed: int, dataset: Dataset) -> Contestant:
-    """Return a trained model as a row that bears the name of its folder."""
-
-    def opening(_: Path) -> Recommender:
-        return replace(r2ec.load_recommender(folder, dataset), name=own)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-    return Contestant(own, seed, source(folder), opening)
-
-
 def section(name: str, evaluations: Sequence[Path]) -> str:
     """Return the table of one set, and its tests."""
     joined = join_runs(find_runs(evaluations))
@@ -120,12 +108,8 @@ def section(name: str, evaluations: Sequence[Path]) -> str:
         "| --- | --- | --: | --: | --: | --: | --: |",
         *(row(lines[method]) for method in STAGES if method in lines),
         "",
-        "| NDCG@10 of | against | difference | 95 % interval | p |",
-        "| --- | --- | --: | --: | --: |",
+        *paired_tests(joined, AGAINST),
     ]
-    for ours, theirs in AGAINST:
-        compared = compare(joined, theirs, ((FULL, "ndcg@10"),)).comparisons
-        text += [test(one, theirs) for one in compared if one.method == ours]
     return "\n".join(text) + "\n"
 
 
@@ -137,13 +121,6 @@ def row(line: MethodLine) -> str:
         is_cost = metric not in ("hit@10", "ndcg@10")
         cells.append(f"{cell.value:.0f}" if is_cost else short(cell.value) + spread)
     return "| " + " | ".join([line.method, WHAT[line.method], str(line.num_seeds), *cells]) + " |"
-
-
-def test(one: Comparison, against: str) -> str:
-    return (
-        f"| {one.method} | {against} | {one.difference:+.4f} | {one.ci_low:+.4f} to "
-        f"{one.ci_high:+.4f} | {one.p_permutation:.4f} |"
-    )
 
 
 if __name__ == "__main__":
