@@ -1,5 +1,6 @@
 """Frozen nouns that cross stages. Axes: B rows, N catalogue, M events, Q queries, U users."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -135,6 +136,56 @@ class Found(NamedTuple):
     """The place of its kind in ``LOOKUP_KINDS``."""
 
 
+@dataclass(frozen=True, eq=False)
+class FoundItems:
+    """E items that an answer holds, a column for each field of `Found`: there can be hundreds."""
+
+    item_index: np.ndarray
+    """(E,), int64."""
+    weight: np.ndarray
+    """(E,), float32."""
+    kind: np.ndarray
+    """(E,), int64."""
+
+    @staticmethod
+    def of(rows: Sequence[Found]) -> "FoundItems":
+        item, weight, kind = zip(*rows) if rows else ((), (), ())
+        return FoundItems(
+            np.array(item, np.int64), np.array(weight, np.float32), np.array(kind, np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_index)
+
+    def __iter__(self) -> Iterator[Found]:
+        columns = (self.item_index, self.weight, self.kind)
+        return (Found(*one) for one in zip(*(column.tolist() for column in columns)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FoundItems) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def first(self, length: int) -> "FoundItems":
+        """Return the first of them."""
+        columns = (self.item_index, self.weight, self.kind)
+        return FoundItems(*(column[:length] for column in columns))
+
+    @staticmethod
+    def joined(parts: Sequence["FoundItems"]) -> "FoundItems":
+        """Return the items of all parts, in order."""
+        parts = parts or [NOTHING_FOUND]
+        return FoundItems(
+            np.concatenate([one.item_index for one in parts]),
+            np.concatenate([one.weight for one in parts]),
+            np.concatenate([one.kind for one in parts]),
+        )
+
+
+NOTHING_FOUND = FoundItems.of(())
+
+
 @dataclass(frozen=True)
 class Lookup:
     """What the graph answered to one question of a thought."""
@@ -149,7 +200,7 @@ class Lookup:
     what goes with the whole history, whose links hold the score of an item-to-item model."""
     like: tuple[Link, ...] = field(default=())
     """Items that read like the one that was asked about, which are no links of the graph."""
-    also: tuple[Found, ...] = field(default=())
+    also: FoundItems = NOTHING_FOUND
     """The rest of the answer: weighed for the ranking, too little to be quoted in the thought."""
 
     @property
@@ -165,6 +216,11 @@ class Lookup:
             Found(link.item_index, link.weight, LOOKUP_KINDS.index(kind))
             for link, kind in self.named
         )
+
+    @property
+    def found(self) -> FoundItems:
+        """All that the answer holds: what it quotes, then the rest."""
+        return FoundItems.joined([FoundItems.of(self.quoted), self.also])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.branches import read_states
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.records import Found, Lookup
+from reasonrec.records import Lookup
+from reasonrec.traces.found import FoundInThought, found_columns
 from reasonrec.traces.prompts import ASKING, Prompts, PromptWriter
 
 LookUp = Callable[[list[int], list[int], list[int]], Sequence[Lookup | None]]
@@ -133,8 +134,10 @@ def think(
     token_ids = pad_sequence(
         [torch.tensor(thought.tokens) for thought in thoughts], True, writer.pad_id
     )
-    named = named_tensors([thought.named for thought in thoughts])
-    named_at, named_item, named_weight, named_kind = (column.to(device) for column in named)
+    named = found_columns([thought.named for thought in thoughts])
+    named_at, named_item, named_weight, named_kind = (
+        torch.from_numpy(column).to(device) for column in named
+    )
     return Generated(
         token_ids=token_ids.to(device),
         lengths=torch.tensor([len(thought.tokens) for thought in thoughts], device=device),
@@ -163,8 +166,7 @@ class _Thought:
         self.tokens: list[int] = []
         self.num_read = 0
         self.evidence: list[Lookup] = []
-        self.named: list[tuple[int, Found]] = []
-        """What was found, and where it stands: at the end of a title, or of an answer."""
+        self.named = FoundInThought()
         self.is_truncated = self.is_ended = False
         self.extend(writer.opening)
 
@@ -181,15 +183,14 @@ class _Thought:
         elif left <= len(tokens):
             self.close()
 
-    def insert(self, evidence: Lookup, tokens: list[int], ends: list[int]) -> None:
+    def insert(self, evidence: Lookup, tokens: list[int], ends: np.ndarray) -> None:
         self.evidence.append(evidence)
-        places = (len(self.tokens) + end for end in ends)
-        self.named += zip(places, (*evidence.quoted, *evidence.also), strict=True)
+        self.named.add(len(self.tokens) + ends, evidence.found)
         self.extend(tokens)
 
     def close(self) -> None:
         """Force the answer marker; what it keeps out of the thought is not found."""
-        self.named = [(at, found) for at, found in self.named if at < len(self.tokens)]
+        self.named.forget_from(len(self.tokens))
         self.tokens += self.writer.answer
         self.is_truncated = self.is_ended = True
 
@@ -384,24 +385,6 @@ class _ReservedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._reserve(self._room[:, indices, :, : self._length], self._room.shape[3])
-
-
-def named_tensors(
-    rows: Sequence[Sequence[tuple[int, Found]]],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return places, items, weights and kinds of what R thoughts found, each (R, E), padded."""
-    most = max((len(row) for row in rows), default=0)
-    at = torch.zeros((len(rows), most), dtype=torch.long)
-    item = torch.full_like(at, -1)
-    weight, kind = torch.zeros(at.shape), torch.zeros_like(at)
-    for r, row in enumerate(rows):
-        if not row:
-            continue
-        places, found = zip(*row, strict=True)
-        at[r, : len(row)] = torch.tensor(places)
-        for column, values in zip((item, weight, kind), zip(*found, strict=True), strict=True):
-            column[r, : len(row)] = torch.tensor(values, dtype=column.dtype)
-    return at, item, weight, kind
 
 
 def _draw(

@@ -164,8 +164,7 @@ class EvidencePointer(nn.Module):
             columns = (found.item_index, -1), (found.weight, 0.0), (found.kind, 0)
             found = Evidence(*(F.pad(column, (0, 1), value=none) for column, none in columns))
         item = found.item_index.clamp(min=0)
-        same = found.item_index[..., :, None] == found.item_index[..., None, :]
-        slot = same.to(torch.uint8).argmax(-1)  # an item that is found twice counts at its first
+        slot = first_places(found.item_index)  # an item that is found twice counts at its first
         is_first = slot == torch.arange(slot.shape[-1], device=slot.device)
         lifted = (self.sharpness * scores).add_(self.from_popularity * self.log_popularity)
         lifted = lifted.scatter_add_(-1, item, self.lifts(found, slot) * is_first)
@@ -221,6 +220,18 @@ class EvidencePointer(nn.Module):
         """Return the amounts as they count: none below 0, and at most 0.95 together."""
         amount = self.amount.clamp(min=0)
         return amount * (0.95 / amount.sum().clamp(min=0.95))
+
+
+def first_places(item_index: Tensor) -> Tensor:
+    """Return at which place of its row each item stands first, (..., E), int64.
+
+    Sorted, not compared in pairs: a thought can find a thousand items.
+    """
+    item, order = item_index.sort(dim=-1, stable=True)
+    begins = torch.ones_like(item, dtype=torch.bool)
+    begins[..., 1:] = item[..., 1:] != item[..., :-1]
+    begin = (torch.arange(item.shape[-1], device=item.device) * begins).cummax(-1).values
+    return torch.empty_like(order).scatter_(-1, order, order.gather(-1, begin))
 
 
 def _over_exp(share: Tensor, logp: Tensor) -> Tensor:

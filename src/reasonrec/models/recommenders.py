@@ -16,8 +16,9 @@ from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
 from reasonrec.records import Histories, Link, Lookup, Scored
 from reasonrec.rng import stream_seed
+from reasonrec.traces.found import evidence_columns
 from reasonrec.traces.prompts import CANDIDATES, EVERYTHING, SOMEBODY
-from reasonrec.traces.verbaliser import Verbaliser, named_columns
+from reasonrec.traces.verbaliser import Verbaliser
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,9 @@ class EvidenceRecommender:
             pre, post = outputs.pre_states[:, 0], outputs.post_states[:, 0]
         else:
             pre = post = read_prompts(self.model, self.model.writer.prompts(histories))
-        item, weight, kind = (torch.from_numpy(x).to(pre.device) for x in named_columns(evidence))
+        item, weight, kind = (
+            torch.from_numpy(x).to(pre.device) for x in evidence_columns(evidence)
+        )
         return Gathered(pre, post, item, weight, kind, evidence)
 
     @torch.no_grad()

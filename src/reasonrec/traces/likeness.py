@@ -48,6 +48,9 @@ class Likeness:
         self._table = csr_array(diags_array(scale) @ table)
         self._nearest: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
+    def __len__(self) -> int:
+        return len(self._table.indptr) - 1
+
     def nearest(
         self, item_index: np.ndarray, histories: Histories, *, num_items: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,13 +67,20 @@ class Likeness:
         """
         item = np.full((len(item_index), num_items), -1, np.int32)
         cosine = np.zeros(item.shape, np.float32)
+        asks = np.flatnonzero(item_index >= 0)
+        if not len(asks):
+            return item, cosine
         self._find(item_index)
-        for r, asked in enumerate(item_index.tolist()):
-            if asked < 0:
-                continue
-            near, weight = self._nearest[asked]
-            kept = np.flatnonzero(~np.isin(near, histories.row(r)))[:num_items]
-            item[r, : len(kept)], cosine[r, : len(kept)] = near[kept], weight[kept]
+        found = [self._nearest[asked] for asked in item_index[asks].tolist()]
+        near, weight = (np.stack(column) for column in zip(*found))
+        num_all = len(self)
+        owner = np.repeat(np.arange(len(histories)), histories.lengths)
+        own = owner * num_all + histories.item_index  # a number for each pair of row and item
+        is_left = (near >= 0) & ~np.isin(asks[:, None] * num_all + near, own)
+        place = is_left.cumsum(1) - 1
+        row, column = np.nonzero(is_left & (place < num_items))
+        to = asks[row], place[row, column]
+        item[to], cosine[to] = near[row, column], weight[row, column]
         return item, cosine
 
     def _find(self, item_index: np.ndarray) -> None:
@@ -85,7 +95,10 @@ class Likeness:
                 weight = np.asarray(alike.data[inside], np.float64)
                 near, weight = near[near != i], weight[near != i]
                 order = np.lexsort((near, -weight))[:MOST_NEAREST]
-                self._nearest[i] = near[order].astype(np.int32), weight[order].astype(np.float32)
+                item = np.full(MOST_NEAREST, -1, np.int32)
+                cosine = np.zeros(MOST_NEAREST, np.float32)
+                item[: len(order)], cosine[: len(order)] = near[order], weight[order]
+                self._nearest[i] = item, cosine
 
     def to_history(
         self, histories: Histories, candidates: np.ndarray, *, max_history: int

@@ -267,7 +267,7 @@ class PromptWriter:
             return [*self.encode(AFTER), *self.item_tokens(found.via_item_index)]
         return self.encode(next(word for word, kind in ASKING.values() if kind == found.kind))
 
-    def lookup_tokens(self, found: Lookup) -> tuple[list[int], list[int]]:
+    def lookup_tokens(self, found: Lookup) -> tuple[list[int], np.ndarray]:
         """Return what is answered after a question.
 
         Returns:
@@ -283,7 +283,7 @@ class PromptWriter:
             tokens += self.item_tokens(link.item_index)
             ends.append(len(tokens) - 1)
         tokens += self.encode(NEXT)
-        return tokens, ends + [len(tokens) - 1] * len(found.also)
+        return tokens, np.array(ends + [len(tokens) - 1] * len(found.also), np.int64)
 
     def asked_by(self, tokens: Sequence[int]) -> int | None:
         """Return what a thought, written so far and ending in an asking token, asks about."""

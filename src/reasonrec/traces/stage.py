@@ -90,9 +90,10 @@ def _write_part(
     thoughts = verbaliser.write(histories, seed=seed, keys=events)
     text = [writer.thought_text(tokens) for tokens in thoughts.tokens]
     titles = writer.titles
+    found = [named.items.item_index.tolist() for named in thoughts.named]
     outside = []
     for b, thought in enumerate(text):
-        allowed = {*histories.row(b).tolist(), *thoughts.named_item[b]}
+        allowed = {*histories.row(b).tolist(), *found[b]}
         outside.append(ungrounded_titles(thought, titles, allowed, ()))
     target = log.item_index[events]
     return pl.DataFrame(
@@ -105,7 +106,7 @@ def _write_part(
             "num_tokens": [len(tokens) for tokens in thoughts.tokens],
             "people": [[dataset.user_ids[u] for u in row if u >= 0] for row in thoughts.person],
             "looked_up": [[titles[i] for i in row if i >= 0] for row in thoughts.via_item],
-            "found": [[titles[i] for i in row] for row in thoughts.named_item],
+            "found": [[titles[i] for i in row] for row in found],
             "kept": [not names for names in outside],
             "reason": [
                 f"names {names[0]!r} without evidence" if names else None for names in outside

@@ -17,9 +17,10 @@ from reasonrec.data.dataset import Catalogue, Dataset
 from reasonrec.graph.alike import AlikeTable, people_alike
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.graph.lookup import look_up
-from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
+from reasonrec.records import LOOKUP_KINDS, FoundItems, Histories, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.found import FoundInThought
 from reasonrec.traces.likeness import Likeness
 from reasonrec.traces.prompts import MOSTLY, PromptWriter, as_data
 from reasonrec.traces.together import fit_together
@@ -32,14 +33,8 @@ class Thoughts:
     tokens: list[list[int]]
     is_written: list[list[bool]]
     """True for tokens that the thinker writes, False for ``<think>``, evidence and markers."""
-    named_at: list[list[int]]
-    """Where in each thought the title of each found item ends, or the answer, if it only weighs."""
-    named_item: list[list[int]]
-    """Which items those are."""
-    named_weight: list[list[float]]
-    """How strongly the graph holds with each, as in ``Link.weight``."""
-    named_kind: list[list[int]]
-    """The place in ``LOOKUP_KINDS`` of the question that found each."""
+    named: list[FoundInThought]
+    """What each thought found, and where in it that stands."""
     via_item: np.ndarray
     """(R, num_candidates_asked + num_lookups), int32. What each thought looks up; -1 where there is
     no such candidate, or the history is shorter."""
@@ -124,24 +119,26 @@ class Verbaliser:
         share = np.maximum(last, 1.0) ** -self.config.asked_power
         table = replace(table, weight=table.weight * share[:, None].astype(np.float32))
         alike = alike[0], alike[1] * share[:, None]
-        answers = []
         quoted, as_like = self.config.num_links, self.config.num_like
-        columns = table.item_index, table.weight, *alike
-        rows = zip(via_item.tolist(), *(column.tolist() for column in columns), strict=True)
-        for b, (via, item, weight, like, cosine) in enumerate(rows):
-            also = [Found(*one, _AFTER) for one in zip(item[quoted:], weight[quoted:])]
-            also += [Found(*one, _LIKE) for one in zip(like[as_like:], cosine[as_like:])]
-            also += (
-                [Found(via, float(share[b]), _AGAIN)] if self.config.num_weighed and last[b] else []
-            )
+        again = np.where((last > 0) & (self.config.num_weighed > 0), via_item, -1)
+        parts = (
+            (table.item_index[:, quoted:], table.weight[:, quoted:], _AFTER),
+            (alike[0][:, as_like:], alike[1][:, as_like:], _LIKE),
+            (again[:, None], share[:, None], _AGAIN),
+        )
+        item = np.concatenate([item for item, _, _ in parts], 1).astype(np.int64)
+        weight = np.concatenate([weight for _, weight, _ in parts], 1).astype(np.float32)
+        kind = np.repeat([kind for *_, kind in parts], [item.shape[1] for item, _, _ in parts])
+        answers = []
+        rows = zip(via_item.tolist(), *(column[:, :as_like].tolist() for column in alike))
+        for b, (via, like, cosine) in enumerate(rows):
+            is_there = item[b] >= 0
             answers.append(
                 Lookup(
                     via,
                     table.links(b, quoted),
-                    like=tuple(
-                        Link(i, close, 0, -1) for i, close in zip(like[:as_like], cosine) if i >= 0
-                    ),
-                    also=tuple(one for one in also if one.item_index >= 0),
+                    like=tuple(Link(i, close, 0, -1) for i, close in zip(like, cosine) if i >= 0),
+                    also=FoundItems(item[b, is_there], weight[b, is_there], kind[is_there]),
                 )
             )
         return answers
@@ -187,15 +184,17 @@ class Verbaliser:
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         items = np.take_along_axis(best, order, 1)
         weights = np.take_along_axis(scores, items, 1)
+        kind = np.full(most, _TOGETHER)
         answers = []
-        for row, weight in zip(items.tolist(), weights.tolist(), strict=True):
-            found = [(i, w) for i, w in zip(row, weight, strict=True) if w > 0]
+        for item, weight, count in zip(items, weights, (weights > 0).sum(1)):  # the best are first
+            links = zip(item[: min(quoted, count)].tolist(), weight.tolist())
+            rest = slice(quoted, count)
             answers.append(
                 Lookup(
                     -1,
-                    tuple(Link(*one, 0, -1) for one in found[:quoted]),
+                    tuple(Link(*one, 0, -1) for one in links),
                     kind="together",
-                    also=tuple(Found(*one, _TOGETHER) for one in found[quoted:]),
+                    also=FoundItems(item[rest], weight[rest].astype(np.float32), kind[rest]),
                 )
             )
         return answers
@@ -256,10 +255,7 @@ class Verbaliser:
         return Thoughts(
             tokens=[draft.tokens for draft in drafts],
             is_written=[draft.is_written for draft in drafts],
-            named_at=[draft.named_at for draft in drafts],
-            named_item=[[found.item_index for found in draft.named] for draft in drafts],
-            named_weight=[[found.weight for found in draft.named] for draft in drafts],
-            named_kind=[[found.kind for found in draft.named] for draft in drafts],
+            named=[draft.named for draft in drafts],
             via_item=via_item,
             person=person,
         )
@@ -376,8 +372,7 @@ class _Draft:
         self._writer = writer
         self.tokens = [*writer.opening]
         self.is_written = [False] * len(self.tokens)
-        self.named_at: list[int] = []
-        self.named: list[Found] = []
+        self.named = FoundInThought()
 
     def add(self, tokens: list[int], *, is_written: bool) -> None:
         self.tokens += tokens
@@ -386,31 +381,8 @@ class _Draft:
     def ask(self, found: Lookup) -> None:
         self.add(self._writer.question_tokens(found), is_written=True)
         answer, ends = self._writer.lookup_tokens(found)
-        self.named_at += [len(self.tokens) + end for end in ends]
-        self.named += [*found.quoted, *found.also]
+        self.named.add(len(self.tokens) + ends, found.found)
         self.add(answer, is_written=False)
-
-
-def pad_named(rows: Sequence[Sequence[float]], filling: float) -> np.ndarray:
-    """Return ragged rows as (R, E), padded on the right; float32 or int64 as ``filling`` is."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    dtype = np.float32 if isinstance(filling, float) else np.int64
-    padded = np.full(inside.shape, filling, dtype)
-    padded[inside] = [value for row in rows for value in row]
-    return padded
-
-
-def named_columns(
-    evidence: Sequence[Sequence[Lookup]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the items, weights and kinds of everything that was found, each (R, E), padded."""
-    rows = [[found for one in row for found in (*one.quoted, *one.also)] for row in evidence]
-    return (
-        pad_named([[found.item_index for found in row] for row in rows], -1),
-        pad_named([[found.weight for found in row] for row in rows], 0.0),
-        pad_named([[found.kind for found in row] for row in rows], 0),
-    )
 
 
 def _category_matrix(catalogue: Catalogue) -> tuple[list[str], np.ndarray]:

@@ -17,8 +17,9 @@ from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.branches import Batch
 from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream
+from reasonrec.traces.found import evidence_columns, found_columns, pad_rows
 from reasonrec.traces.prompts import Prompts, PromptWriter
-from reasonrec.traces.verbaliser import Verbaliser, named_columns, pad_named
+from reasonrec.traces.verbaliser import Verbaliser
 
 NONE = -100
 """Label of a position without a target, as in torch's losses."""
@@ -231,13 +232,15 @@ class WindowDataset(TorchDataset):
         if not self.writes:
             gathered = self.verbaliser.gather(histories, num_visible=column.ravel())
             names = ("named_item", "named_weight", "named_kind")
-            found = (torch.from_numpy(part) for part in named_columns(gathered))
+            found = (torch.from_numpy(part) for part in evidence_columns(gathered))
             labels |= {name: part.reshape(len(index), G, -1) for name, part in zip(names, found)}
             if self.in_prompt:
                 rows = self.verbaliser.as_prompt(gathered)
                 lengths = np.array([len(row) for row in rows]) * exists
                 labels |= self._branch_tokens(
-                    pad_named(rows, self.writer.pad_id), lengths, len(index)
+                    pad_rows([np.array(row) for row in rows], self.writer.pad_id),
+                    lengths,
+                    len(index),
                 )
             return labels
         keys = (index[:, None] * G + np.arange(G)).ravel()
@@ -255,18 +258,13 @@ class WindowDataset(TorchDataset):
         ids, lengths, written = pad_branches(
             thoughts.tokens, thoughts.is_written, self.writer.pad_id
         )
-        named_item = pad_named(thoughts.named_item, -1)
-        named_weight = pad_named(thoughts.named_weight, 0.0)
-        named_kind = pad_named(thoughts.named_kind, 0)
-        named_at = pad_named(thoughts.named_at, 0)
         B = len(index)
+        names = ("named_at", "named_item", "named_weight", "named_kind")
+        columns = zip(names, found_columns(thoughts.named), strict=True)
         labels |= self._branch_tokens(ids, np.where(exists, lengths, 0), B)
         return labels | {
             "is_written": torch.from_numpy(written & exists[:, None]).reshape(B, G, -1),
-            "named_at": torch.from_numpy(named_at).reshape(B, G, -1),
-            "named_item": torch.from_numpy(named_item).reshape(B, G, -1),
-            "named_weight": torch.from_numpy(named_weight).reshape(B, G, -1),
-            "named_kind": torch.from_numpy(named_kind).reshape(B, G, -1),
+            **{name: torch.from_numpy(part).reshape(B, G, -1) for name, part in columns},
         }
 
     def _branch_tokens(self, ids: np.ndarray, lengths: np.ndarray, B: int) -> dict[str, Tensor]:

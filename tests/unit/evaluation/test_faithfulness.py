@@ -62,7 +62,7 @@ from reasonrec.models.recommenders import (
     ThinkingRecommender,
     score_given,
 )
-from reasonrec.records import Found, Link, Lookup
+from reasonrec.records import Found, FoundItems, Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.prompts import PromptWriter
 from reasonrec.training.config import OptimiserConfig
@@ -117,7 +117,7 @@ def test_a_thought_comes_apart_into_its_sentence_and_its_look_ups():
     writer = toy_model(N).writer
     asked = [writer.encode(" After") + writer.item_tokens(i) for i in (1, 4)]
     links = (Link(2, 1.0, 1, 0), Link(3, 0.5, 1, 0))
-    found = Lookup(1, links, also=(Found(5, 0.2, 0), Found(1, 1.0, 3))), Lookup(4)
+    found = Lookup(1, links, also=FoundItems.of((Found(5, 0.2, 0), Found(1, 1.0, 3)))), Lookup(4)
     answers = [writer.lookup_tokens(one) for one in found]
     taste = writer.tokenizer.encode(" Mostly Tide.", add_special_tokens=False)
     tokens = [*writer.encode("<think>"), *taste]
@@ -143,7 +143,7 @@ def test_a_thought_comes_apart_into_its_sentence_and_its_look_ups():
     assert again.tokens == tuple(tokens)
     assert list(again.named_at) == named
     assert again.named_item == (2, 3, 5, 1)
-    assert again.named_weight == (1.0, 0.5, 0.2, 1.0)
+    assert again.named_weight == pytest.approx((1.0, 0.5, 0.2, 1.0))
     assert again.named_kind == (0, 0, 0, 3)
 
 
@@ -155,7 +155,7 @@ def test_an_answer_without_one_title_reads_as_if_it_had_never_held_it(gone):
     also = (Found(5, 0.2, 0),)
 
     def piece_of(links, like):
-        found = Lookup(1, tuple(links), like=tuple(like), also=also)
+        found = Lookup(1, tuple(links), like=tuple(like), also=FoundItems.of(also))
         tokens, ends = writer.lookup_tokens(found)
         named = tuple(Quoted(at, *one) for at, one in zip(ends, found.quoted))
         return Piece(tuple(tokens), named, 1, "after", also)

@@ -12,6 +12,7 @@ from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
 from reasonrec.models.recommenders import look_up_for, score_given
 from reasonrec.records import Histories, Link, Lookup
+from reasonrec.traces.found import found_columns
 
 N = 12
 
@@ -140,8 +141,9 @@ def test_evidence_counts_from_the_look_up_that_found_it():
     thoughts = toy_verbaliser(model, dataset, num_lookups=2, num_links=1).write(
         histories, seed=0, keys=np.array([0])
     )
-    named = thoughts.named_item[0]
+    named = thoughts.named[0].items.item_index.tolist()
     assert len(named) == 2
+    places, *found = map(torch.from_numpy, found_columns(thoughts.named))
     ids = torch.tensor([thoughts.tokens])
     batch = Batch(
         trunk_ids=torch.from_numpy(prompts.token_ids),
@@ -149,10 +151,8 @@ def test_evidence_counts_from_the_look_up_that_found_it():
         branch_ids=ids, branch_lengths=torch.tensor([[ids.shape[-1]]]),
         branch_at=torch.from_numpy(prompts.lengths - 1)[:, None],
         is_written=torch.tensor([thoughts.is_written]),
-        named_at=torch.tensor([thoughts.named_at]),
-        named_item=torch.tensor([thoughts.named_item]),
-        named_weight=torch.tensor([thoughts.named_weight]),
-        named_kind=torch.tensor([thoughts.named_kind]),
+        named_at=places[None], named_item=found[0][None], named_weight=found[1][None],
+        named_kind=found[2][None],
     )  # fmt: skip
     cuts = cuts_of(batch, model.writer)
     assert cuts.num_found[0, 0].tolist() == [0, 0, 1, 2]  # empty, taste, one look-up, the other

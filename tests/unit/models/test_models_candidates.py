@@ -79,8 +79,8 @@ def test_a_thought_by_hand(shop):
     )
     written = [t for t, own in zip(thoughts.tokens[1], thoughts.is_written[1]) if own]
     assert texts(model, written) == f" Maybe After {titles[0]} After [Tale 7]<answer>"
-    assert thoughts.named_kind[1][:3] == [MAYBE] * 3
-    ends = [thoughts.tokens[1][at] for at in thoughts.named_at[1][:3]]
+    assert thoughts.named[1].items.kind[:3].tolist() == [MAYBE] * 3
+    ends = [thoughts.tokens[1][at] for at in thoughts.named[1].places[:3]]
     assert ends == [model.writer.item_tokens(link.item_index)[0] for link in named[1].links]
     plain = toy_verbaliser(model, shop, **{k: v for k, v in AHEAD.items() if "cand" not in k})
     assert "Maybe" not in texts(model, plain.write(HISTORIES, seed=0, keys=np.arange(3)).tokens[1])

@@ -11,7 +11,7 @@ from reasonrec.models.branches import Batch
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.recommenders import EvidenceRecommender, NoThinkRecommender
 from reasonrec.records import Histories
-from reasonrec.traces.verbaliser import named_columns
+from reasonrec.traces.found import evidence_columns
 from reasonrec.training.config import SftLossConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.losses import sft_loss
@@ -58,7 +58,7 @@ def test_the_fixed_rule_asks_about_the_people_that_a_thought_asks_about():
     gathered = verbaliser.gather(histories)
     for b in range(len(histories)):
         assert [one for one in gathered[b] if one.kind == "alike"] == people.records(b)
-    _, _, kind = named_columns(gathered)
+    _, _, kind = evidence_columns(gathered)
     assert set(kind.ravel().tolist()) == {0, 1}
 
 
@@ -70,8 +70,9 @@ def test_the_evidence_is_what_a_thought_finds_that_asks_the_same():
     thoughts = recommender.verbaliser.write(histories, seed=0, keys=np.arange(len(histories)))
     for b in range(len(histories)):
         found = gathered.named_item[b] >= 0
-        assert gathered.named_item[b, found].tolist() == thoughts.named_item[b]
-        assert gathered.named_weight[b, found].tolist() == thoughts.named_weight[b]
+        named = thoughts.named[b].items
+        assert gathered.named_item[b, found].tolist() == named.item_index.tolist()
+        assert gathered.named_weight[b, found].tolist() == named.weight.tolist()
         assert [one.via_item_index for one in gathered.evidence[b]] == thoughts.via_item[b].tolist()
 
 

@@ -11,7 +11,7 @@ from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
 from reasonrec.models.language_head import backbone_logits
 from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
-from reasonrec.records import Found, Histories, Link, Lookup
+from reasonrec.records import Found, FoundItems, Histories, Link, Lookup
 from reasonrec.traces.prompts import SOMEBODY
 
 
@@ -83,7 +83,7 @@ def _answers(rows, items, places):
             i,
             tuple(Link((i + k + 1) % 12, 1.0, 1, 0) for k in range(i % 3)),
             like=tuple(Link((i + k + 5) % 12, 0.5, 0, -1) for k in range(i % 2)),
-            also=(Found(i, 1.0, 3),),
+            also=FoundItems.of([Found(i, 1.0, 3)]),
         )
         for i in items
     ]

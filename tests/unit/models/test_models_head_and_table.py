@@ -10,7 +10,7 @@ from reasonrec.models.backbone import build_model, item_texts
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.rec_head import GatedReadout, score_catalogue
+from reasonrec.models.rec_head import GatedReadout, first_places, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories
 from reasonrec.traces.prompts import PROMPT_VERSION
@@ -59,6 +59,14 @@ def test_the_gate_starts_at_the_state_before_the_thought():
         readout.gate[0] = 0.5
     assert readout(pre, post).tolist() == [[3.0, 2.0]]  # half way in the first dimension only
     assert GatedReadout(2, gated=False)(pre, post).tolist() == post.tolist()
+
+
+def test_an_item_that_is_found_again_stands_where_it_was_found_first():
+    found = torch.tensor([[7, 2, 7, -1, 2, 7, -1], [0, 1, 2, 3, 4, 5, 6]])
+    assert first_places(found).tolist() == [[0, 1, 0, 3, 1, 0, 3], [0, 1, 2, 3, 4, 5, 6]]
+    many = torch.randint(-1, 20, (5, 3, 40), generator=torch.Generator().manual_seed(0))
+    pairs = (many[..., :, None] == many[..., None, :]).to(torch.uint8)  # the slow obvious way
+    assert torch.equal(first_places(many), pairs.argmax(-1))
 
 
 def test_rows_of_title_tokens_are_the_input_embeddings():

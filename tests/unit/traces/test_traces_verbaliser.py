@@ -17,7 +17,7 @@ from reasonrec.errors import CheckpointError
 from reasonrec.graph.build import InteractionGraph
 from reasonrec.models.backbone import build_writer, catalogue_titles
 from reasonrec.models.config import TinyConfig
-from reasonrec.records import LOOKUP_KINDS, Found, Histories, Link, Lookup
+from reasonrec.records import LOOKUP_KINDS, Found, FoundItems, Histories, Link, Lookup
 from reasonrec.traces.config import ThoughtConfig, TracesConfig
 from reasonrec.traces.filters import named_titles, ungrounded_titles
 from reasonrec.traces.prompts import FOUND, TOGETHER, PromptWriter
@@ -69,8 +69,8 @@ def test_a_thought_by_hand():
     tokens, written = thoughts.tokens[0], thoughts.is_written[0]
     by_us = [token for token, mark in zip(tokens, written) if mark]
     assert verbaliser.writer.tokenizer.decode(by_us) == " Mostly Sea, War. After [Tale 2]<answer>"
-    assert thoughts.named_item == [[3, 4]]
-    named = [tokens[at] for at in thoughts.named_at[0]]
+    assert thoughts.named[0].items.item_index.tolist() == [3, 4]
+    named = [tokens[at] for at in thoughts.named[0].places]
     assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
     assert thoughts.via_item.tolist() == [[2]]
 
@@ -88,19 +88,20 @@ def test_an_answer_quotes_the_strongest_and_weighs_the_rest():
     (everything,) = wide.look_up(histories, np.array([2]))
     assert answer.links == everything.links[:1]
     assert answer.like == everything.like[:1]
-    assert everything.also == ()
+    assert not len(everything.also)
     rest = everything.quoted[1:2] + everything.quoted[3:4]
     # of each kind two count, and so does the item that is asked about, once more
-    assert answer.also == (*rest, Found(2, 1.0, 3))
+    assert answer.also == FoundItems.of((*rest, Found(2, 1.0, 3)))
     # "pen" alone counts of item 3, of item 4 two words do, and of the history nothing
     assert [link.item_index for link in everything.like] == [3, 4]
     thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
     assert text_of(verbaliser, thoughts)[0].endswith(
         "After [Red Pen]: [Pen Pad] like [Pen Pad];<answer>"
     )
-    assert thoughts.named_item[0] == [found.item_index for found in (*answer.quoted, *answer.also)]
-    assert thoughts.named_kind[0][-1] == 3
-    assert thoughts.tokens[0][thoughts.named_at[0][-1]] == verbaliser.writer.encode(";")[0]
+    named = thoughts.named[0]
+    assert named.items == FoundItems.of((*answer.quoted, *answer.also))
+    assert named.items.kind[-1] == 3
+    assert thoughts.tokens[0][named.places[-1]] == verbaliser.writer.encode(";")[0]
 
 
 def test_an_answer_about_an_older_item_counts_less():
@@ -119,8 +120,8 @@ def test_an_answer_about_an_older_item_counts_less():
         for was, now in zip(*found, strict=True):
             assert (now.item_index, now.kind) == (was.item_index, was.kind)
             assert now.weight == pytest.approx(share * was.weight)
-    assert after[0].also[-1] == Found(1, 1 / 4, 3)  # once more itself
-    assert after[1].also[-1].kind != 3
+    assert [*after[0].also][-1] == Found(1, 1 / 4, 3)  # once more itself
+    assert after[1].also.kind[-1] != 3
 
 
 @pytest.mark.parametrize(
@@ -254,8 +255,8 @@ def test_thoughts_of_a_plain_tokenizer_say_the_same():
     histories = Histories.from_lists([[0, 1, 2, 3], [5], []])
     written = [v.write(histories, seed=2, keys=np.arange(3)) for v in (tiny, plain)]
     assert text_of(tiny, written[0]) == text_of(plain, written[1])
-    for row, at, items in zip(written[1].tokens, written[1].named_at, written[1].named_item):
-        for place, item in zip(at, items):
+    for row, named in zip(written[1].tokens, written[1].named):
+        for place, item in zip(named.places, named.items.item_index):
             so_far = str(writer.tokenizer.decode(row[: place + 1]))
             assert so_far.endswith(f" [{writer.titles[item]}]")
 
@@ -285,7 +286,7 @@ def test_titles_and_categories_that_look_like_markers_break_no_thought():
         cuts = [said[: match.end()] for match in re.finditer(r"\]", said)]
         asked = [item for item in map(writer.asked_about, cuts) if item is not None]
         assert asked == [via for via in thoughts.via_item[b].tolist() if via >= 0]
-        allowed = {*histories.row(b).tolist(), *thoughts.named_item[b]}
+        allowed = {*histories.row(b).tolist(), *thoughts.named[b].items.item_index.tolist()}
         assert ungrounded_titles(said, writer.titles, allowed, ()) == []
 
 

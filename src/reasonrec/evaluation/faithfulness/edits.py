@@ -121,7 +121,7 @@ def take_apart(
             places = [at - start for at in named_at if start <= at < stop]
             # a forced end can keep the last of an answer out of the text
             named = tuple(Quoted(at, *found) for at, found in zip(places, lookup.quoted))
-            also = lookup.also[: len(places) - len(named)]
+            also = tuple(lookup.also)[: len(places) - len(named)]
             via = lookup.via_item_index if lookup.kind == "after" else None
             pieces.append(Piece(tuple(tokens[start:stop]), named, via, lookup.kind, also))
         start = stop

@@ -22,11 +22,11 @@ import torch
 from reasonrec import ranks
 from reasonrec.errors import ConfigError
 from reasonrec.models.answers import AnsweringModel, Recitals, Written, next_logp
-from reasonrec.models.generation import LookUp, Part, named_tensors
+from reasonrec.models.generation import LookUp, Part
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.text_batch import padded
-from reasonrec.records import Found
 from reasonrec.rng import stream_seed
+from reasonrec.traces.found import FoundInThought, found_columns
 from reasonrec.traces.prompts import ANSWER, ASKING, Prompts
 from reasonrec.training.rl.engines.contract import Thoughts
 from reasonrec.training.rl.engines.handover import save_adapter, save_merged
@@ -183,17 +183,13 @@ class ContinuationEngine:
                     begin = len(rows[r].tokens)
                     rows[r].insert(tokens[: budget - begin])
                     rows[r].kinds.append(evidence.kind)
-                    all_found = (*evidence.quoted, *evidence.also)
-                    rows[r].named += [
-                        (begin + end, found)
-                        for found, end in zip(all_found, ends, strict=True)
-                        if begin + end < budget  # what was not read is not found
-                    ]
+                    rows[r].named.add(begin + ends, evidence.found)
+                    rows[r].named.forget_from(budget)  # what was not read is not found
             for r in active:
                 if not rows[r].is_done and len(rows[r].tokens) >= budget:
                     rows[r].force(writer.answer)
         ids, lengths, is_written, logp = _as_tensors(rows, writer.pad_id)
-        named = named_tensors([row.named for row in rows])
+        named = map(torch.from_numpy, found_columns([row.named for row in rows]))
         tensors = ids, lengths, is_written, logp, *named, _truncated(rows)
         return Thoughts(*(tensor.to(model.device) for tensor in tensors))
 
@@ -322,8 +318,7 @@ class _Row:
     tokens: list[int]
     logp: list[float] = field(default_factory=list)
     is_written: list[bool] = field(default_factory=list)
-    named: list[tuple[int, Found]] = field(default_factory=list)
-    """What was found, and where it stands."""
+    named: FoundInThought = field(default_factory=FoundInThought)
     kinds: list[str] = field(default_factory=list)
     """What sorts of questions were answered."""
     asked: int | None = None
