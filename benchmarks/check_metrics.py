@@ -1,16 +1,18 @@
-"""Measure the stored lists of evaluations again by ir_measures, and compare with metrics.json.
+"""Measure stored evaluations again by ir_measures, and compare with metrics.json.
 
     python benchmarks/check_metrics.py runs/ /tmp/tables --out check.json
 
-Goes through every folder below the named ones that holds `lists.parquet` beside `metrics.json`: the
-first 20 items of every query with their scores, as the full protocol ranked them. Hit and NDCG at
-1, 3, 5, 10 and 20 of each method are computed by the library from the lists alone and must be the
-numbers of `metrics.json`, up to 1e-9.
+Goes through every evaluation below the named folders. Where it kept `lists.parquet`, the first 20
+items of every query with their scores, as the full protocol ranked them, Hit and NDCG at 1, 3, 5,
+10 and 20 of each method are computed by the library from the lists alone and must be the numbers of
+`metrics.json`, up to 1e-9. Of a method whose lists were not kept (benchmarks/kept.py keeps none)
+the library measures lists whose target stands at the rank that was stored: that asks whether the
+metrics and their means are right, and not whether the rank is.
 
 Ties. The library breaks a tie at the target by the name of the item; our rank is the middle of the
 places that are tied for. A query whose target ties with others is therefore measured by our rule,
 here, from the scores of the list and the stored number of ties, and counted. Ties among other items
-move nothing. Methods whose lists were not kept are counted, too, and not measured.
+move nothing.
 """
 
 import argparse
@@ -31,35 +33,26 @@ TOLERANCE = 1e-9
 
 
 def main(folders: Sequence[Path], out: Path | None = None) -> int:
-    """Print a line for each evaluation and method; return 1 if a number differs, or none was found.
+    """Print a line for each evaluation and method; return 1 if a number differs, or none is there.
 
     Args:
         out: Where the same is written as JSON.
     """
-    found: list[dict[str, Any]] = []
-    without: list[str] = []
-    for folder in evaluations(folders):
-        checked = check(folder)
-        listed = {(one["method"], one["seed"]) for one in checked}
-        measured = dict.fromkeys(
-            (row.method, row.seed)
-            for row in read_evaluation(folder).rows
-            if row.protocol.startswith("full")
-        )
-        without += [f"{name} (seed {seed})  {folder}" for name, seed in measured.keys() - listed]
-        found += checked
+    found = [one for folder in evaluations(folders) for one in check(folder)]
     for one in found:
         print(
             f"{one['largest_difference']:.1e}  {one['num_queries']:>7,} queries  "
-            f"{one['num_tied']:>7,} tied  {one['method']} (seed {one['seed']})  {one['folder']}"
+            f"{one['num_tied']:>7,} tied  from {one['from']}  {one['method']} "
+            f"(seed {one['seed']})  {one['folder']}"
         )
     wrong = [one for one in found if not one["largest_difference"] <= TOLERANCE]
+    num_listed = sum(one["from"] == "lists" for one in found)
     print(
-        f"{len(found)} methods measured again, {len(wrong)} differ by more than {TOLERANCE:g}; "
-        f"of {len(without)} there are no lists"
+        f"{num_listed} methods measured again from their lists and {len(found) - num_listed} from "
+        f"their ranks, {len(wrong)} differ by more than {TOLERANCE:g}"
     )
     if out is not None:
-        content = {"tolerance": TOLERANCE, "without_lists": sorted(without), "methods": found}
+        content = {"tolerance": TOLERANCE, "methods": found}
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return int(bool(wrong) or not found)
 
@@ -80,25 +73,57 @@ def check(folder: Path) -> list[dict[str, Any]]:
         for row in evaluation.rows
         if row.protocol.startswith("full")
     }
+    ranks = evaluation.per_query.filter(pl.col("protocol").str.starts_with("full"))
+    lists = dict(evaluation.lists.group_by(["method", "seed"]))
     found = []
-    for (method, seed), lists in evaluation.lists.group_by(["method", "seed"], maintain_order=True):
-        values = measure_again(lists)
+    for key, ranked in ranks.group_by(["method", "seed"], maintain_order=True):
+        listed = lists.get(key)
+        rank = ranked["rank"].to_numpy()
+        values = measure_ranks(rank) if listed is None else measure_again(listed)
         differences = {
-            name: abs(stored.get((method, seed, name), np.inf) - one.mean())
-            for name, one in values.items()
+            name: abs(stored.get((*key, name), np.inf) - one.mean()) for name, one in values.items()
         }
+        is_tied = rank % 1 > 0 if listed is None else (listed["num_tied"] > 0).to_numpy()
         found.append(
             {
                 "folder": str(folder),
-                "method": method,
-                "seed": seed,
-                "num_queries": lists.height,
-                "num_tied": int((lists["num_tied"] > 0).sum()),
+                "method": key[0],
+                "seed": key[1],
+                "from": "ranks" if listed is None else "lists",
+                "num_queries": len(rank),
+                "num_tied": int(is_tied.sum()),
                 "largest_difference": float(max(differences.values())),
                 "worst_metric": max(differences, key=lambda name: differences[name]),
             }
         )
     return found
+
+
+def measure_ranks(rank: np.ndarray) -> dict[str, np.ndarray]:
+    """Return Hit and NDCG, (Q,) for each metric, of lists whose target stands at these ranks.
+
+    The library measures one list for each whole rank that a list can hold.
+    """
+    places = range(1, NUM_LISTED + 1)
+    filled = pl.DataFrame(
+        {
+            "items": [[*range(1, place), 0, *range(place, NUM_LISTED)] for place in places],
+            "scores": [[float(-i) for i in range(NUM_LISTED)] for _ in places],
+            "target": [0 for _ in places],
+        }
+    )
+    of_place = {f"{kind}@{k}": np.zeros(NUM_LISTED) for kind in ("hit", "ndcg") for k in CUTOFFS}
+    for row, metric, value in by_the_library(filled, np.arange(NUM_LISTED)):
+        of_place[metric][row] = value
+    rank = np.asarray(rank, np.float64)
+    is_listed = (rank % 1 == 0) & (rank <= NUM_LISTED)
+    values = {}
+    for metric, by_place in of_place.items():
+        kind, k = metric.split("@")
+        values[metric] = (hit if kind == "hit" else ndcg)(rank, int(k))  # by our rule, where tied
+        values[metric][is_listed] = by_place[rank[is_listed].astype(int) - 1]
+        values[metric][(rank % 1 == 0) & ~is_listed] = 0.0
+    return values
 
 
 def measure_again(lists: pl.DataFrame) -> dict[str, np.ndarray]:

@@ -54,14 +54,14 @@ def merged(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[st
 
 def processors(folders: Iterable[Path]) -> str:
     """Return the processors that runs were made on, as their passports have it."""
-    found: dict[str, None] = {}
+    found: set[str] = set()
     for folder in folders:
         try:
-            environment = read_passport(folder).runs[0].environment
+            found.add(read_passport(folder).runs[0].environment.cpu or "")
         except CheckpointError:  # kept without one, or of another version
-            continue
-        found |= {environment.cpu or "": None}
-    return " and ".join(sorted(filter(None, found))) or "a processor that was not recorded"
+            found.add("")
+    unknown = ["a processor that was not recorded"] if not all(found) or not found else []
+    return " and ".join([*sorted(filter(None, found)), *unknown])
 
 
 def source(folder: Path) -> str:

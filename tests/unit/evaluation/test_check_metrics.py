@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-from benchmarks.check_metrics import check, main, measure_again
+from benchmarks.check_metrics import check, main, measure_again, measure_ranks
 
 from reasonrec import cli
 from reasonrec.data.planted.config import PlantedConfig
@@ -33,7 +33,8 @@ def runs(tmp_path_factory):
 
 def test_every_number_of_a_run_is_the_librarys(runs, tmp_path, capsys):
     assert main([runs], tmp_path / "check.json") == 0
-    assert "6 methods measured again, 0 differ" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 methods measured again from their lists and 0 from their ranks, 0 differ" in said
     written = json.loads((tmp_path / "check.json").read_text())["methods"]
     assert [one["method"] for one in written] == 2 * ["popularity", "item-knn", "oracle"]
     assert written[0]["num_tied"] > 0
@@ -61,9 +62,7 @@ def test_a_number_that_is_not_of_the_lists_is_found(runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("left", ["no file", "no row", "one method"])
-def test_methods_without_lists_are_counted_and_nothing_at_all_is_no_success(
-    runs, tmp_path, capsys, left
-):
+def test_methods_without_lists_are_measured_from_their_ranks(runs, tmp_path, capsys, left):
     shutil.copytree(runs / "one", tmp_path / "run")
     path = tmp_path / "run" / "lists.parquet"
     lists = pl.read_parquet(path)
@@ -73,13 +72,35 @@ def test_methods_without_lists_are_counted_and_nothing_at_all_is_no_success(
     else:
         kept = names[:1] if left == "one method" else []
         lists.filter(pl.col("method").is_in(kept)).write_parquet(path)
-    assert main([tmp_path], tmp_path / "said.json") == int(left != "one method")
+    assert main([tmp_path], tmp_path / "said.json") == 0
     num_left = int(left == "one method")
     said = capsys.readouterr().out
-    assert f"{num_left} methods measured again" in said
-    assert f"of {len(names) - num_left} there are no lists" in said
-    without = json.loads((tmp_path / "said.json").read_text())["without_lists"]
-    assert all(names[0] not in one for one in without) == bool(num_left)
+    assert f"{num_left} methods measured again from their lists and {3 - num_left} from" in said
+    rows = json.loads((tmp_path / "said.json").read_text())["methods"]
+    assert {row["method"]: row["from"] for row in rows} == {
+        name: "lists" if num_left and name == names[0] else "ranks" for name in names
+    }
+
+
+def test_ranks_that_are_not_those_of_the_numbers_are_found_and_nothing_at_all_is_no_success(
+    runs, tmp_path
+):
+    shutil.copytree(runs / "one", tmp_path / "run")
+    (tmp_path / "run" / "lists.parquet").unlink()
+    path = tmp_path / "run" / "per_query.parquet"
+    table = pl.read_parquet(path)
+    is_first = (pl.col("method") == "item-knn") & (pl.col("rank") == 1)
+    table.with_columns(rank=pl.when(is_first).then(2.0).otherwise(pl.col("rank"))).write_parquet(
+        path
+    )
+    assert main([tmp_path]) == 1
+    assert main([tmp_path / "nowhere"]) == 1
+
+
+def test_a_rank_has_the_value_that_the_library_gives_a_list():
+    rank = np.array([1.0, 2.0, 2.5, 20.0, 20.5, 21.0, 400.0])
+    for metric, values in measure_ranks(rank).items():
+        np.testing.assert_allclose(values, metric_values(metric, rank), atol=1e-12)
 
 
 class Levels:
