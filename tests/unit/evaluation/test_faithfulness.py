@@ -331,12 +331,13 @@ def test_every_condition_is_asked_as_often_as_it_can_be_met():
         assert sum(name.startswith("cut-") for name in count) == max(len(thought.pieces) - 1, 0)
 
 
-def test_the_targets_probability_and_rank_are_those_of_a_slow_count():
-    model, histories, targets, thoughts, cases = conditions_of()
+@pytest.mark.parametrize("repeats", [False, True])
+def test_the_targets_probability_and_rank_are_those_of_a_slow_count(repeats):
+    model, histories, targets, thoughts, cases = conditions_of(repeats=repeats)
     own = cases.filter(pl.col("condition") == "own").sort("row")
     scores = score_given(model, histories, [assemble(t, model.writer) for t in thoughts])
     for row, target in enumerate(targets):
-        rivals = [i for i in range(N) if i == target or i not in histories.row(row)]
+        rivals = [i for i in range(N) if repeats or i == target or i not in histories.row(row)]
         weights = np.exp(scores[row, rivals].astype(np.float64))
         share = weights[rivals.index(target)] / weights.sum()
         assert own["log_prob"][row] == pytest.approx(np.log(share), abs=1e-4)

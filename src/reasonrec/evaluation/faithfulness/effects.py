@@ -25,7 +25,7 @@ from reasonrec.evaluation.faithfulness.edits import (
 )
 from reasonrec.evaluation.significance import bootstrap_intervals, resampling_users
 from reasonrec.metrics import metric_values
-from reasonrec.models.ranking import distinct_events, rank_targets, top_k
+from reasonrec.models.ranking import DEFAULT_MASK, Mask, distinct_events, rank_targets, top_k
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import NoThinkRecommender, score_found, score_given
 from reasonrec.records import Histories
@@ -102,7 +102,8 @@ def score_conditions(
     """Return one row for every condition, query and way to meet it.
 
     Args:
-        histories: Whole histories: they are what does not compete with the target.
+        histories: Whole histories: they are what does not compete with the target, unless the
+            model learned repeats (``head.repeats``).
         targets: (B,).
         thoughts: The model's own, one a query.
         seed: Draws orders and other users' thoughts.
@@ -269,12 +270,14 @@ def _answers(
 
     competing = histories.take(row)
     target = targets[row]
+    mask: Mask = "none" if model.head.repeats else DEFAULT_MASK
     masked = scores.copy()
-    taken_by, taken = distinct_events(competing, model.num_items)
-    keep = taken != target[taken_by]
-    masked[taken_by[keep], taken[keep]] = -np.inf
+    if mask != "none":
+        taken_by, taken = distinct_events(competing, model.num_items)
+        keep = taken != target[taken_by]
+        masked[taken_by[keep], taken[keep]] = -np.inf
     log_prob = log_softmax(masked, axis=1)[np.arange(len(cases)), target]
-    rank = rank_targets(scores, target, histories=competing, mask="history-except-target")
+    rank = rank_targets(scores, target, histories=competing, mask=mask)
     best, _ = top_k(masked, 10)
     own = {case.row: set(best[i].tolist()) for i, case in enumerate(cases) if case.condition == OWN}
     kept = [
