@@ -204,7 +204,9 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
 
 
 def evidence_table(folder: Path, methods: list[str]) -> list[str]:
-    """Return NDCG@10 by what training knows of the way from a history to its target."""
+    """Return NDCG@10 by what training knows of the way from a history to its target, and by
+    whether the target has the time of the history's last event: whoever is told when the question
+    is asked can know it then as one of a list that was ticked at once."""
     dataset = Dataset.load(folder / "data")
     taken = csr_array(taken_items(dataset.train, dataset.num_items))
     # who took both: (N, N), and for a query its row of the target at the items of the history
@@ -221,8 +223,13 @@ def evidence_table(folder: Path, methods: list[str]) -> list[str]:
         "seen in training, but never together": is_seen & ~is_met,
         "never seen in training": ~is_seen,
     }
+    if histories.timestamp is not None and histories.asked_at is not None:
+        last = histories.timestamp[np.maximum(histories.offsets[1:] - 1, 0)]
+        is_tied = (histories.lengths > 0) & (last == histories.asked_at)
+        parts |= {"taken at the time of the last event": is_tied, "taken later": ~is_tied}
     lines = [
-        "NDCG@10 by what training holds of the target, full catalogue, mean over seeds:",
+        "NDCG@10 by what training holds of the target, and by when it was taken, full catalogue, "
+        "mean over seeds:",
         "",
         "| target | queries | " + " | ".join(methods) + " |",
         "| --- |" + " --: |" * (len(methods) + 1),
