@@ -290,6 +290,16 @@ def test_slices_hold_the_queries_that_training_says_little_about():
     assert found["taken before"].tolist() == [False, False, True]  # 0, after 0, 1 and 2
     assert found["not taken before"].tolist() == [True, True, False]
     assert found["items first seen from 1970-01-01"].all()
+    assert "taken later" not in found
+    at_once = stranger.timestamp.copy()
+    at_once[1] = 300  # the event before was at 300
+    tied = dataclasses.replace(dataset, test=dataclasses.replace(stranger, timestamp=at_once))
+    found = slices_of(tied, first_seen_after=date(1970, 1, 1))
+    assert found["taken at the time of the last event"].tolist() == [False, True, False]
+    assert found["taken later"].tolist() == [True, False, True]
+    untimed = dataclasses.replace(stranger, timestamp=None, log_timestamp=None)
+    untimed = dataclasses.replace(dataset, test=untimed)
+    assert "taken later" not in slices_of(untimed, first_seen_after=None)
     first = first_seen(dataset)
     # event n of a user happens at 100 (n + 1): 0 at 100, 1 at 200, 2 and 4 at 300, 3 and 5 at 400
     assert first.tolist() == [100, 200, 300, 400, 300, 400]
