@@ -76,7 +76,9 @@ def ask(run: Path, out: Path) -> None:
         say(f"python benchmarks/{script.name} {' '.join(map(str, [model, *words]))}")
         command = [sys.executable, script, model, *words]
         subprocess.run([str(word) for word in command], check=True)
-    reasonrec("train", "gate", "--start", model, "--data", data, "--out", out / "gate")
+    reasonrec(
+        "train", "gate", "--start", model, "--data", data, "--out", out / "gate", "--seed", seed
+    )
     most = config["evaluation"]["num_queries"]
     reasonrec(
         "evaluate", run / "no-think", model, out / "gate", "--data", data, "--out", out / "gated",
@@ -122,7 +124,7 @@ def changed(folders: Sequence[Path]) -> list[str]:
         each = pl.concat(table.filter(pl.col("condition") == condition) for table in tables)
         if not each.height:
             continue
-        found = each.group_by("query").mean().sort("query")
+        found = each.drop("condition").group_by("query").mean().sort("query")
         value, own = found["ndcg@10"].to_numpy(), found["own_ndcg@10"].to_numpy()
         cells = ["", "", ""]
         moved = ""
