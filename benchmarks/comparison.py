@@ -19,6 +19,8 @@ from floor import PREPARE
 from over_all import over_all
 from running import ROOT, write_sections
 
+from reasonrec.data.dataset import Dataset
+from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries, values_of
 from reasonrec.evaluation.table import short
@@ -29,6 +31,8 @@ BEST = OURS[-1]
 FULL, FEW = "full", "candidates-20"
 COLUMNS = ((FULL, "hit@5"), (FULL, "ndcg@10"), (FULL, "ndcg@20"), (FEW, "hit@1"))
 HEADINGS = ("method", "seeds", "HR@5", "NDCG@10", "NDCG@20", "HR@1 of 20")
+LATER = "NDCG@10, later"
+"""The queries whose target is later than the last event before it."""
 TESTED = COLUMNS[:3]
 STRONGEST = "best baseline"
 OVER_ALL = (
@@ -45,12 +49,16 @@ within a set.
 
 Over the sets named, together: the mean over sets of the difference in NDCG@10 relative to the
 reference, means over seeds on each query, signs of users flipped, p uncorrected. The best baseline
-is that of each set, by NDCG@10 on test; no-think is not counted among the baselines. A set that is
-below and not in these rows was compared earlier, and its runs are not at hand.
+is that of each set, by NDCG@10 on the test queries in question; no-think is not counted among the
+baselines. A set that is below and not in these rows was compared earlier, and its runs are not at
+hand.
 
-| NDCG@10 of | against | each set | on average | 95 % interval | p |
-| --- | --- | --- | --: | --: | --: |
+*Later* are the queries whose target has another time than the last event before it. The others were
+rated or reviewed at one go, on one page or one day: there, lists that are sorted the same for
+everybody tell much of what comes next.
 """
+RULE = """| NDCG@10 of | against | each set | on average | 95 % interval | p |
+| --- | --- | --- | --: | --: | --: |"""
 
 
 def main() -> None:
@@ -61,7 +69,9 @@ def main() -> None:
     asked = parser.parse_args()
     sections: dict[str, str] = {}
     of_sets: list[tuple[str, dict[str, np.ndarray]]] = []
+    of_later: list[tuple[str, dict[str, np.ndarray]]] = []
     users: dict[str, np.ndarray] = {}
+    users_later: dict[str, np.ndarray] = {}
     for name in PREPARE:
         ours = [
             run / "evaluation" / "methods" / method
@@ -72,21 +82,37 @@ def main() -> None:
         floor = finished(asked.floor.glob(f"{name}/test-[0-9]"))
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
-            text, users[name], each = section(name, [*floor, *peers, *ours])
+            later = taken_later(Dataset.load(asked.floor / name / "data").test)
+            text, users[name], each, is_later = section(name, [*floor, *peers, *ours], later)
             sections[name] = text
-            of_sets.append((name, each))
-    rows = [over_all(of_sets, *pair, users=users) for pair in OVER_ALL]
+            of_sets.append((name, with_strongest(each)))
+            if is_later is not None:
+                part = {method: values[is_later] for method, values in each.items()}
+                of_later.append((name, with_strongest(part)))
+                users_later[name] = users[name][is_later]
+    tables = [(of_sets, users, "All queries:")]
+    if of_later:
+        tables.append((of_later, users_later, "Later ones alone, where times are known:"))
+    parts = [HEAD]
+    for found, whose, words in tables:
+        parts += [words, "", RULE, *(over_all(found, *pair, users=whose) for pair in OVER_ALL), ""]
     page = ROOT / "docs" / "results" / "comparison.md"
-    write_sections(page, HEAD + "\n".join([*rows, ""]), sections, PREPARE)
+    write_sections(page, "\n".join(parts), sections, PREPARE)
 
 
 def finished(folders: Sequence[Path]) -> list[Path]:
     return [folder for folder in sorted(folders) if (folder / "manifest.json").exists()]
 
 
-def section(name: str, folders: Sequence[Path]) -> tuple[str, np.ndarray, dict[str, np.ndarray]]:
+def section(
+    name: str, folders: Sequence[Path], later: np.ndarray | None
+) -> tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
     """Return the table of one set with the tests of our best model against every baseline, whose
-    query each is, and NDCG@10 of each method on each query."""
+    query each is, NDCG@10 of each method on each query, and which of them are later.
+
+    Args:
+        later: Of all test queries of the set, (Q,); None where that is not known, or all are.
+    """
     joined = on_common_queries(join_runs(find_runs(folders)))
     values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
     seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
@@ -96,6 +122,14 @@ def section(name: str, folders: Sequence[Path]) -> tuple[str, np.ndarray, dict[s
         assert found is not None
         for method, value in zip(found.methods, found.table.mean(0).tolist(), strict=True):
             table.setdefault(method, []).append(value)
+    judged = values[FULL, "ndcg@10"]
+    assert judged is not None
+    headings = HEADINGS
+    if later is not None:
+        later = later[judged.queries["query"].to_numpy()]
+        headings = (*HEADINGS, f"{LATER} ({later.sum():,})")
+        for method, value in zip(judged.methods, judged.table[later].mean(0), strict=True):
+            table[method].append(float(value))
     best = [max(column) for column in zip(*table.values())]
     commits = sorted({str(read_manifest(folder)["commit"])[:10] for folder in folders})
     shown = values[COLUMNS[0]]
@@ -106,8 +140,8 @@ def section(name: str, folders: Sequence[Path]) -> tuple[str, np.ndarray, dict[s
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {len(shown.users):,} queries; "
         f"commits {', '.join(commits)}.",
         "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",
+        "| " + " | ".join(headings) + " |",
+        "| ---" + " | --:" * (len(headings) - 1) + " |",
     ]
     for method, row in sorted(table.items(), key=lambda one: one[1][1]):
         cells = [f"**{short(v)}**" if v == top else short(v) for v, top in zip(row, best)]
@@ -115,11 +149,14 @@ def section(name: str, folders: Sequence[Path]) -> tuple[str, np.ndarray, dict[s
     # every method against our best, as differences of ours from theirs
     compared = compare(joined, BEST, TESTED).comparisons
     text += ["", *tests(compared, table)]
-    judged = values[FULL, "ndcg@10"]
-    assert judged is not None
     each = dict(zip(judged.methods, judged.table.T, strict=True))
+    return "\n".join(text) + "\n", judged.users, each, later
+
+
+def with_strongest(each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the values of each method on each query, and those of the best baseline on them."""
     strongest = max(each.keys() - {*OURS}, key=lambda method: each[method].mean())
-    return "\n".join(text) + "\n", judged.users, {**each, STRONGEST: each[strongest]}
+    return {**each, STRONGEST: each[strongest]}
 
 
 def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list[str]:

@@ -34,7 +34,7 @@ from reasonrec.baselines.floor import CONFIGS
 from reasonrec.baselines.history import taken_items
 from reasonrec.baselines.peers import PEERS
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.audits.log import tied_targets
+from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.evaluation.tuning import Trial, TunedMethod, read_trials
@@ -224,9 +224,9 @@ def evidence_table(folder: Path, methods: list[str]) -> list[str]:
         "seen in training, but never together": is_seen & ~is_met,
         "never seen in training": ~is_seen,
     }
-    timed = asked.timestamp is not None and asked.log_timestamp is not None
-    if timed and (is_tied := tied_targets(asked)).any():
-        parts |= {"taken at the time of the last event": is_tied, "taken later": ~is_tied}
+    later = taken_later(asked)
+    if later is not None:
+        parts |= {"taken at the time of the last event": ~later, "taken later": later}
     lines = [
         "NDCG@10 by what training holds of the target, and by when it was taken, full catalogue, "
         "mean over seeds:",

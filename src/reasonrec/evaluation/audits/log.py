@@ -101,6 +101,17 @@ def tied_targets(queries: Queries) -> np.ndarray:
     return tied
 
 
+def taken_later(queries: Queries) -> np.ndarray | None:
+    """Return which targets are later than the last event before them, (Q,), bool.
+
+    None where all are, or the data have no times.
+    """
+    if queries.timestamp is None or queries.log_timestamp is None:
+        return None
+    tied = tied_targets(queries)
+    return ~tied if tied.any() else None
+
+
 def own_future_in_train(dataset: Dataset) -> np.ndarray:
     """Return which test queries are older than a training event of their user. (Q,), bool."""
     train, test = dataset.train, dataset.test

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import Dataset
-from reasonrec.evaluation.audits.log import tied_targets
+from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.audits.records import Audit, SliceRow, judged, share
 from reasonrec.evaluation.protocol import full_ranks
 from reasonrec.evaluation.significance import bootstrap_intervals, resampling_users
@@ -67,10 +67,10 @@ def slices_of(dataset: Dataset, *, first_seen_after: date | None) -> dict[str, n
     if repeats.any():
         found["taken before"] = repeats
         found["not taken before"] = ~repeats
-    timed = test.timestamp is not None and test.log_timestamp is not None
-    if timed and (is_tied := tied_targets(test)).any():
-        found["taken at the time of the last event"] = is_tied
-        found["taken later"] = ~is_tied
+    later = taken_later(test)
+    if later is not None:
+        found["taken at the time of the last event"] = ~later
+        found["taken later"] = later
     first, moment = first_seen(dataset), cutoff(dataset, first_seen_after)
     if first is not None and moment is not None:
         is_new = first[test.target] >= moment[0]
