@@ -10,13 +10,12 @@ runs is one that anybody can type; each goes on where it stopped. Every line wri
 docs/results/other-titles.md from what is finished.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from floor import PREPARE, SEEDS
-from running import ROOT, processors, reasonrec, write_sections
-from stages import contestant, paired_tests
+from floor import PREPARE
+from running import processors, reasonrec
+from stages import contestant, fill_page, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
@@ -43,23 +42,6 @@ lose on the copies. The tiny backbone has read nothing but the training split. T
 over seeds (± their standard deviation). p: sign-flip permutation test over users, means over seeds
 on each query, not corrected.
 """
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set and seed")
-    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
-    asked = parser.parse_args()
-    for name in asked.sets:
-        for seed in asked.seeds:
-            run(name, asked.runs / f"{name}-{seed}", seed)
-    sections = {}
-    for name in PREPARE:
-        found = sorted(asked.runs.glob(f"{name}-[0-9]/evaluation/manifest.json"))
-        if found:
-            sections[name] = section(name, [path.parent for path in found])
-    write_sections(ROOT / "docs" / "results" / "other-titles.md", HEAD, sections, PREPARE)
 
 
 def run(name: str, folder: Path, seed: int) -> None:
@@ -110,4 +92,4 @@ def section(name: str, evaluations: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    fill_page(__doc__ or "", "other-titles.md", HEAD, run, section)

@@ -1,10 +1,12 @@
-"""Trained folders as rows of one evaluation, and tests of one against another."""
+"""Trained folders as rows of one evaluation, tests of one against another, and a page of them."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from running import source
+from floor import PREPARE, SEEDS
+from running import ROOT, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
@@ -13,6 +15,36 @@ from reasonrec.evaluation.joined import Joined
 from reasonrec.evaluation.measure import Contestant
 from reasonrec.evaluation.protocol import FULL
 from reasonrec.methods import r2ec
+
+
+def fill_page(
+    about: str,
+    page: str,
+    head: str,
+    run: Callable[[str, Path, int], None],
+    section: Callable[[str, Sequence[Path]], str],
+) -> None:
+    """Run what the command line names; write a page of docs/results from all that is finished.
+
+    Args:
+        about: What ``--help`` says.
+        run: Trains and measures a set, in a folder, with a seed; its numbers go to ``evaluation``.
+        section: Returns what the page says of a set, from those folders.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set and seed")
+    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
+    asked = parser.parse_args()
+    for name in asked.sets:
+        for seed in asked.seeds:
+            run(name, asked.runs / f"{name}-{seed}", seed)
+    sections = {}
+    for name in PREPARE:
+        found = sorted(asked.runs.glob(f"{name}-[0-9]/evaluation/manifest.json"))
+        if found:
+            sections[name] = section(name, [path.parent for path in found])
+    write_sections(ROOT / "docs" / "results" / page, head, sections, PREPARE)
 
 
 def contestant(own: str, folder: Path, seed: int, dataset: Dataset) -> Contestant:
