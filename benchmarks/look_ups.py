@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from floor import PREPARE
-from running import processors, reasonrec
-from stages import contestant, fill_page, paired_tests
+from running import reasonrec
+from stages import contestant, fill_page, heading, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
@@ -24,7 +24,6 @@ from reasonrec.evaluation.joined import find_runs, join_runs
 from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import COST, FULL
 from reasonrec.evaluation.table import MethodLine, short, summarise
-from reasonrec.manifest import read_manifest
 
 FAST = ("--recpo.optimiser.learning-rate", "3e-4")
 DRAWN = ("--thought.min-lookups", "0")
@@ -77,15 +76,8 @@ def section(name: str, evaluations: Sequence[Path]) -> str:
     """Return the table of one set, and its tests."""
     joined = join_runs(find_runs(evaluations))
     lines = {line.method: line for line in summarise(joined.rows, COLUMNS)}
-    commits = {str(read_manifest(folder)["commit"])[:10] for folder in evaluations}
-    asked = next(row for row in joined.rows if row.protocol == FULL)
     text = [
-        f"## {name}",
-        "",
-        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {asked.split}, {asked.n:,} test "
-        f"queries; commit {', '.join(sorted(commits))}; {processors(evaluations)}, one thread "
-        "beside other work.",
-        "",
+        *heading(name, joined, evaluations),
         "| method | what it is | seeds | HR@10 | NDCG@10 | tokens | ms / user |",
         "| --- | --- | --: | --: | --: | --: | --: |",
         *(row(lines[method]) for method in STAGES if method in lines),

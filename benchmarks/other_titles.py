@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from floor import PREPARE
-from running import processors, reasonrec
-from stages import contestant, fill_page, paired_tests
+from running import reasonrec
+from stages import contestant, fill_page, heading, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
@@ -23,7 +23,6 @@ from reasonrec.evaluation.joined import find_runs, join_runs
 from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import COST, FULL
 from reasonrec.evaluation.table import short, summarise
-from reasonrec.manifest import read_manifest
 
 PRESETS = {"ml-1m": ("--config", "configs/r2ec/ml-1m.toml")}
 STAGES = ("no-think", "think-sft", "think-recpo")
@@ -68,15 +67,8 @@ def run(name: str, folder: Path, seed: int) -> None:
 def section(name: str, evaluations: Sequence[Path]) -> str:
     """Return the table of one set, and its tests."""
     joined = join_runs(find_runs(evaluations))
-    commits = {str(read_manifest(folder)["commit"])[:10] for folder in evaluations}
-    asked = next(row for row in joined.rows if row.protocol == FULL)
     text = [
-        f"## {name}",
-        "",
-        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {asked.split}, {asked.n:,} test "
-        f"queries; commit {', '.join(sorted(commits))}; {processors(evaluations)}, one thread "
-        "beside other work.",
-        "",
+        *heading(name, joined, evaluations),
         "| method, titles | seeds | HR@10 | NDCG@10 | tokens |",
         "| --- | --: | --: | --: | --: |",
     ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from floor import PREPARE, SEEDS
-from running import ROOT, source, write_sections
+from running import ROOT, processors, source, write_sections
 
 from reasonrec.baselines.contract import Recommender
 from reasonrec.data.dataset import Dataset
@@ -14,6 +14,7 @@ from reasonrec.evaluation.comparison import compare
 from reasonrec.evaluation.joined import Joined
 from reasonrec.evaluation.measure import Contestant
 from reasonrec.evaluation.protocol import FULL
+from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 
 
@@ -45,6 +46,20 @@ def fill_page(
         if found:
             sections[name] = section(name, [path.parent for path in found])
     write_sections(ROOT / "docs" / "results" / page, head, sections, PREPARE)
+
+
+def heading(name: str, joined: Joined, evaluations: Sequence[Path]) -> list[str]:
+    """Return what the section of a set begins with: its name, and where its numbers are from."""
+    commits = {str(read_manifest(folder)["commit"])[:10] for folder in evaluations}
+    asked = next(row for row in joined.rows if row.protocol == FULL)
+    return [
+        f"## {name}",
+        "",
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {asked.split}, {asked.n:,} test "
+        f"queries; commit {', '.join(sorted(commits))}; {processors(evaluations)}, one thread "
+        "beside other work.",
+        "",
+    ]
 
 
 def contestant(own: str, folder: Path, seed: int, dataset: Dataset) -> Contestant:
