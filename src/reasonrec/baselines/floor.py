@@ -12,7 +12,12 @@ from pydantic import ValidationError
 from reasonrec.baselines.bpr import Bpr, BprConfig
 from reasonrec.baselines.contract import Recommender
 from reasonrec.baselines.ease import Ease, EaseConfig
-from reasonrec.baselines.follow_counter import FollowCounter, FollowCounterConfig
+from reasonrec.baselines.follow_counter import (
+    FollowCounter,
+    FollowCounterConfig,
+    PaceCounter,
+    PaceCounterConfig,
+)
 from reasonrec.baselines.ials import Ials, IalsConfig
 from reasonrec.baselines.item_knn import ItemKnn, ItemKnnBm25Config, ItemKnnConfig
 from reasonrec.baselines.peers import PEERS
@@ -27,7 +32,7 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.errors import ConfigError
 from reasonrec.graph.chain_count import ChainCount, ChainCountConfig
 
-READING = ("recency_power", "max_events", "prior_weight")
+READING = ("recency_power", "max_events", "prior_weight", "same_pace")
 """Settings of how a history is read. What was learned does not depend on them."""
 
 
@@ -48,6 +53,7 @@ BASELINES: Mapping[str, Baseline] = {
     "recent-popularity": Baseline(RecentPopularityConfig, RecentPopularity.fit),
     "item-knn": Baseline(ItemKnnConfig, ItemKnn.fit),
     "follow-counter": Baseline(FollowCounterConfig, FollowCounter.fit),
+    "pace-counter": Baseline(PaceCounterConfig, PaceCounter.fit),
     "item-knn-bm25": Baseline(ItemKnnBm25Config, ItemKnn.fit_bm25),
     "ease": Baseline(EaseConfig, Ease.fit),
     "ials": Baseline(IalsConfig, Ials.fit, is_random=True),

@@ -1,7 +1,8 @@
 """The follow counter: what people took within a few steps after an item of the history.
 
 A first-order counter with a window. Untuned it ranks above the printed SASRec on Amazon Office,
-so it stands in every table.
+so it stands in every table. The pace counter is the same, told when the question is asked: some
+networks are, and a claim against them needs a counter that is.
 """
 
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array, dia_array, diags_array
 
+from reasonrec import elapsed
 from reasonrec.baselines.history import popularity_prior, weigh_history
 from reasonrec.config import Config
 from reasonrec.data.dataset import Dataset, InteractionLog
@@ -64,14 +66,11 @@ class FollowCounter:
         prior_weight: float,
     ) -> Self:
         """Return the counts of ``dataset.train``; ``FollowCounterConfig`` explains the rest."""
-        follows = count_follows(dataset.train, dataset.num_items, num_steps=num_steps)
-        if reverse_share:
-            follows = csr_array(follows + np.float32(reverse_share) * follows.T)
-        totals = follows.sum(axis=1)
-        scale = np.where(totals > 0, totals, 1.0).astype(np.float32) ** np.float32(-total_power)
-        follows = csr_array(diags_array(scale) @ follows)
+        follows = count_follows(
+            dataset.train, dataset.num_items, num_steps=num_steps, reverse_share=reverse_share
+        )
         return cls(
-            follows,
+            csr_array(_scale(follows, total_power) @ follows),
             popularity_prior(dataset.train, dataset.num_items),
             recency_power,
             max_events,
@@ -89,16 +88,110 @@ class FollowCounter:
         return Scored(scores + np.float32(self.prior_weight) * self.prior)
 
 
-def count_follows(train: InteractionLog, num_items: int, *, num_steps: int) -> csr_array:
+class PaceCounterConfig(FollowCounterConfig):
+    """As the follow counter's, and what time counts."""
+
+    same_pace: NonNegativeFloat = 3.0
+    """A step counts 1 + same_pace times where it took about as long as it has been since the user
+    took the item of the history: at once, seconds, minutes, hours, days, months, or years."""
+
+
+@dataclass(frozen=True)
+class PaceCounter(FollowCounter):
+    """A follow counter that is told when the question is asked.
+
+    Without times it is a follow counter.
+    """
+
+    at_pace: tuple[csr_array, ...]
+    """For each class of `reasonrec.elapsed` the part of ``follows`` that took so long; none where
+    the log has no times."""
+    same_pace: float
+
+    @property
+    def name(self) -> str:
+        return "pace-counter"
+
+    @classmethod
+    def fit(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        dataset: Dataset,
+        *,
+        num_steps: int,
+        reverse_share: float,
+        total_power: float,
+        recency_power: float,
+        max_events: int,
+        prior_weight: float,
+        same_pace: float,
+    ) -> Self:
+        """Return the counts of ``dataset.train``; ``PaceCounterConfig`` explains the rest."""
+        train, N = dataset.train, dataset.num_items
+        counting = {"num_steps": num_steps, "reverse_share": reverse_share}
+        follows = count_follows(train, N, **counting)
+        scale = _scale(follows, total_power)
+        classes = range(len(elapsed.WORDS)) if train.timestamp is not None else ()
+        return cls(
+            csr_array(scale @ follows),
+            popularity_prior(train, N),
+            recency_power,
+            max_events,
+            prior_weight,
+            tuple(csr_array(scale @ count_follows(train, N, pace=k, **counting)) for k in classes),
+            same_pace,
+        )
+
+    def score(self, histories: Histories) -> Scored:
+        scored = super().score(histories)
+        if histories.timestamp is None or histories.asked_at is None:
+            return scored
+        since = np.repeat(histories.asked_at, histories.lengths) - histories.timestamp
+        pace = elapsed.elapsed_class(since)
+        for k, follows in enumerate(self.at_pace):
+            weights = weigh_history(
+                histories,
+                len(self.prior),
+                recency_power=self.recency_power,
+                max_events=self.max_events,
+                is_kept=pace == k,
+            )
+            scored.scores[:] += np.float32(self.same_pace) * csr_array(weights @ follows).toarray()
+        return scored
+
+
+def count_follows(
+    train: InteractionLog,
+    num_items: int,
+    *,
+    num_steps: int,
+    reverse_share: float = 0.0,
+    pace: int | None = None,
+) -> csr_array:
     """Return how often item j came within ``num_steps`` after item i, each time as 1 / distance.
 
-    (N, N), float32, sparse; repeats of one item in a row are counted on the diagonal.
+    And ``reverse_share`` times how often it came before. (N, N), float32, sparse; repeats of one
+    item in a row are counted on the diagonal.
+
+    Args:
+        pace: The class of `reasonrec.elapsed` that steps must have to count; None for all.
     """
     counted = csr_array((num_items, num_items), dtype=np.float32)
     for distance in range(1, num_steps + 1):
-        same_user = train.user_index[distance:] == train.user_index[:-distance]
-        earlier = train.item_index[:-distance][same_user]
-        later = train.item_index[distance:][same_user]
+        is_step = train.user_index[distance:] == train.user_index[:-distance]
+        if pace is not None and train.timestamp is not None:
+            seconds = train.timestamp[distance:] - train.timestamp[:-distance]
+            is_step &= elapsed.elapsed_class(seconds) == pace
+        earlier = train.item_index[:-distance][is_step]
+        later = train.item_index[distance:][is_step]
         weight = np.full(len(earlier), 1.0 / distance, np.float32)
         counted = counted + csr_array((weight, (earlier, later)), shape=(num_items, num_items))
+    if reverse_share:
+        counted = counted + np.float32(reverse_share) * counted.T
     return csr_array(counted)
+
+
+def _scale(follows: csr_array, total_power: float) -> dia_array:
+    """Return what divides each row by its total to a power, as a diagonal. (N, N), float32."""
+    totals = follows.sum(axis=1)
+    scale = np.where(totals > 0, totals, 1.0).astype(np.float32) ** np.float32(-total_power)
+    return diags_array(scale)

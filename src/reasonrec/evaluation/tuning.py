@@ -64,6 +64,14 @@ _TRANSFORMER = {
     "learning_rate": (0.0005, 0.001, 0.002, 0.004),
     "batch_size": (32, 64, 128),
 }
+_FOLLOW = {
+    "num_steps": (1, 2, 3, 5, 7, 10, 15, 20, 30),
+    "reverse_share": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0),
+    "total_power": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0),
+    "recency_power": (*_RECENCY, 3.0),
+    "max_events": _EVENTS,
+    "prior_weight": _PRIOR,
+}
 SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "popularity": {},
     "recent-popularity": {
@@ -77,14 +85,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[float]]] = {
         "max_events": _EVENTS,
         "prior_weight": _PRIOR,
     },
-    "follow-counter": {
-        "num_steps": (1, 2, 3, 5, 7, 10, 15, 20, 30),
-        "reverse_share": (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0),
-        "total_power": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0),
-        "recency_power": (*_RECENCY, 3.0),
-        "max_events": _EVENTS,
-        "prior_weight": _PRIOR,
-    },
+    "follow-counter": _FOLLOW,
+    "pace-counter": {**_FOLLOW, "same_pace": (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0)},
     "item-knn-bm25": {
         "num_neighbours": (10, 20, 50, 100, 200, 500, 1000),
         "saturation": (0.1, 0.3, 0.6, 1.2, 3.0, 10.0, 30.0, 100.0),

@@ -174,8 +174,8 @@ def visible_occurrences(g, item, user, asked_at, limit, state, events):
 @njit(nogil=True, cache=True)
 def look_up_rows(
     g, user_index, via_item, history_item, history_offsets, asked_at,
-    has_times, has_repeats, window, reverse_share, max_neighbours, num_recent, seed,
-    slot_of_user, slot_of_item, weight_of, count_of,
+    has_times, has_repeats, window, reverse_share, same_pace, pace, pace_limits,
+    max_neighbours, num_recent, seed, slot_of_user, slot_of_item, weight_of, count_of,
     out_item, out_weight, out_count, out_witness,
 ):  # fmt: skip
     """Write the links of every row to ``out_*``; what they mean is in ``lookup.look_up``.
@@ -240,6 +240,8 @@ def look_up_rows(
                     continue
                 step_item[num_steps], step_user[num_steps] = item, neighbour
                 step_weight[num_steps] = share / (other - event)
+                if pace[row] >= 0 and _pace(g, event, other, pace_limits) == pace[row]:
+                    step_weight[num_steps] *= 1.0 + same_pace
                 num_steps += 1
             if reverse_share == 0.0:
                 continue
@@ -249,6 +251,8 @@ def look_up_rows(
                     continue
                 step_item[num_steps], step_user[num_steps] = item, neighbour
                 step_weight[num_steps] = share * reverse_share / (event - other)
+                if pace[row] >= 0 and _pace(g, other, event, pace_limits) == pace[row]:
+                    step_weight[num_steps] *= 1.0 + same_pace
                 num_steps += 1
 
         # what the user has or asks about can never become heavy enough
@@ -301,6 +305,15 @@ def look_up_rows(
         weight_of[via] = 0.0
         for slot in range(num_slots):
             slot_of_user[slot_user[slot]] = -1
+
+
+@njit(**_INLINED)
+def _pace(g, earlier, later, limits):
+    seconds = g.event_time[later] - g.event_time[earlier]
+    pace = 0
+    while pace < len(limits) and seconds >= limits[pace]:
+        pace += 1
+    return pace
 
 
 @njit(**_INLINED)

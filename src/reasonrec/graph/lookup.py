@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reasonrec import elapsed
 from reasonrec.graph import kernels
 from reasonrec.graph.build import InteractionGraph, checked
 from reasonrec.records import Link, Lookup
@@ -59,6 +60,8 @@ def look_up(
     overlap_weight: bool = True,
     reverse_share: float = 0.0,
     total_power: float = 0.0,
+    same_pace: float = 0.0,
+    seconds_since: np.ndarray | None = None,
 ) -> LookupTable:
     """Return the items that others took around ``via_item``, strongest first.
 
@@ -83,6 +86,10 @@ def look_up(
         reverse_share: From 0 (only what came after) to 1.
         total_power: Weights are divided by the number of events with ``via_item`` to this power:
             0 keeps sums, 1 gives means over neighbours.
+        same_pace: Steps that took about as long as it has been since the user took ``via_item``, of
+            one class of `reasonrec.elapsed`, count 1 + ``same_pace`` times.
+        seconds_since: How long that has been. (R,), below 0 where nobody knows. None is for
+            nobody; not read where the graph has no times.
 
     Raises:
         ValueError: Lengths differ, an index is out of range, or a setting is below its least value.
@@ -97,6 +104,12 @@ def look_up(
             "max_neighbours must be at least 1 and reverse_share from 0 to 1; "
             f"got {max_neighbours} and {reverse_share}"
         )
+    if same_pace < 0:
+        raise ValueError(f"same_pace must be at least 0; got {same_pace}")
+    pace = np.full(num_rows, elapsed.UNKNOWN, np.int64)
+    if seconds_since is not None and graph.has_times and same_pace:
+        since = checked(seconds_since, np.int64, "seconds_since", num_rows)
+        pace = np.where(since < 0, elapsed.UNKNOWN, elapsed.elapsed_class(since))
     items, offsets = checked_history(graph, items, offsets, num_rows, name="exclude_items")
     shape = (num_rows, num_links)
     table = LookupTable(
@@ -117,6 +130,9 @@ def look_up(
         graph.has_repeats,
         window,
         float(reverse_share),
+        float(same_pace),
+        pace,
+        elapsed.LIMITS,
         min(max_neighbours, most),
         NUM_RECENT if overlap_weight else 0,
         np.uint64(stream_seed(seed, "graph/lookup")),

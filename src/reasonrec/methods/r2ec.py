@@ -207,6 +207,10 @@ def _checked_start(
         inputs["start"] = before["fingerprint"]
         if stage == "recpo":
             config = _thinking_as_taught(config, before, start)
+    if config.prompt.elapsed and dataset.train.timestamp is None:
+        raise ConfigError(
+            f"prompt.elapsed needs a log with times, and {dataset.name} has none. Leave it off"
+        )
     reads_evidence = config.head.pointer or config.evidence.in_prompt
     if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
         raise ConfigError(

@@ -183,8 +183,9 @@ class R2ecConfig(Config):
 
     @model_validator(mode="after")
     def check_tiny_is_as_it_is(self) -> Self:
-        for name in ("weights", "prompt"):
-            if self.backbone == "tiny" and getattr(self, name) != type(getattr(self, name))():
+        as_is = {"weights": WeightsConfig(), "prompt": PromptConfig(elapsed=self.prompt.elapsed)}
+        for name, needed in as_is.items():
+            if self.backbone == "tiny" and getattr(self, name) != needed:
                 raise ValueError(
                     f"{name} is for backbones from elsewhere, and backbone is 'tiny'; give "
                     f"backbone a folder or hub name, or leave {name} as it is"

@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reasonrec import elapsed
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import add_adapters
@@ -40,7 +41,8 @@ def build_model(
 
     Args:
         backbone: ``tiny``, or a folder or hub name of any causal LM of ``transformers``.
-        prompt, weights: How a backbone from elsewhere is asked, held and trained; not for ``tiny``.
+        prompt, weights: How a backbone from elsewhere is asked, held and trained; of these only
+            ``prompt.elapsed`` is for ``tiny`` too.
 
     Raises:
         CheckpointError: The backbone cannot be loaded.
@@ -48,7 +50,7 @@ def build_model(
     titles = catalogue_titles(catalogue)
     texts = item_texts(catalogue, titles, num_words=head.text_words)
     if backbone == "tiny":
-        tokenizer = _tiny_tokenizer(titles, item_texts(catalogue, titles), tiny)
+        tokenizer = _tiny_tokenizer(titles, item_texts(catalogue, titles), tiny, prompt)
         language_model = build_tiny_backbone(tiny, tokenizer, seed=seed)
     else:
         weights = weights or WeightsConfig()
@@ -92,9 +94,10 @@ def catalogue_titles(catalogue: Catalogue) -> list[str]:
 
 
 def _tiny_tokenizer(
-    titles: list[str], texts: list[str], tiny: TinyConfig
+    titles: list[str], texts: list[str], tiny: TinyConfig, prompt: PromptConfig | None = None
 ) -> PreTrainedTokenizerBase:
-    return train_tokenizer(titles, texts, vocab_size=tiny.vocab_size, words=WORDS)
+    words = WORDS + elapsed.WORDS if prompt is not None and prompt.elapsed else WORDS
+    return train_tokenizer(titles, texts, vocab_size=tiny.vocab_size, words=words)
 
 
 def load_backbone(

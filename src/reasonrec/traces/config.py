@@ -44,6 +44,10 @@ class ThoughtConfig(Config):
     asked_power: NonNegativeFloat = 0.0
     """What an answer says of the s-th last item of the history counts s ** -asked_power. 0 weighs
     all answers alike; the follow counter, tuned, takes up to 2 where tastes move on."""
+    same_pace: NonNegativeFloat = 0.0
+    """A neighbour's step counts 1 + same_pace times where it took about as long as it has been
+    since the user took the item that is asked about: at once, seconds, minutes, hours, days,
+    months, or years. 0 leaves time out, and so does a log without times."""
     max_neighbours: PositiveInt = 200
     """Neighbours read per look-up; a seeded sample of them where there are more."""
     num_like: NonNegativeInt = 2
@@ -138,6 +142,11 @@ class ThoughtConfig(Config):
 class PromptConfig(Config):
     """How a prompt is put to a language model from elsewhere."""
 
+    elapsed: bool = False
+    """Whether a word behind each title says how long it was until the next one, and behind the last
+    until the question: `` at once``, `` seconds``, `` minutes``, `` hours``, `` days``,
+    `` months`` or `` years``. Ours. Needs a log with times; a twentieth of the windows is learned
+    without, for histories that come without."""
     chat: bool = False
     """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
     instruction. False is bare text without instruction."""

@@ -1,8 +1,10 @@
 """The one writer of everything that the model reads: training, reward, evaluation and serving.
 
-A prompt is ``<s>History: [Title] [Title]``; a thought, in the thinking part, is
-``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title] like [Title];<answer>``. What
-follows a colon is looked up, not written by the model: what people took, then what reads alike.
+A prompt is ``<s>History: [Title] [Title]``, or ``<s>History: [Title] minutes [Title] days`` where
+it is to say how long it was until the next one and until the question; a thought, in the thinking
+part, is ``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title] like
+[Title];<answer>``. What follows a colon is looked up, not written by the model: what people took,
+then what reads alike.
 `` Maybe: [Title] [Title];`` names candidates of the model itself, in thoughts that are to have any.
 With a chat template, the prompt is the user's turn, and a thought begins with what the template
 puts between that turn and the answer.
@@ -21,6 +23,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from reasonrec import elapsed
 from reasonrec.errors import ConfigError
 from reasonrec.records import Histories, Lookup
 from reasonrec.traces.config import PromptConfig
@@ -108,6 +111,11 @@ class PromptWriter:
         self._item_lengths = np.array([len(piece) for piece in pieces], np.int64)
         self._item_starts = np.concatenate([[0], np.cumsum(self._item_lengths)])
         self._item_tokens = np.array([token for piece in pieces for token in piece], np.int64)
+        # no word, the last of these, stands for times that nobody knows
+        words = [self.encode(word) for word in elapsed.WORDS] + [[]]
+        self._word_lengths = np.array([len(word) for word in words], np.int64)
+        self._word_starts = np.concatenate([[0], np.cumsum(self._word_lengths)])
+        self._word_tokens = np.array([token for word in words for token in word], np.int64)
 
     @cached_property
     def title_token_ids(self) -> np.ndarray | None:
@@ -187,33 +195,41 @@ class PromptWriter:
         start = self._item_starts[item_index]
         return self._item_tokens[start : start + self._item_lengths[item_index]].tolist()
 
-    def prompts(self, histories: Histories) -> Prompts:
-        """Return the prompt of every history, cut to its last ``max_history`` items."""
+    def prompts(self, histories: Histories, *, is_told: np.ndarray | None = None) -> Prompts:
+        """Return the prompt of every history, cut to its last ``max_history`` items.
+
+        Args:
+            is_told: (B,), for ``prompt.elapsed``: the rows whose times are told. None tells all
+                that are known.
+        """
         prefix = self.prefix
         num_items = np.minimum(histories.lengths, self.max_history)
         start = histories.offsets[1:] - num_items
         B, H = len(num_items), int(num_items.max(initial=0))
         is_item = np.arange(H) < num_items[:, None]  # (B, H)
-        item = np.zeros((B, H), np.int64)
-        events = start[:, None] + np.arange(H)
-        item[is_item] = histories.item_index[events[is_item]]
-        lengths = (
-            np.where(is_item, self._item_lengths[item], 0) if H else np.zeros((B, 0), np.int64)
-        )
+        event = (start[:, None] + np.arange(H))[is_item]
+        item = histories.item_index[event]
+        lengths = np.zeros((B, H), np.int64)
+        lengths[is_item] = self._item_lengths[item]
+        pieces = [(self._item_tokens, self._item_starts[item], self._item_lengths[item])]
+        seconds = _seconds_after(histories) if self.prompt.elapsed else None
+        if seconds is not None:
+            word = elapsed.elapsed_class(seconds[event])
+            if is_told is not None:
+                word = np.where(is_told[np.nonzero(is_item)[0]], word, elapsed.UNKNOWN)
+            lengths[is_item] += self._word_lengths[word]
+            pieces.append((self._word_tokens, self._word_starts[word], self._word_lengths[word]))
         ends = len(prefix) - 1 + np.concatenate([np.zeros((B, 1), np.int64), lengths.cumsum(1)], 1)
         total = ends[:, -1] + 1
         token_ids = np.full((B, int(total.max(initial=len(prefix)))), self.pad_id, np.int64)
         token_ids[:, : len(prefix)] = prefix
-        # every history token: which row, which column, and which entry of the piece table
-        flat_lengths, flat_item = lengths[is_item], item[is_item]
-        row = np.repeat(np.nonzero(is_item)[0], flat_lengths)
-        within = np.arange(flat_lengths.sum()) - np.repeat(
-            flat_lengths.cumsum() - flat_lengths, flat_lengths
-        )
-        column = np.repeat((ends[:, :-1] + 1)[is_item], flat_lengths) + within
-        token_ids[row, column] = self._item_tokens[
-            np.repeat(self._item_starts[flat_item], flat_lengths) + within
-        ]
+        row, column = np.nonzero(is_item)[0], (ends[:, :-1] + 1)[is_item]
+        for tokens, starts, counts in pieces:
+            # every token of these pieces: which row, which column, and which entry of the table
+            within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+            place = np.repeat(column, counts) + within
+            token_ids[np.repeat(row, counts), place] = tokens[np.repeat(starts, counts) + within]
+            column = column + counts
         is_end = np.concatenate([np.ones((B, 1), bool), is_item], 1)
         return Prompts(token_ids, total, num_items, np.where(is_end, ends, -1))
 
@@ -231,9 +247,18 @@ class PromptWriter:
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = [token for row in rows for token in row]
         return ids, lengths
 
-    def prompt_text(self, history: Sequence[int]) -> str:
-        """Return one prompt as text, for people and for tests."""
-        shown = "".join(f" [{self.titles[i]}]" for i in list(history)[-self.max_history :])
+    def prompt_text(self, history: Sequence[int], seconds_after: Sequence[int] = ()) -> str:
+        """Return one prompt as text, for people and for tests.
+
+        Args:
+            seconds_after: How long it was from each event to the next, and from the last to the
+                question; read where ``prompt.elapsed`` is set.
+        """
+        titles = [f" [{self.titles[i]}]" for i in history]
+        if self.prompt.elapsed:
+            words = elapsed.elapsed_class(np.asarray(seconds_after)).tolist()
+            titles = [f"{title}{elapsed.WORDS[word]}" for title, word in zip(titles, words)]
+        shown = "".join(titles[-self.max_history :])
         before = self.tokenizer.bos_token or ""
         if self.prompt.chat:
             before = self._turn(self.prompt.instruction)[0]
@@ -306,6 +331,19 @@ class PromptWriter:
         if not after or not title.endswith("]"):
             return None
         return self.index_of_title.get(title[:-1])
+
+
+def _seconds_after(histories: Histories) -> np.ndarray | None:
+    """Return how long it was from each event to the next, or to the question. (M,), seconds.
+
+    None where nobody knows.
+    """
+    if histories.timestamp is None or histories.asked_at is None:
+        return None
+    following = np.append(histories.timestamp[1:], 0)
+    is_some = histories.lengths > 0
+    following[histories.offsets[1:][is_some] - 1] = histories.asked_at[is_some]
+    return following - histories.timestamp
 
 
 def _id(token_id: object) -> int:

@@ -98,6 +98,7 @@ class Verbaliser:
         item of the history counts once more itself. Weights are times ``s ** -asked_power``, where
         the item is the s-th last of its history.
         """
+        last = self._last_place(histories, via_item)
         table = look_up(
             self.graph,
             user_index=histories.user_index,
@@ -109,13 +110,14 @@ class Verbaliser:
             max_neighbours=self.config.max_neighbours,
             reverse_share=self.config.reverse_share,
             total_power=self.config.total_power,
+            same_pace=self.config.same_pace,
+            seconds_since=self._seconds_since(histories, last),
             seed=0,
         )
         alike = np.full((len(histories), 0), -1), np.zeros((len(histories), 0))
         if self._likeness is not None:
             most = max(self.config.num_like, self.config.num_weighed)
             alike = self._likeness.nearest(via_item, histories, num_items=most)
-        last = self._last_place(histories, via_item)
         share = np.maximum(last, 1.0) ** -self.config.asked_power
         table = replace(table, weight=table.weight * share[:, None].astype(np.float32))
         alike = alike[0], alike[1] * share[:, None]
@@ -151,6 +153,17 @@ class Verbaliser:
         place = np.zeros(len(histories), np.int64)
         place[owner[taken]] = histories.offsets[owner[taken] + 1] - taken  # the last one stays
         return place
+
+    @staticmethod
+    def _seconds_since(histories: Histories, last_place: np.ndarray) -> np.ndarray | None:
+        """Return how long before each question the event in that place was. (B,), -1 unknown."""
+        if histories.timestamp is None or histories.asked_at is None:
+            return None
+        event = np.maximum(histories.offsets[1:] - last_place, 0)
+        is_known = last_place > 0
+        seconds = np.full(len(histories), -1, np.int64)
+        seconds[is_known] = histories.asked_at[is_known] - histories.timestamp[event[is_known]]
+        return seconds
 
     def people_alike(self, histories: Histories) -> AlikeTable | None:
         """Return the people that a thought about each history may ask about; None for nobody."""

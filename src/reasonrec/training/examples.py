@@ -24,6 +24,9 @@ from reasonrec.traces.verbaliser import Verbaliser
 NONE = -100
 """Label of a position without a target, as in torch's losses."""
 
+UNTOLD = 0.05
+"""Share of the windows whose prompts do not tell times where ``prompt.elapsed`` would, so that a
+history without times can be asked about."""
 
 Propose = Callable[[Batch, Histories], list[Lookup]]
 """(prompts and the places (B, G) behind which thoughts stand, the whole histories there, B * G) ->
@@ -185,7 +188,12 @@ class WindowDataset(TorchDataset):
         """Return one batch for the named windows; torch calls this with a batch's indices."""
         index = np.asarray(rows)
         start, last = self.windows.start[index], self.windows.last[index]
-        prompts = self.writer.prompts(self.log.histories(start, last, asked=last))
+        is_told = None
+        if self.writer.prompt.elapsed:
+            draws = [stream(self.seed, "told", int(i)).random() for i in index]
+            is_told = np.array(draws) >= UNTOLD
+        histories = self.log.histories(start, last, asked=last)
+        prompts = self.writer.prompts(histories, is_told=is_told)
         H = prompts.item_ends.shape[1]
         column = np.arange(H)
         is_target = column <= (last - start)[:, None]

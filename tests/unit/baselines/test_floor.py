@@ -133,6 +133,50 @@ def slow_follow_scores(dataset, history, *, num_steps, reverse, power, recency, 
     return scores
 
 
+def timed_dataset():
+    """Three users: 0 then 1 at once, 0 then 2 minutes later, 3 then 0 then 1 days later."""
+    dataset = toy_dataset([[0, 1], [0, 2], [3, 0, 1]], list("abcd"))
+    times = np.array([5, 5, 5, 5 + 120, 0, 2 * DAY, 4 * DAY], np.int64)
+    log = type(dataset.train)(
+        user_index=np.array([0, 0, 1, 1, 2, 2, 2], np.int32),
+        item_index=np.array([0, 1, 0, 2, 3, 0, 1], np.int32),
+        num_users=3,
+        timestamp=times,
+    )
+    return type(dataset)(**{**vars(dataset), "train": log})
+
+
+def test_the_pace_counter_counts_steps_more_that_took_as_long_as_it_has_been():
+    settings = {"num_steps": 1, "reverse_share": 0.0, "total_power": 0.0, "prior_weight": 1e-9}
+    method = fit_floor("pace-counter", timed_dataset(), same_pace=2.0, **settings)
+    plain = fit_floor("follow-counter", timed_dataset(), **settings)
+    asked = Histories(
+        user_index=np.full(4, -1, np.int32),
+        item_index=np.array([0, 0, 0, 0, 0], np.int32),
+        offsets=np.array([0, 1, 2, 3, 5], np.int64),
+        timestamp=np.array([10, 10, 10, 10, 10 + 30 * DAY], np.int64),
+        asked_at=np.array([10, 10 + 600, 10 + 40 * DAY, 10 + 30 * DAY], np.int64),
+    )
+    assert plain.score(asked).scores.round(6)[0].tolist() == [0, 2, 1, 0]
+    expected = [
+        [0, 2 + 2 * 1, 1, 0],  # at once: one of the two steps to 1 counts three times
+        [0, 2, 1 + 2 * 1, 0],  # minutes: the step to 2 does
+        [0, 2, 1, 0],  # months: nobody's step took so long
+        [0, 2 + 2 + 1, 1 + 0.5, 0],  # at once since the last 0; half, from the 0 of 30 days before
+    ]
+    np.testing.assert_allclose(method.score(asked).scores, expected, atol=1e-6)
+
+
+def test_without_times_the_pace_counter_is_a_follow_counter():
+    for timestamps in (True, False):
+        dataset = random_dataset(4, timestamps=timestamps)
+        asked = dataset.test.histories()
+        if timestamps:
+            asked = Histories(asked.user_index, asked.item_index, asked.offsets)
+        named = [fit_floor(name, dataset) for name in ("pace-counter", "follow-counter")]
+        np.testing.assert_array_equal(*(method.score(asked).scores for method in named))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_follow_counter_agrees_with_counting_by_hand(seed):
     dataset = random_dataset(seed)

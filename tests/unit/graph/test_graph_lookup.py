@@ -122,7 +122,7 @@ def worlds(draw):
     return events, num_users, num_items, rng
 
 
-def slow_look_up(events, user, via, history, asked_at, *, window, reverse, overlap):
+def slow_look_up(events, user, via, history, asked_at, *, window, reverse, overlap, like=None):
     """Return {item: (weight, {neighbour: share})} by walking over plain lists."""
     logs = defaultdict(list)
     for who, item, time in events:
@@ -133,6 +133,7 @@ def slow_look_up(events, user, via, history, asked_at, *, window, reverse, overl
         if who == user:
             continue
         seen = [item for item, time in full if asked_at is None or time < asked_at]
+        times = [time for _, time in full]
         if via not in seen:
             continue
         at = seen.index(via)
@@ -144,13 +145,36 @@ def slow_look_up(events, user, via, history, asked_at, *, window, reverse, overl
                 continue
             item = seen[place]
             if item not in history and item != via and who not in shares[item]:
-                shares[item][who] = factor * share
+                seconds = abs(times[place] - times[at])
+                pace = 3 if like is not None and name_of(seconds) == name_of(like) else 1
+                shares[item][who] = factor * share * pace
     return {item: by_user for item, by_user in shares.items() if by_user}
 
 
+def name_of(seconds):
+    """Return what a time is called, of those that toy worlds know."""
+    return "at once" if seconds < 1 else "seconds" if seconds < 60 else "minutes"
+
+
+def test_steps_at_the_pace_of_the_user_count_more(shop):
+    # user 1 took 3 ten seconds after 0 and 4 twenty after; user 2 took 4 after ten, 1 seven before
+    alike = ask(shop, 0, 0, [0], num_links=4, overlap_weight=False, reverse_share=0.5,
+                same_pace=2.0, seconds_since=np.array([30]))  # fmt: skip
+    assert alike.item_index.tolist() == [[3, 4, 5, 1]]
+    assert alike.weight.tolist() == [[4.5, 4.5, 3.0, 1.5]]
+    # nobody went on at once, or within the hour; and where nobody knows, nothing counts more
+    for seconds in (0, 100, -1):
+        other = ask(shop, 0, 0, [0], num_links=4, overlap_weight=False, reverse_share=0.5,
+                    same_pace=2.0, seconds_since=np.array([seconds]))  # fmt: skip
+        assert other.weight.tolist() == [[1.5, 1.5, 1.0, 0.5]]
+
+
 @settings(max_examples=150, deadline=None)
-@given(worlds(), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.3]), st.integers(1, 4))
-def test_fast_look_up_equals_the_slow_one(world, timed, overlap, reverse, window):
+@given(
+    worlds(), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.3]), st.integers(1, 4),
+    st.sampled_from([None, 0, 3]),
+)  # fmt: skip
+def test_fast_look_up_equals_the_slow_one(world, timed, overlap, reverse, window, pace):
     events, num_users, num_items, rng = world
     graph = InteractionGraph.build(log_of(events, num_users, timed=timed), num_items)
     num_rows = 12
@@ -171,12 +195,14 @@ def test_fast_look_up_equals_the_slow_one(world, timed, overlap, reverse, window
         window=window,
         overlap_weight=overlap,
         reverse_share=reverse,
+        same_pace=2.0,
+        seconds_since=None if pace is None else np.full(num_rows, pace),
         seed=3,
     )
     for row in range(num_rows):
         expected = slow_look_up(
             events, users[row], vias[row], histories[row], asked[row] if timed else None,
-            window=window, reverse=reverse, overlap=overlap,
+            window=window, reverse=reverse, overlap=overlap, like=pace if timed else None,
         )  # fmt: skip
         links = table.record(row, int(vias[row])).links
         assert {link.item_index for link in links} == set(expected)
@@ -291,6 +317,8 @@ def test_a_popular_item_is_sampled_evenly_and_the_seed_moves_the_sample():
         ({"window": 0}, "window must be at least 1"),
         ({"max_neighbours": 0}, "max_neighbours must be at least 1"),
         ({"reverse_share": 1.5}, "reverse_share from 0 to 1"),
+        ({"same_pace": -0.5}, "same_pace must be at least 0"),
+        ({"same_pace": 1.0, "seconds_since": np.zeros(2)}, "seconds_since"),
         ({"via_item": np.array([6])}, r"via_item must lie in -1 \.\. 5"),
         ({"user_index": np.array([4])}, r"user_index must lie in -1 \.\. 3"),
         ({"user_index": np.array([0, 1])}, "one value a row"),

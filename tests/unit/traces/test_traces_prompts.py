@@ -1,12 +1,17 @@
 """One writer of text: what is assembled from pieces equals the text tokenised as a whole."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.toy_models import plain_tokenizer
 
+from reasonrec import elapsed
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.records import Found, FoundItems, Histories, Link, Lookup
+from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import ANSWER, ASKING, THINK, WORDS, PromptWriter, as_data
 
 HARD_TITLES = [
@@ -19,7 +24,9 @@ HARD_TITLES = [
 def tiny_writer(titles, **options):
     names = unique_titles(titles)
     return PromptWriter(
-        train_tokenizer(names, ["a text; another"] * 5, vocab_size=300, words=WORDS),
+        train_tokenizer(
+            names, ["a text; another"] * 5, vocab_size=300, words=WORDS + elapsed.WORDS
+        ),
         names,
         **options,
     )
@@ -104,6 +111,68 @@ def test_an_item_ends_where_the_shorter_prompt_does(make):
         shorter = tokens_of(writer, Histories.from_lists([row[:j]]))[0]
         assert ends[j] == len(shorter) - 1
         assert tokens_of(writer, Histories.from_lists([row]))[0][: ends[j] + 1] == shorter
+
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+
+
+def told(rows, times, asked):
+    """Return histories with the times of their events, and of their questions."""
+    flat = np.array([time for row in times for time in row], np.int64)
+    return dataclasses.replace(
+        Histories.from_lists(rows), timestamp=flat, asked_at=np.array(asked, np.int64)
+    )
+
+
+@WRITERS
+def test_a_word_behind_each_title_says_how_long_it_was_until_the_next(make):
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=PromptConfig(elapsed=True))
+    asked = told([[0, 1, 2], [], [2]], [[5, 5, 30], [], [0]], [30 + 2 * DAY, 7, 59 * MINUTE])
+    texts = [str(writer.tokenizer.decode(tokens)) for tokens in tokens_of(writer, asked)]
+    assert texts == [
+        "<s>History: [Tale of One] at once [Two] seconds [Amélie] days",
+        "<s>History:",
+        "<s>History: [Amélie] minutes",
+    ]
+    assert texts[0] == writer.prompt_text([0, 1, 2], [0, 25, 2 * DAY])
+
+
+@WRITERS
+def test_a_prefix_with_times_is_what_serving_sends_when_the_next_event_comes(make):
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=PromptConfig(elapsed=True))
+    row, times, at = [2, 0, 1, 1], [0, 0, 3 * HOUR, 90 * DAY], 900 * DAY
+    whole = told([row], [times], [at])
+    ends, tokens = writer.prompts(whole).item_ends[0], tokens_of(writer, whole)[0]
+    for j in range(len(row) + 1):
+        shorter = told([row[:j]], [times[:j]], [[*times, at][j]])
+        assert tokens[: ends[j] + 1] == tokens_of(writer, shorter)[0]
+    cut = make(writer.titles, prompt=PromptConfig(elapsed=True), max_history=2)
+    assert cut.prompts(whole).num_items.tolist() == [2]
+    text = str(cut.tokenizer.decode(tokens_of(cut, whole)[0]))
+    assert text == "<s>History: [Two] months [Two] years"
+    assert text == cut.prompt_text(row, [0, 3 * HOUR, 90 * DAY - 3 * HOUR, 810 * DAY])
+
+
+def test_words_of_time_are_whole_tokens_and_classes_end_where_they_say():
+    writer = tiny_writer(["Plain", "Lasts minutes"], prompt=PromptConfig(elapsed=True))
+    assert [len(writer.encode(word)) for word in elapsed.WORDS] == [1] * len(elapsed.WORDS)
+    limits = [1, MINUTE, HOUR, DAY, 30 * DAY, 365 * DAY]
+    for n, limit in enumerate(limits):
+        assert elapsed.elapsed_class(np.array([limit - 1, limit])).tolist() == [n, n + 1]
+    assert len(elapsed.WORDS) == len(limits) + 1
+
+
+@WRITERS
+def test_time_is_not_told_where_nobody_knows_it_or_is_to_know_it(make):
+    writer = make(["A", "Two words"], prompt=PromptConfig(elapsed=True))
+    rows = [[0, 1], [1]]
+    silent = tokens_of(make(writer.titles), Histories.from_lists(rows))
+    assert tokens_of(writer, Histories.from_lists(rows)) == silent
+    known = told(rows, [[0, 0], [0]], [1, 1])
+    prompts = writer.prompts(known, is_told=np.array([False, True]))
+    tokens = [prompts.token_ids[b, : prompts.lengths[b]].tolist() for b in range(2)]
+    assert tokens == [silent[0], tokens_of(writer, known)[1]]
+    assert tokens[1] != silent[1]
 
 
 @WRITERS
