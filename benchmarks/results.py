@@ -1,9 +1,7 @@
 """Fill docs/results/ and the README's table from finished runs of the road.
 
     for s in 0 1 2; do make demo SEED=$s OUT=runs/planted-$s; done
-    for s in 0 1 2; do
-        make demo DATA=ml-100k ARGS="--preset configs/r2ec/timed.toml" SEED=$s OUT=runs/ml-100k-$s
-    done
+    for s in 0 1 2; do make demo DATA=ml-100k SEED=$s OUT=runs/ml-100k-$s; done
     for s in 0 1 2; do
         make demo DATA=office-2018 ARGS="--prepare.split given" SEED=$s OUT=runs/office-2018-$s
     done
@@ -41,7 +39,7 @@ from reasonrec.manifest import read_manifest
 
 COMMANDS = {
     "planted": "make demo SEED=s",
-    "ml-100k": 'make demo DATA=ml-100k ARGS="--preset configs/r2ec/timed.toml" SEED=s',
+    "ml-100k": "make demo DATA=ml-100k SEED=s",
     "office-2018": 'make demo DATA=office-2018 ARGS="--prepare.split given" SEED=s',
     "ml-1m": 'make demo DATA=ml-1m ARGS="--preset configs/r2ec/ml-1m.toml" SEED=s',
     "games-2018": "make demo DATA=games-2018 "

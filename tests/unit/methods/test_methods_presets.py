@@ -127,8 +127,10 @@ def test_it_thinks_without_looking_up_and_recommends(trained):
     assert np.abs(scored.scores).max() <= 1 / 0.02 + 1e-3  # cosines over the temperature
 
 
-@pytest.mark.parametrize("name", ["timed.toml", "ml-1m.toml"])
-def test_presets_for_logs_that_know_the_second_tell_time(name):
-    config = R2ecConfig.load(PRESETS / name)
-    assert config.prompt.elapsed and config.thought.same_pace > 0
-    assert not R2ecConfig().prompt.elapsed and R2ecConfig().thought.same_pace == 0
+def test_the_preset_for_logs_that_know_the_second_tells_time_and_no_other_does():
+    told, ours = R2ecConfig.load(PRESETS / "timed.toml"), R2ecConfig()
+    assert told.prompt.elapsed and told.thought.same_pace == 3
+    assert told == ours.model_copy(update={"prompt": told.prompt, "thought": told.thought})
+    for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml"):
+        config = R2ecConfig.load(PRESETS / name)
+        assert not config.prompt.elapsed and config.thought.same_pace == 0
