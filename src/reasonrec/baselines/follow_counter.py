@@ -5,12 +5,12 @@ so it stands in every table. The pace counter is the same, told when the questio
 networks are, and a claim against them needs a counter that is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from scipy.sparse import csr_array, dia_array, diags_array
+from scipy.sparse import csr_array, dia_array, diags_array, vstack
 
 from reasonrec import elapsed
 from reasonrec.baselines.history import popularity_prior, weigh_history
@@ -103,9 +103,9 @@ class PaceCounter(FollowCounter):
     Without times it is a follow counter.
     """
 
-    at_pace: tuple[csr_array, ...]
-    """For each class of `reasonrec.elapsed` the part of ``follows`` that took so long; none where
-    the log has no times."""
+    at_pace: csr_array | None
+    """(C * N, N), float32. For each of the C classes of `reasonrec.elapsed` the part of ``follows``
+    that took so long, one below the other; None where the log has no times."""
     same_pace: float
 
     @property
@@ -130,33 +130,35 @@ class PaceCounter(FollowCounter):
         counting = {"num_steps": num_steps, "reverse_share": reverse_share}
         follows = count_follows(train, N, **counting)
         scale = _scale(follows, total_power)
-        classes = range(len(elapsed.WORDS)) if train.timestamp is not None else ()
+        at_pace = None
+        if train.timestamp is not None:
+            classes = range(len(elapsed.WORDS))
+            parts = [scale @ count_follows(train, N, pace=k, **counting) for k in classes]
+            at_pace = csr_array(vstack(parts))
         return cls(
             csr_array(scale @ follows),
             popularity_prior(train, N),
             recency_power,
             max_events,
             prior_weight,
-            tuple(csr_array(scale @ count_follows(train, N, pace=k, **counting)) for k in classes),
+            at_pace,
             same_pace,
         )
 
     def score(self, histories: Histories) -> Scored:
         scored = super().score(histories)
-        if histories.timestamp is None or histories.asked_at is None:
+        if self.at_pace is None or histories.timestamp is None or histories.asked_at is None:
             return scored
         since = np.repeat(histories.asked_at, histories.lengths) - histories.timestamp
-        pace = elapsed.elapsed_class(since)
-        for k, follows in enumerate(self.at_pace):
-            weights = weigh_history(
-                histories,
-                len(self.prior),
-                recency_power=self.recency_power,
-                max_events=self.max_events,
-                is_kept=pace == k,
-            )
-            scored.scores[:] += np.float32(self.same_pace) * csr_array(weights @ follows).toarray()
-        return scored
+        place = elapsed.elapsed_class(since) * len(self.prior) + histories.item_index
+        weights = weigh_history(
+            replace(histories, item_index=place),
+            len(elapsed.WORDS) * len(self.prior),
+            recency_power=self.recency_power,
+            max_events=self.max_events,
+        )
+        more = csr_array(weights @ self.at_pace).toarray()  # (B, C * N) @ (C * N, N) -> (B, N)
+        return Scored(scored.scores + np.float32(self.same_pace) * more)
 
 
 def count_follows(

@@ -27,7 +27,6 @@ def weigh_history(
     recency_power: float,
     max_events: int,
     add_repeats: bool = True,
-    is_kept: np.ndarray | None = None,
 ) -> csr_array:
     """Return the weight of every history item, (B, N), float32, sparse.
 
@@ -37,14 +36,11 @@ def weigh_history(
     Args:
         add_repeats: An item taken several times weighs the sum of its events. If not, it weighs
             what its latest event does, as in models of who took what.
-        is_kept: (M,), the events that weigh anything; None for all.
     """
     lengths = histories.lengths
     rows = np.repeat(np.arange(len(histories)), lengths)
     steps_back = histories.offsets[1:][rows] - np.arange(len(histories.item_index))
     recent = steps_back <= max_events
-    if is_kept is not None:
-        recent &= is_kept
     if not add_repeats:
         keys = rows * num_items + histories.item_index
         latest = np.zeros(len(keys), bool)
