@@ -183,7 +183,8 @@ class R2ecConfig(Config):
 
     @model_validator(mode="after")
     def check_tiny_is_as_it_is(self) -> Self:
-        as_is = {"weights": WeightsConfig(), "prompt": PromptConfig(elapsed=self.prompt.elapsed)}
+        told = {"elapsed": self.prompt.elapsed, "until_asked": self.prompt.until_asked}
+        as_is = {"weights": WeightsConfig(), "prompt": PromptConfig.model_validate(told)}
         for name, needed in as_is.items():
             if self.backbone == "tiny" and getattr(self, name) != needed:
                 raise ValueError(

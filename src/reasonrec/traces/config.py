@@ -143,10 +143,12 @@ class PromptConfig(Config):
     """How a prompt is put to a language model from elsewhere."""
 
     elapsed: bool = False
-    """Whether a word behind each title says how long it was until the next one, and behind the last
-    until the question: `` at once``, `` seconds``, `` minutes``, `` hours``, `` days``,
-    `` months`` or `` years``. Ours. Needs a log with times; a twentieth of the windows is learned
-    without, for histories that come without."""
+    """Whether a word behind each title says how long it was until the next one: `` at once``,
+    `` seconds``, `` minutes``, `` hours``, `` days``, `` months`` or `` years``. Ours. Needs a log
+    with times; a twentieth of the windows is learned without, for histories that come without."""
+    until_asked: bool = True
+    """Whether such a word stands behind the last title too, for how long it was until the question.
+    In an evaluation that is when the target was taken."""
     chat: bool = False
     """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
     instruction. False is bare text without instruction."""

@@ -86,8 +86,9 @@ class Prompts:
     num_items: np.ndarray
     """(B,), int64. History items that the prompt shows (the last ``max_history``)."""
     item_ends: np.ndarray
-    """(B, H + 1), int64. Column 0 is the last token before the history; column j the last token of
-    its j-th item, oldest first. -1 where a row has fewer items."""
+    """(B, H + 1), int64. Column 0 is the last token before the history; column j the last one of
+    its j-th item, oldest first, or of the time until the next where the question's time is told.
+    -1 where a row has fewer items."""
 
 
 class PromptWriter:
@@ -213,10 +214,14 @@ class PromptWriter:
         lengths[is_item] = self._item_lengths[item]
         pieces = [(self._item_tokens, self._item_starts[item], self._item_lengths[item])]
         seconds = _seconds_after(histories) if self.prompt.elapsed else None
+        unread = 0  # tokens behind a title that come with the next one
         if seconds is not None:
             word = elapsed.elapsed_class(seconds[event])
             if is_told is not None:
                 word = np.where(is_told[np.nonzero(is_item)[0]], word, elapsed.UNKNOWN)
+            if not self.prompt.until_asked:
+                word[num_items[num_items > 0].cumsum() - 1] = elapsed.UNKNOWN
+                unread = self._word_lengths[word]
             lengths[is_item] += self._word_lengths[word]
             pieces.append((self._word_tokens, self._word_starts[word], self._word_lengths[word]))
         ends = len(prefix) - 1 + np.concatenate([np.zeros((B, 1), np.int64), lengths.cumsum(1)], 1)
@@ -230,6 +235,7 @@ class PromptWriter:
             place = np.repeat(column, counts) + within
             token_ids[np.repeat(row, counts), place] = tokens[np.repeat(starts, counts) + within]
             column = column + counts
+        ends[:, 1:][is_item] -= unread
         is_end = np.concatenate([np.ones((B, 1), bool), is_item], 1)
         return Prompts(token_ids, total, num_items, np.where(is_end, ends, -1))
 
@@ -256,8 +262,9 @@ class PromptWriter:
         """
         titles = [f" [{self.titles[i]}]" for i in history]
         if self.prompt.elapsed:
-            words = elapsed.elapsed_class(np.asarray(seconds_after)).tolist()
-            titles = [f"{title}{elapsed.WORDS[word]}" for title, word in zip(titles, words)]
+            words = [elapsed.WORDS[k] for k in elapsed.elapsed_class(np.asarray(seconds_after))]
+            words[len(titles) - (not self.prompt.until_asked) :] = [""]
+            titles = [title + word for title, word in zip(titles, words)]
         shown = "".join(titles[-self.max_history :])
         before = self.tokenizer.bos_token or ""
         if self.prompt.chat:

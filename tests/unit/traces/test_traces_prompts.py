@@ -138,18 +138,32 @@ def test_a_word_behind_each_title_says_how_long_it_was_until_the_next(make):
 
 
 @WRITERS
-def test_a_prefix_with_times_is_what_serving_sends_when_the_next_event_comes(make):
-    writer = make(["Tale of One", "Two", "Amélie"], prompt=PromptConfig(elapsed=True))
+def test_the_time_of_the_question_can_be_left_out(make):
+    prompt = PromptConfig(elapsed=True, until_asked=False)
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=prompt)
+    soon, late = (told([[0, 1, 2], [], [2]], [[5, 5, 30], [], [0]], [at] * 3) for at in (40, DAY))
+    texts = [str(writer.tokenizer.decode(tokens)) for tokens in tokens_of(writer, soon)]
+    shown = "<s>History: [Tale of One] at once [Two] seconds [Amélie]"
+    assert texts == [shown, "<s>History:", "<s>History: [Amélie]"]
+    assert writer.prompt_text([0, 1, 2], [0, 25, 10]) == shown
+    assert tokens_of(writer, soon) == tokens_of(writer, late)
+
+
+@WRITERS
+@pytest.mark.parametrize("until_asked", [True, False])
+def test_a_prefix_with_times_is_what_serving_sends_when_the_next_event_comes(make, until_asked):
+    prompt = PromptConfig(elapsed=True, until_asked=until_asked)
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=prompt)
     row, times, at = [2, 0, 1, 1], [0, 0, 3 * HOUR, 90 * DAY], 900 * DAY
     whole = told([row], [times], [at])
     ends, tokens = writer.prompts(whole).item_ends[0], tokens_of(writer, whole)[0]
     for j in range(len(row) + 1):
         shorter = told([row[:j]], [times[:j]], [[*times, at][j]])
         assert tokens[: ends[j] + 1] == tokens_of(writer, shorter)[0]
-    cut = make(writer.titles, prompt=PromptConfig(elapsed=True), max_history=2)
+    cut = make(writer.titles, prompt=prompt, max_history=2)
     assert cut.prompts(whole).num_items.tolist() == [2]
     text = str(cut.tokenizer.decode(tokens_of(cut, whole)[0]))
-    assert text == "<s>History: [Two] months [Two] years"
+    assert text == "<s>History: [Two] months [Two]" + " years" * until_asked
     assert text == cut.prompt_text(row, [0, 3 * HOUR, 90 * DAY - 3 * HOUR, 810 * DAY])
 
 
