@@ -69,7 +69,7 @@ def run(name: str, folder: Path, seed: int) -> None:
         )
     dataset = Dataset.load(data)
     rows = [contestant(own, folder / own, seed, dataset) for own in STAGES]
-    measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed)
+    measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed, has_passport=True)
 
 
 def section(name: str, evaluations: Sequence[Path]) -> str:

@@ -61,7 +61,14 @@ def run(name: str, folder: Path, seed: int) -> None:
             contestant(f"{stage}, {titles}", folder / titles / stage, seed, dataset)
             for stage in STAGES
         ]
-    measure(rows, Dataset.load(own), folder / "evaluation", EvaluateConfig(), seed=seed)
+    measure(
+        rows,
+        Dataset.load(own),
+        folder / "evaluation",
+        EvaluateConfig(),
+        seed=seed,
+        has_passport=True,
+    )
 
 
 def section(name: str, evaluations: Sequence[Path]) -> str:

@@ -70,24 +70,26 @@ def run(name: str, folder: Path, seed: int) -> None:
     start = ("--start", folder / "no-think", "--out", folder / EVIDENCE)
     reasonrec("train", "evidence", *start, *told)
     rows = [contestant(f"{one}, told", folder / one, seed, dataset) for one in STAGES]
-    measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed)
+    measure(rows, dataset, folder / "evaluation", EvaluateConfig(), seed=seed, has_passport=True)
 
 
 def beside(name: str, runs: Path) -> list[Path]:
     """Return what is kept of the same set: ours that are not told, and the baselines."""
-    found = []
-    for table, pattern in (
-        ("demos", f"{name}-*.zip"), ("floor", f"{name}/test-0.zip"), ("peers", f"{name}/*.zip")
-    ):  # fmt: skip
+    asked = {
+        "demos": (f"{name}-*.zip", STAGES),
+        "floor": (f"{name}/test-0.zip", (*BASELINES,)),
+        "peers": (f"{name}/*.zip", (*BASELINES,)),
+    }
+    methods: list[Path] = []
+    for table, (pattern, names) in asked.items():
         for path in sorted((kept.KEPT / table).glob(pattern)):
-            if table == "peers" and path.name.rpartition("-")[0] not in BASELINES:
+            if table == "peers" and path.name.rpartition("-")[0] not in names:
                 continue
             run = runs / table / path.relative_to(kept.KEPT / table).with_suffix("")
             if not (run / "manifest.json").exists():
                 kept.unpack(path, run, runs / table)
-            found.append(run)
-    methods = {one for run in found for one in run.rglob("methods/*")}
-    return sorted(one for one in methods if one.name in {*BASELINES, *STAGES})
+            methods += [one for one in run.rglob("methods/*") if one.name in names]
+    return sorted(methods)
 
 
 def named_apart(joined: Joined) -> Joined:
