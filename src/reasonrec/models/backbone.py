@@ -42,7 +42,7 @@ def build_model(
     Args:
         backbone: ``tiny``, or a folder or hub name of any causal LM of ``transformers``.
         prompt, weights: How a backbone from elsewhere is asked, held and trained; of these only
-            ``prompt.elapsed`` is for ``tiny`` too.
+            ``prompt.elapsed`` and ``prompt.until_asked`` are for ``tiny`` too.
 
     Raises:
         CheckpointError: The backbone cannot be loaded.
