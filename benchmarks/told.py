@@ -52,8 +52,8 @@ look-ups (`configs/r2ec/timed.toml`). HSTU and `pace-counter` are told too; nobo
 tables the question is asked at the very time at which the target was taken. Who serves knows what
 time it is, but not that something is being taken: so models that are told are compared with each
 other, and targets that were taken later than the event before are reported apart from those of the
-same second. Our rows that are not told, and the baselines, are those of
-[comparison.md](comparison.md). Test queries; means over seeds (the number behind). p: sign-flip
+same second. Our rows that are not told, where they are kept, and the baselines are those
+of [comparison.md](comparison.md). Test queries; means over seeds (the number behind). p: sign-flip
 permutation test over users, means over seeds on each query, not corrected.
 """
 
