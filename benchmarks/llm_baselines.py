@@ -13,32 +13,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from floor import PREPARE
 from running import ROOT, processors, reasonrec, write_sections
 
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import short, summarise
 from reasonrec.manifest import read_manifest
 
-PREPARE = {"office-2018": ["--split", "given"], "ml-100k": []}
 FLOOR = ("popularity", "follow-counter")
 QUICK = ["--num-valid-queries", "300"]
 """For methods whose validation writes or scores many tokens a query."""
 SHORT = ["--bigrec.optimiser.num-validations", "4", "--bigrec.num-epochs"]
 """BIGRec's targets have twenty tokens: a few epochs are what the time allows."""
-SETTINGS: dict[str, dict[str, list[list[str]]]] = {
-    "office-2018": {
-        "untuned": [[]],
-        "direct-sft": [[]],
-        "bigrec": [[*QUICK, *SHORT, "8", "--bigrec.popularity"]],
-        "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
-    },
-    "ml-100k": {
-        "untuned": [[]],
-        "direct-sft": [["--direct-sft.num-epochs", "12"]],
-        "bigrec": [[*QUICK, *SHORT, "8", "--bigrec.popularity"]],
-        "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
-    },
+TRIED: dict[str, list[list[str]]] = {
+    "untuned": [[]],
+    "direct-sft": [["--direct-sft.num-epochs", "12"]],
+    "bigrec": [[*QUICK, *SHORT, "8", "--bigrec.popularity"]],
+    "tiger": [[*QUICK, "--tiger.optimiser.num-validations", "8"]],
 }
+SETTINGS = dict.fromkeys(PREPARE, TRIED) | {"office-2018": TRIED | {"direct-sft": [[]]}}
 """What is tried on each set; the rest is at its default."""
 COLUMNS = (
     ("full", "hit@10"),
