@@ -22,8 +22,9 @@ from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.comparison import Comparison, compare
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec

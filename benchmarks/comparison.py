@@ -22,7 +22,8 @@ from running import ROOT, write_sections
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.comparison import Comparison, compare
-from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries, values_of
+from reasonrec.evaluation.joined import join_runs, on_common_queries, values_of
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import short
 from reasonrec.manifest import read_manifest
 

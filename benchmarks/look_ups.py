@@ -20,9 +20,10 @@ from stages import contestant, fill_page, heading, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import COST, FULL
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import MethodLine, short, summarise
 
 FAST = ("--recpo.optimiser.learning-rate", "3e-4")

@@ -19,9 +19,10 @@ from stages import contestant, fill_page, heading, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import COST, FULL
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import short, summarise
 
 PRESETS = {"ml-1m": ("--config", "configs/r2ec/ml-1m.toml")}

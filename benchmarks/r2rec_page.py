@@ -22,14 +22,9 @@ from r2rec_rows import (
 from running import ROOT, processors
 
 from reasonrec.evaluation.comparison import Comparison, compare
-from reasonrec.evaluation.joined import (
-    Joined,
-    find_runs,
-    join_runs,
-    on_common_queries,
-    values_of,
-)
+from reasonrec.evaluation.joined import Joined, join_runs, on_common_queries, values_of
 from reasonrec.evaluation.protocol import COST
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import MethodLine, short, summarise
 from reasonrec.manifest import read_manifest
 

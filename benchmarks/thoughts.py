@@ -24,8 +24,9 @@ from stages import paired_tests
 
 from reasonrec.evaluation.faithfulness.effects import CONDITIONS, OWN
 from reasonrec.evaluation.faithfulness.report import Faithfulness, read_faithfulness
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.protocol import COST, FULL
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.significance import paired_test
 from reasonrec.evaluation.table import short, summarise
 from reasonrec.manifest import read_manifest

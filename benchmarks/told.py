@@ -26,9 +26,10 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.errors import DataError
 from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import Joined, find_runs, join_runs, values_of
+from reasonrec.evaluation.joined import Joined, join_runs, values_of
 from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.protocol import FULL
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import short
 
 TELLING = ("--prompt.elapsed", "--thought.same-pace", "3")

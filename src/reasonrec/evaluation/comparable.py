@@ -3,24 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reasonrec.baselines.floor import CONFIGS, check_settings
 from reasonrec.data.dataset import UNASKED
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.commands import split_source
 from reasonrec.evaluation.protocol import MetricRow
+from reasonrec.evaluation.runs import Run
 from reasonrec.manifest import check_outputs, flat, read_manifest
-
-if TYPE_CHECKING:
-    from reasonrec.evaluation.joined import Run
 
 GIVEN = "candidates-given"
 _HARMLESS = ("rejected.parquet", UNASKED)
 """The tables of prepared data that no number depends on."""
 
 
-def check_as_written(run: "Run") -> None:
+def check_as_written(run: Run) -> None:
     """Refuse a run whose files were edited since.
 
     Raises:
@@ -31,7 +29,7 @@ def check_as_written(run: "Run") -> None:
             check_outputs(folder)
 
 
-def check_same_data(runs: Sequence["Run"]) -> None:
+def check_same_data(runs: Sequence[Run]) -> None:
     """Refuse runs of different prepared data; those that do not say theirs are not asked.
 
     A fingerprint also covers the counts for people, and in data of earlier versions the place that
@@ -64,7 +62,7 @@ def check_same_data(runs: Sequence["Run"]) -> None:
         )
 
 
-def check_same_candidates(runs: Sequence["Run"], rows: Sequence[Sequence[MetricRow]]) -> None:
+def check_same_candidates(runs: Sequence[Run], rows: Sequence[Sequence[MetricRow]]) -> None:
     """Refuse runs that ranked the same protocol's targets among other candidates.
 
     Args:
@@ -98,7 +96,7 @@ def check_same_candidates(runs: Sequence["Run"], rows: Sequence[Sequence[MetricR
 
 
 def methods_of_several_settings(
-    runs: Sequence["Run"], rows: Sequence[Sequence[MetricRow]]
+    runs: Sequence[Run], rows: Sequence[Sequence[MetricRow]]
 ) -> set[str]:
     """Return the methods that were set otherwise in another run, as far as the runs say.
 
@@ -117,13 +115,13 @@ def methods_of_several_settings(
     }
 
 
-def _evaluated(run: "Run") -> dict[str, Any] | None:
+def _evaluated(run: Run) -> dict[str, Any] | None:
     """Return what is said of the evaluation; of a demo that does not say it apart, of the demo."""
     is_told = (run.evaluation / "manifest.json").is_file()
     return read_manifest(run.evaluation) if is_told else run.manifest
 
 
-def _tables(run: "Run", wanted: str) -> dict[str, str] | None:
+def _tables(run: Run, wanted: str) -> dict[str, str] | None:
     """Return the hash of each table of the data of a fingerprint, None where nothing tells."""
     found: dict[str, str] | None = None
     for folder in run.data_folders():
@@ -136,7 +134,7 @@ def _tables(run: "Run", wanted: str) -> dict[str, str] | None:
     return {k: v for k, v in tables if k.endswith(".parquet") and k not in _HARMLESS} or None
 
 
-def _settings(run: "Run", rows: Sequence[MetricRow]) -> list[tuple[str, dict[str, Any]]]:
+def _settings(run: Run, rows: Sequence[MetricRow]) -> list[tuple[str, dict[str, Any]]]:
     """Return the methods of a run whose settings it says, with these as flat keys."""
     told = _evaluated(run)
     if told is None:
@@ -171,7 +169,7 @@ def _resolved(label: str, source: str) -> str:
         return source
 
 
-def _passport(run: "Run") -> dict[str, Any]:
+def _passport(run: Run) -> dict[str, Any]:
     """Return the run's part of its passport, empty where it has none."""
     path = run.folder / "passport.json"
     if not path.is_file():

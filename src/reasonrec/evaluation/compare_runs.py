@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasonrec.evaluation.comparison import Compared, Comparison, compare
-from reasonrec.evaluation.joined import (
-    Joined,
-    find_runs,
-    join_runs,
-    on_common_queries,
-    per_user_table,
-)
+from reasonrec.evaluation.joined import Joined, join_runs, on_common_queries, per_user_table
 from reasonrec.evaluation.passport import pass_comparison, write_passport
 from reasonrec.evaluation.protocol import MetricRow, read_rows, write_rows
 from reasonrec.evaluation.report.comparison_page import write_comparison_report
 from reasonrec.evaluation.report.views import best_method, best_simple
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.table import (
     in_table,
     metric_title,

@@ -25,9 +25,9 @@ from reasonrec.evaluation.commands import (
     train_commands,
 )
 from reasonrec.evaluation.environment import Environment, describe_environment
-from reasonrec.evaluation.joined import Run
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.recipe import Recipe
+from reasonrec.evaluation.runs import Run
 from reasonrec.manifest import fingerprint, read_manifest
 
 NAME = "passport.json"

@@ -11,8 +11,9 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs, join_runs
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import floor_contestant, measure
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.manifest import read_manifest, write_manifest
 
 

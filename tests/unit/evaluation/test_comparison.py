@@ -10,8 +10,9 @@ from rich.console import Console
 from reasonrec.baselines.floor import fit_floor
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.compare_runs import compare_runs, comparison_table
-from reasonrec.evaluation.joined import find_runs, per_user_table
+from reasonrec.evaluation.joined import per_user_table
 from reasonrec.evaluation.protocol import MetricRow, evaluate, write_evaluation
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.significance import paired_test
 from reasonrec.evaluation.table import (
     COLUMNS,

@@ -12,8 +12,8 @@ from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import DataError
 from reasonrec.evaluation.audits.stage import find_source
 from reasonrec.evaluation.config import EvaluateConfig
-from reasonrec.evaluation.joined import find_runs
 from reasonrec.evaluation.measure import Contestant, floor_contestant, measure
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.manifest import read_manifest
 
 

@@ -14,13 +14,14 @@ from reasonrec.data.prepare import prepare_planted
 from reasonrec.evaluation.audits.records import read_audits
 from reasonrec.evaluation.compare_runs import compare_runs
 from reasonrec.evaluation.comparison import compare
-from reasonrec.evaluation.joined import find_runs, join_runs, on_common_queries
+from reasonrec.evaluation.joined import join_runs, on_common_queries
 from reasonrec.evaluation.passport import pass_comparison
 from reasonrec.evaluation.protocol import read_evaluation, write_evaluation
 from reasonrec.evaluation.report import comparison_views as views
 from reasonrec.evaluation.report.comparison_page import render_comparison
 from reasonrec.evaluation.report.page import cost_chart
 from reasonrec.evaluation.report.views import CostPoint
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.manifest import fingerprint, write_manifest
 from toy_runs import MIDDLE_RANK, write_toy_run
 
