@@ -10,8 +10,9 @@
 
 A peer is a baseline of another library (docs/baselines.md). Each line but the last prepares, tunes
 and measures the named sets, one method after the other, each in folders of its own, and goes on
-where it stopped; a budget of 0 leaves the settings at their defaults, or at those of a file. Every
-line writes the sections of docs/results/peers.md whose sets are in its folder, and leaves the
+where it stopped; a budget of 0 leaves the settings at their defaults, or at those of a file. Long
+logs (`SAMPLES`) are searched on a sample of their users, and what was found is trained on all.
+Every line writes the sections of docs/results/peers.md whose sets are in its folder, and leaves the
 others; benchmarks/kept.py brings back what was measured elsewhere. Every command that runs is one
 that anybody can type. Settings are chosen by NDCG@10 on validation; a search that stands in
 docs/results/searches is not run again: delete its lines to have it anew. The follow counter,
@@ -42,6 +43,11 @@ from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
 
 COUNTER = "follow-counter"
+SAMPLES = {
+    "ml-1m": ["--min-rating", "4", "--sample-users", "1500"],
+    "games-2018": ["--sample-users", "10000"],  # a published split cannot be sampled
+}
+"""What `reasonrec prepare` is told for the searches on logs that would take them hours a method."""
 HEADINGS = (
     "method", "library", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "valid",
     "trials", "epochs", "fit s", "tune s",
@@ -100,12 +106,15 @@ def run_set(
 def searched(name: str, folder: Path, method: str, budget: int) -> Path:
     """Return where the best settings of a method stand; search them, unless that is stored."""
     tuned = folder / f"tune-{method}"
-    trials = trials_of(name, folder, method)
-    if len(trials) < budget or tuned.exists():
+    if tuned.exists() or len(trials_of(name, folder, method)) < budget:
         data = folder / "data"
+        if name in SAMPLES:
+            data = folder / "sample"
+            reasonrec("prepare", name, "--out", data, *SAMPLES[name])
         reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
-        return tuned
-    settings = TunedMethod(method, tuple(trials)).best.settings
+        if name not in SAMPLES:
+            return tuned
+    settings = TunedMethod(method, tuple(trials_of(name, folder, method))).best.settings
     path = folder / f"best-{method}.toml"
     lines = [f"[{method}]", *(f"{key} = {value!r}" for key, value in settings.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -170,6 +179,10 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     commits = sorted({str(read_manifest(one.parent)["commit"])[:10] for one in finished})
     budgets = sorted({len(one.trials) for one in found})
     untuned = "" if budgets[0] else " (0: nothing was searched)"
+    on_sample = ""
+    if budgets[-1] and name in SAMPLES:
+        words = " ".join(["reasonrec prepare", name, *SAMPLES[name]])
+        on_sample = f" Searches, and *valid* of what they found: `{words}`."
     items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
     lines = [
         f"## {name}",
@@ -177,7 +190,7 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
         f"{counter[0].n:,} test queries, {items['items']:,} items. Trials for "
         f"each method: {', '.join(map(str, budgets))}{untuned}; commit {', '.join(commits)}; "
-        f"{processors(one.parent for one in finished)}, one thread beside other work.",
+        f"{processors(one.parent for one in finished)}, one thread beside other work.{on_sample}",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- |" + " --: |" * (len(HEADINGS) - 2),
