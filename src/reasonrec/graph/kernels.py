@@ -344,24 +344,38 @@ def _gap(g, event, history_time, place, last, most):
 def alike_rows(
     g, user_index, history_item, history_time, history_offsets, asked_at,
     degree_power, length_power, worth_of_gap, decay, most_shared,
-    excluded_by, likeness, counted_by, best_shared, best_via,
+    excluded_by, place_of, bound, counted_by,
     out_user, out_likeness, out_via, out_shared, out_item, out_weight,
 ):  # fmt: skip
-    """Write the people and links of every row to ``out_*``; `alike.people_alike` says what."""
+    """Write the people and links of every row to ``out_*``; `alike.people_alike` says what.
+
+    Thousands share something with a user, and a few are wanted. So a walk over the takers of the
+    shared items first says how alike each can be at most, as if no gap counted. Only who could be
+    among the best by that is compared event by event.
+    """
     num_people, num_links = out_item.shape[1], out_item.shape[2]
-    touched = np.empty(len(likeness), np.int64)
-    num_shared = np.zeros(len(likeness), np.int32)
+    touched = np.empty(len(bound), np.int64)
+    num_shared = np.zeros(len(bound), np.int32)
+    longest = 0
+    for other in range(len(bound)):
+        longest = max(longest, g.user_offsets[other + 1] - g.user_offsets[other])
+    size = np.array([float(length) ** length_power for length in range(longest + 1)])
+    read = np.empty(most_shared, np.int64)
+    read_item, read_weight = np.empty(most_shared, np.int64), np.empty(most_shared)
+    near, near_of = np.empty(most_shared), np.full(most_shared, -1, np.int64)
+    most = len(worth_of_gap) - 1
     for row in range(len(user_index)):
         user, limit = user_index[row], asked_at[row]
         first, last = history_offsets[row], history_offsets[row + 1]
         num_touched, num_read = 0, 0
-        for back in range(last - first):  # the newest first; a repeat counts by its newest place
-            item = history_item[last - 1 - back]
+        for at in range(last - 1, first - 1, -1):  # a repeat counts by its newest place
+            item = history_item[at]
             if excluded_by[item] == row:
                 continue
             excluded_by[item] = row
             if num_read == most_shared:
                 continue
+            read[num_read], read_item[num_read] = at, item
             num_read += 1
             start = g.item_offsets[item]
             older = num_older(g, item, limit)
@@ -371,33 +385,45 @@ def alike_rows(
             if others <= 0:
                 continue
             weight = float(others) ** -degree_power
+            read_weight[num_read - 1] = weight
+            place_of[item] = num_read - 1
             for position in range(start, start + older):
                 other = g.occurrence_user[position]
                 if other == user or counted_by[other] == item:
                     continue
                 if counted_by[other] < 0:
-                    likeness[other] = 0.0
-                    best_shared[other] = 0.0
+                    bound[other] = 0.0
                     num_shared[other] = 0
                     touched[num_touched] = other
                     num_touched += 1
                 counted_by[other] = item
-                near = weight
-                if len(worth_of_gap) > 1:
-                    event, most = g.occurrence_event[position], len(worth_of_gap) - 1
-                    near *= worth_of_gap[_gap(g, event, history_time, last - 1 - back, last, most)]
-                likeness[other] += near
+                bound[other] += weight
                 num_shared[other] += 1
-                if near > best_shared[other]:
-                    best_shared[other] = near
-                    best_via[other] = item
+        near_of[:num_read] = -1
         for t in range(num_touched):
             other = touched[t]
             counted_by[other] = -1
-            begin = g.user_offsets[other]
-            low, high = begin, g.user_offsets[other + 1]
-            low = _first_from(g.event_time, low, high, limit)
-            score = np.float32(likeness[other] / float(low - begin) ** length_power)
+            begin, end = g.user_offsets[other], g.user_offsets[other + 1]
+            if g.event_time[end - 1] >= limit:
+                end = _first_from(g.event_time, begin, end, limit)
+            highest = bound[other] / size[end - begin] * (1 + 1e-6)
+            if out_user[row, num_people - 1] >= 0 and highest < out_likeness[row, num_people - 1]:
+                continue
+            for event in range(begin, end):
+                k = place_of[g.event_item[event]]
+                if k < 0 or near_of[k] == other:
+                    continue
+                near_of[k] = other
+                near[k] = read_weight[k]
+                if most:
+                    near[k] *= worth_of_gap[_gap(g, event, history_time, read[k], last, most)]
+            likeness, nearest, via = 0.0, 0.0, -1
+            for k in range(num_read):  # the newest first
+                if near_of[k] == other:
+                    likeness += near[k]
+                    if near[k] > nearest:
+                        nearest, via = near[k], read_item[k]
+            score = np.float32(likeness / size[end - begin])
             place = num_people
             while place > 0 and (
                 out_user[row, place - 1] < 0
@@ -408,7 +434,7 @@ def alike_rows(
             if place == num_people:
                 continue
             found = 0
-            for event in range(low - 1, begin - 1, -1):
+            for event in range(end - 1, begin - 1, -1):
                 if excluded_by[g.event_item[event]] != row:
                     found += 1
                     break
@@ -421,8 +447,10 @@ def alike_rows(
                 out_shared[row, k] = out_shared[row, k - 1]
             out_user[row, place] = other
             out_likeness[row, place] = score
-            out_via[row, place] = best_via[other]
+            out_via[row, place] = via
             out_shared[row, place] = num_shared[other]
+        for k in range(num_read):
+            place_of[read_item[k]] = -1
         for k in range(num_people):
             other = out_user[row, k]
             if other < 0:

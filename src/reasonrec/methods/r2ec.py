@@ -205,6 +205,7 @@ def _checked_start(
                 f"learned from {before['trained_on']}"
             )
         inputs["start"] = before["fingerprint"]
+        _check_same_held_out(config, before["config"], start)
         if stage == "recpo":
             config = _thinking_as_taught(config, before, start)
     if config.prompt.elapsed and dataset.train.timestamp is None:
@@ -218,6 +219,22 @@ def _checked_start(
             f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
         )
     return config, inputs
+
+
+def _check_same_held_out(config: R2ecConfig, told: Mapping[str, Any], start: Path) -> None:
+    """Refuse to rank thoughts for events that the model before was trained on.
+
+    Raises:
+        ConfigError: ``start`` held out other events.
+    """
+    asked = config.held_out.model_dump()
+    for key, value in told.get("held_out", {}).items():
+        if asked.get(key, value) != value:
+            raise ConfigError(
+                f"what is held out must be the same in all stages; {start} was trained with "
+                f"held_out.{key} = {value}, and asked for was {asked[key]}. Leave the key as it "
+                "was there, or train that stage with this one too"
+            )
 
 
 def _model_to_train(
@@ -302,6 +319,7 @@ def _train_gate(
             f"a gate is chosen on validation queries, and {start} learned from their targets; "
             "train it before a model of train alone"
         )
+    _check_same_held_out(config, before["config"], start)
     out = make_folder(out)
     inputs = {"data": dataset.fingerprint, "start": before["fingerprint"]}
     asked = keys_of("gate", config)

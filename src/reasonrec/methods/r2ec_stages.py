@@ -17,13 +17,13 @@ from reasonrec.errors import DataError
 from reasonrec.methods.r2ec_config import TRUNK_STAGES, R2ecConfig, SftStage, Stage
 from reasonrec.metrics import hit, ndcg
 from reasonrec.models.branches import Batch
+from reasonrec.models.look_ups import candidates_of
 from reasonrec.models.ranking import DEFAULT_MASK, Mask, rank_targets
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.recommenders import (
     EvidenceRecommender,
     NoThinkRecommender,
     ThinkingRecommender,
-    candidates_of,
 )
 from reasonrec.records import Histories, Lookup
 from reasonrec.rng import stream, stream_seed

@@ -10,14 +10,13 @@ import torch
 
 from reasonrec.models.branches import Batch
 from reasonrec.models.gate import ThinkingGate
-from reasonrec.models.generation import Generated, LookUp, read_prompts, think
-from reasonrec.models.ranking import top_k
+from reasonrec.models.generation import Generated, read_prompts, think
+from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import Evidence
-from reasonrec.records import Histories, Link, Lookup, Scored
+from reasonrec.records import Histories, Lookup, Scored
 from reasonrec.rng import stream_seed
 from reasonrec.traces.found import evidence_columns
-from reasonrec.traces.prompts import CANDIDATES, EVERYTHING, SOMEBODY
 from reasonrec.traces.verbaliser import Verbaliser
 
 
@@ -354,71 +353,6 @@ def _padded(rows: Sequence[Sequence[float]], filling: float) -> torch.Tensor:
     dtype = torch.float32 if isinstance(filling, float) else torch.int64
     filled = [[[*row, *[filling] * (length - len(row))]] for row in rows]
     return torch.tensor(filled, dtype=dtype).reshape(len(rows), 1, length)
-
-
-@torch.no_grad()
-def candidates_of(
-    model: ReasoningRecommender, states: torch.Tensor, histories: Histories, num_candidates: int
-) -> list[Lookup]:
-    """Return what the states (B, D) score highest beside the histories, an answer for each.
-
-    The weight of a candidate is its probability among all that the history does not hold.
-    """
-    scores = model.score_states(states)
-    row = np.repeat(np.arange(len(histories)), histories.lengths)
-    taken = torch.from_numpy(np.stack([row, histories.item_index])).to(scores.device)
-    scores[taken[0], taken[1]] = -torch.inf
-    shares = scores.softmax(-1).cpu().numpy()
-    items, _ = top_k(scores.cpu().numpy(), num_candidates, histories)
-    return [
-        Lookup(-1, tuple(Link(i, float(share[i]), 0, -1) for i in row if i >= 0), kind="maybe")
-        for row, share in zip(items.tolist(), shares, strict=True)
-    ]
-
-
-def look_up_for(
-    verbaliser: Verbaliser, histories: Histories, model: ReasoningRecommender | None = None
-) -> LookUp | None:
-    """Return the function that answers the look-ups of thoughts about these histories, if any.
-
-    Args:
-        model: Whose candidates the thoughts name; needed where they are to name any.
-    """
-    config = verbaliser.config
-    asks = (config.num_lookups, config.num_people, config.num_candidates, config.together)
-    if not any(asks):
-        return None
-    candidates: list[Lookup] = []
-    if config.num_candidates:
-        if model is None:
-            raise ValueError(
-                "thoughts that name candidates (thought.num_candidates) need the model whose they "
-                "are; got none"
-            )
-        states = read_prompts(model, model.writer.prompts(histories))
-        candidates = candidates_of(model, states, histories, config.num_candidates)
-
-    def answer(rows: list[int], items: list[int], places: list[int]) -> Sequence[Lookup | None]:
-        part = histories.take(np.array(rows))
-        asked = np.array(items, np.int32)
-        found: list[Lookup | None] = [*verbaliser.look_up(part, np.maximum(asked, -1))]
-        somebody = np.flatnonzero(asked == SOMEBODY)
-        people = verbaliser.people_alike(part.take(somebody))
-        for j, i in enumerate(somebody.tolist()):
-            found[i] = people.record(j, places[i]) if people else Lookup(-1, kind="alike")
-        for i in np.flatnonzero(asked == CANDIDATES).tolist():
-            found[i] = None
-            if candidates:  # they are named once
-                found[i] = Lookup(-1, kind="maybe") if places[i] else candidates[rows[i]]
-        everything = np.flatnonzero(asked == EVERYTHING)
-        together = verbaliser.together(part.take(everything))
-        for j, i in enumerate(everything.tolist()):
-            found[i] = None
-            if together:
-                found[i] = Lookup(-1, kind="together") if places[i] else together[j]
-        return found
-
-    return answer
 
 
 def _batches(num_rows: int, size: int) -> list[np.ndarray]:

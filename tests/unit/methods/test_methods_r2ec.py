@@ -190,6 +190,14 @@ def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):
         train_stage("recpo", shop(), other, out=tmp_path / "other", seed=3, start=sft)
 
 
+def test_no_stage_asks_about_events_that_the_one_before_was_trained_on(fitted, tmp_path):
+    config = R2ecConfig.model_validate(CONFIG.model_dump() | {"held_out": {"max_frac": 0.5}})
+    for stage, before in (("sft", "no-think"), ("recpo", "think-sft")):
+        start = fitted.out / before
+        with pytest.raises(ConfigError, match=r"was trained with held_out\.max_frac = 0\.05"):
+            train_stage(stage, shop(), config, out=tmp_path / stage, seed=3, start=start)
+
+
 def test_trained_again_a_model_knows_the_validation_rows_and_nothing_is_chosen_on_them(
     fitted, tmp_path
 ):

@@ -10,7 +10,8 @@ from reasonrec.evaluation.faithfulness.edits import assemble, cut_after, thought
 from reasonrec.models.anytime import Cuts, batch_of, cut_places, cuts_of, scores_along
 from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
-from reasonrec.models.recommenders import look_up_for, score_given
+from reasonrec.models.look_ups import look_up_for
+from reasonrec.models.recommenders import score_given
 from reasonrec.records import Histories, Link, Lookup
 from reasonrec.traces.found import found_columns
 

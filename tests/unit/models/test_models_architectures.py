@@ -22,7 +22,8 @@ from reasonrec.models.backbone import build_model
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.generation import think
-from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
+from reasonrec.models.look_ups import look_up_for
+from reasonrec.models.recommenders import ThinkingRecommender
 from reasonrec.records import Histories
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import PromptConfig

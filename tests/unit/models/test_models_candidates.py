@@ -12,7 +12,8 @@ from reasonrec.evaluation.faithfulness.edits import thoughts_of
 from reasonrec.methods.r2ec_stages import proposer
 from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
+from reasonrec.models.look_ups import look_up_for
+from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import LOOKUP_KINDS, Histories, Lookup
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import ThoughtConfig, TracesConfig

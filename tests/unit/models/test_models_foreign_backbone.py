@@ -13,8 +13,9 @@ from reasonrec.models.backbone import build_model
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.generation import think
+from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
+from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import Histories
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import PromptWriter, as_data

@@ -3,16 +3,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.toy_models import ring_rows, texts, toy_model, toy_verbaliser
+from tests.toy_models import ring_rows, texts, toy_catalogue, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.models import reasoning_recommender
 from reasonrec.models.branches import Batch
 from reasonrec.models.generation import think
 from reasonrec.models.language_head import backbone_logits
-from reasonrec.models.recommenders import ThinkingRecommender, look_up_for
+from reasonrec.models.look_ups import look_up_for
+from reasonrec.models.recommenders import ThinkingRecommender
 from reasonrec.records import Found, FoundItems, Histories, Link, Lookup
-from reasonrec.traces.prompts import SOMEBODY
+from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.prompts import EVERYTHING, SOMEBODY
+from reasonrec.traces.verbaliser import Verbaliser
 
 
 def _histories():
@@ -313,3 +316,25 @@ def test_look_ups_answer_for_the_right_user():
     # whoever took 2 took 3 next; the second user has it already, so 4 comes first
     assert found[0].links[0].item_index == 3
     assert found[1].links[0].item_index == 4
+
+
+def test_a_history_is_searched_once_for_what_its_thoughts_ask_again():
+    model = toy_model()
+    dataset = toy_dataset(ring_rows(6, 12, 7), [f"Tale {i}" for i in range(12)])
+    dataset = dataclasses.replace(dataset, catalogue=toy_catalogue(12))
+    thought = ThoughtConfig(num_people=2, together="ease")
+    verbaliser = Verbaliser.learned_from(dataset, model.writer, thought)
+    histories = Histories.from_lists([[2], [2, 3], [4]], user_index=[-1, -1, -1])
+    asked = [(1, 2, 0), (0, SOMEBODY, 1), (1, SOMEBODY, 0), (0, EVERYTHING, 0), (1, 3, 1)]
+    asked += [(0, SOMEBODY, 0), (1, 2, 2), (0, EVERYTHING, 1), (1, SOMEBODY, 9), (2, 4, 0)]
+    look_up = look_up_for(verbaliser, histories)
+    found = [*look_up(*zip(*asked[:5])), *look_up(*zip(*asked[5:]))]
+    alone = [look_up_for(verbaliser, histories)([row], [item], [at])[0] for row, item, at in asked]
+    for one, other in zip(found, alone):
+        assert (one.kind, one.links, one.like) == (other.kind, other.links, other.like)
+        np.testing.assert_array_equal(one.also.item_index, other.also.item_index)
+        np.testing.assert_allclose(one.also.weight, other.also.weight, rtol=1e-6)
+    assert found[6] is found[0]  # another thought about the same history asks about the same title
+    people = verbaliser.people_alike(histories)
+    assert [found[5].links, found[1].links] == [people.record(0, at).links for at in (0, 1)]
+    assert found[3].links and not found[7].links and not found[8].links

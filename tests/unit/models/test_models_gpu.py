@@ -11,8 +11,9 @@ from tests.toys import toy_dataset
 
 from reasonrec import ranks
 from reasonrec.models.generation import think
+from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender, look_up_for
+from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommender
 from reasonrec.records import Histories
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

@@ -27,7 +27,7 @@ from reasonrec.models.answers import AnsweringModel
 from reasonrec.models.backbone import build_model
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
-from reasonrec.models.recommenders import look_up_for
+from reasonrec.models.look_ups import look_up_for
 from reasonrec.records import Histories
 from reasonrec.training.config import EngineConfig, RecpoConfig
 from reasonrec.training.examples import WindowDataset, schedule_windows

@@ -16,8 +16,8 @@ from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.branches import Batch, Outputs
 from reasonrec.models.generation import Part
+from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.models.recommenders import look_up_for
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.prompts import PromptWriter
