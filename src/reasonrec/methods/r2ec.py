@@ -232,8 +232,8 @@ def _check_same_held_out(config: R2ecConfig, told: Mapping[str, Any], start: Pat
         if asked.get(key, value) != value:
             raise ConfigError(
                 f"what is held out must be the same in all stages; {start} was trained with "
-                f"held_out.{key} = {value}, and asked for was {asked[key]}. Leave the key as it "
-                "was there, or train that stage with this one too"
+                f"held_out.{key} = {value}, and asked for was {asked[key]}. Set it to {value}, or "
+                "train that stage anew"
             )
 
 
