@@ -223,7 +223,8 @@ def opened(folder: Path, dataset: Dataset, name: str, *, thinks: bool = True) ->
 
 def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:
     say(f"measure {', '.join(one.label for one in contestants)}")
-    measure(contestants, dataset, out, EvaluateConfig(num_timed_users=10), seed=seed)
+    timing = EvaluateConfig(num_timed_users=10)
+    measure(contestants, dataset, out, timing, seed=seed, has_passport=True)
 
 
 HEAD = f"""# Ablations of R²ec

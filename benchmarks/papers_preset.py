@@ -73,7 +73,8 @@ def run(folder: Path, dataset: Dataset, seed: int, num_queries: int | None) -> N
 
         row = Contestant(name, seed, source(stage), opening)
         evaluation = EvaluateConfig(num_queries=num_queries)
-        measure([row], dataset, folder / f"{name}-{seed}", evaluation, seed=seed)
+        out = folder / f"{name}-{seed}"
+        measure([row], dataset, out, evaluation, seed=seed, has_passport=True)
 
 
 def section(name: str, folder: Path) -> str | None:
