@@ -218,7 +218,7 @@ def opened(folder: Path, dataset: Dataset, name: str, *, thinks: bool = True) ->
         return replace(recommender, name=name)  # pyright: ignore[reportArgumentType, reportReturnType]
 
     seed = int(read_manifest(folder)["seed"])
-    return Contestant(name, seed, f"{source(folder)} {name} {thinks}", opening)
+    return Contestant(name, seed, source(folder), opening)
 
 
 def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:
