@@ -12,12 +12,12 @@ second does some of them on a real log. Nothing is chosen here, and nothing is t
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from running import ROOT, merged, processors, reasonrec, say, source, write_sections
+from running import ROOT, merged, processors, reasonrec, say, write_sections
+from stages import contestant
 
-from reasonrec.baselines.contract import Recommender
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.comparison import Comparison, compare
@@ -185,7 +185,7 @@ def run_default(folder: Path, name: str, seed: int) -> None:
     dataset = Dataset.load(folder / "data")
     trained = r2ec.train(dataset, R2ecConfig(), out=folder / "default", seed=seed, announce=say)
     beside = [floor_contestant("follow-counter", dataset, seed=0)]
-    rows = [opened(stage, dataset, stage.name) for stage in trained]
+    rows = [contestant(stage.name, stage, seed, dataset) for stage in trained]
     measured([*beside, *rows], dataset, folder / "measured" / "default", seed)
 
 
@@ -206,19 +206,8 @@ def run_ablation(folder: Path, name: str, seed: int) -> None:
             r2ec.train_stage(stage, dataset, config, out=out, seed=seed, start=before)
         before = out
     assert before is not None
-    row = opened(before, dataset, name, thinks=asked.thinks)
+    row = contestant(name, before, seed, dataset, thinks=asked.thinks)
     measured([row], dataset, folder / "measured" / name, seed)
-
-
-def opened(folder: Path, dataset: Dataset, name: str, *, thinks: bool = True) -> Contestant:
-    """Return a trained folder as a row of its own name."""
-
-    def opening(_: Path) -> Recommender:
-        recommender = r2ec.load_recommender(folder, dataset, thinks=thinks)
-        return replace(recommender, name=name)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-    seed = int(read_manifest(folder)["seed"])
-    return Contestant(name, seed, source(folder), opening)
 
 
 def measured(contestants: Sequence[Contestant], dataset: Dataset, out: Path, seed: int) -> None:

@@ -62,16 +62,20 @@ def heading(name: str, joined: Joined, evaluations: Sequence[Path]) -> list[str]
     ]
 
 
-def contestant(own: str, folder: Path, seed: int, dataset: Dataset) -> Contestant:
+def contestant(
+    own: str, folder: Path, seed: int, dataset: Dataset, *, thinks: bool = True
+) -> Contestant:
     """Return a model of `train r2ec` as a row that is called ``own``.
 
     Args:
         dataset: What it was trained on. What it is measured on must hold the same ids and queries,
             and may call items otherwise.
+        thinks: False ranks in silence.
     """
 
     def opening(_: Path) -> Recommender:
-        return replace(r2ec.load_recommender(folder, dataset), name=own)  # pyright: ignore[reportArgumentType, reportReturnType]
+        recommender = r2ec.load_recommender(folder, dataset, thinks=thinks)
+        return replace(recommender, name=own)  # pyright: ignore[reportArgumentType, reportReturnType]
 
     return Contestant(own, seed, source(folder), opening)
 

@@ -91,7 +91,7 @@ def people_alike(
             times.
 
     Raises:
-        ValueError: Lengths differ, an index is out of range, or a setting is below its least value.
+        ValueError: Lengths differ, an index is out of range, or a setting is outside its range.
     """
     items, offsets = history
     num_rows = len(user_index)
@@ -101,6 +101,8 @@ def people_alike(
     for name, value in (("decay", decay), ("gap_decay", gap_decay)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1; got {value}")
+    if not 0 <= gap_floor <= 1:  # no gap may make an item count more than none
+        raise ValueError(f"gap_floor must be within 0 and 1; got {gap_floor}")
     counts = gap_decay < 1 and taken_at is not None and graph.has_times
     gap = np.arange(MOST_GAP + 1 if counts else 1)
     items, offsets = checked_history(graph, items, offsets, num_rows, name="history")

@@ -87,6 +87,7 @@ def test_what_cannot_be_is_refused(shop):
         ({"num_people": 0}, "num_people must be at least 1"),
         ({"num_links": 0}, "num_links must be at least 1"),
         ({"decay": 0.0}, "decay must be above 0"),
+        ({"gap_floor": 1.5}, "gap_floor must be within 0 and 1"),
     ):
         with pytest.raises(ValueError, match=message):
             ask(shop, 0, [0], **keys)
