@@ -95,7 +95,18 @@ def test_what_cannot_be_is_refused(shop):
         ask(shop, 4, [0])
 
 
-def slowly(events, user, history, asked_at, num_people, num_links, powers, decay):
+def slow_gap(events, person, item, history, taken_at):
+    """Return how many events whoever took an item first had before the other took it too."""
+    times = [t for p, _, t in events if p == person]
+    first = next(k for k, (_, i, _) in enumerate(e for e in events if e[0] == person) if i == item)
+    place = len(history) - 1 - history[::-1].index(item)
+    theirs, own = times[first], taken_at[place]
+    if theirs <= own:
+        return sum(t < own for t in times[first + 1 :])
+    return sum(t < theirs for t in taken_at[place + 1 :])
+
+
+def slowly(events, user, history, asked_at, num_people, num_links, powers, decay, worth):
     """Return (person, likeness, [(item, weight)]) as the docstring of `people_alike` says it."""
     older = [e for e in events if e[2] < asked_at and e[0] != user]
     takers, taken = defaultdict(set), defaultdict(list)
@@ -108,7 +119,8 @@ def slowly(events, user, history, asked_at, num_people, num_links, powers, decay
     people = []
     for person, items in taken.items():
         shared = [i for i in set(history) if person in takers[i]]
-        likeness = sum(num_events[i] ** -powers[0] for i in shared) / len(items) ** powers[1]
+        likeness = sum(num_events[i] ** -powers[0] * worth(person, i) for i in shared)
+        likeness /= len(items) ** powers[1]
         new = {}
         for age, item in enumerate(reversed(items)):
             if item not in history and item not in new:
@@ -136,19 +148,29 @@ def test_a_slow_search_finds_the_same(data):
     user = data.draw(st.integers(-1, num_users - 1))
     history = data.draw(st.lists(st.integers(0, num_items - 1), max_size=6))
     asked_at = data.draw(st.integers(0, 32))
+    times = st.integers(0, 30)
+    taken_at = sorted(data.draw(st.lists(times, min_size=len(history), max_size=len(history))))
+    gap_decay, floor = data.draw(st.sampled_from([(1.0, 0.0), (0.5, 0.1), (0.2, 0.0)]))
+
+    def worth(person, item):
+        gap = slow_gap(events, person, item, history, taken_at)
+        return floor + (1 - floor) * gap_decay**gap
+
     powers = data.draw(st.sampled_from([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]))
+    num_people = data.draw(st.integers(1, 3))
     table = ask(
-        graph, user, history, asked_at=asked_at, num_people=3, num_links=2,
+        graph, user, history, asked_at=asked_at, num_people=num_people, num_links=2,
         degree_power=powers[0], length_power=powers[1], decay=0.5,
+        taken_at=np.array(taken_at, np.int64), gap_decay=gap_decay, gap_floor=floor,
     )  # fmt: skip
     found = [int(p) for p in table.user_index[0] if p >= 0]
-    wanted = slowly(events, user, history, asked_at, 99, 2, powers, 0.5)
+    wanted = slowly(events, user, history, asked_at, 99, 2, powers, 0.5, worth)
     likeness = {person: value for person, value, _ in wanted}
     # sums in another order differ in the last digit, so equals may change places
     np.testing.assert_allclose(
         table.likeness[0, : len(found)], [p[1] for p in wanted[: len(found)]], rtol=1e-5
     )
-    assert len(found) == min(3, len(wanted))
+    assert len(found) == min(num_people, len(wanted))
     quoted = {person: pairs for person, _, pairs in wanted}
     for place, person in enumerate(found):
         np.testing.assert_allclose(table.likeness[0, place], likeness[person], rtol=1e-5)
