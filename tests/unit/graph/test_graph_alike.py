@@ -194,3 +194,26 @@ def test_rows_do_not_depend_on_each_other(shop):
         alone = ask(shop, user, history)
         assert both.item_index[row].tolist() == alone.item_index[0].tolist()
         assert both.weight[row].tolist() == alone.weight[0].tolist()
+
+
+def test_nobody_is_ruled_out_who_is_among_the_most_alike():
+    rng = np.random.default_rng(0)
+    num_users, num_items = 40, 30
+    drawn = zip(rng.integers(0, num_users, 600), rng.integers(0, num_items, 600), range(600))
+    every = [tuple(int(x) for x in event) for event in drawn]
+    events = sorted(every, key=lambda event: (event[0], event[2]))
+    graph = InteractionGraph.build(log_of(events, num_users), num_items)
+    for user in range(num_users):
+        own = [(item, time) for person, item, time in events if person == user]
+        history, taken_at = [item for item, _ in own], [time for _, time in own]
+        table = ask(
+            graph, user, history, asked_at=601, num_people=3, taken_at=np.array(taken_at),
+            gap_decay=0.5, gap_floor=0.1,
+        )  # fmt: skip
+
+        def worth(person, item, history=history, taken_at=taken_at):
+            return 0.1 + 0.9 * 0.5 ** slow_gap(events, person, item, history, taken_at)
+
+        wanted = slowly(events, user, history, 601, 3, 2, (0.5, 0.5), 0.7, worth)
+        assert table.user_index[0].tolist() == [person for person, _, _ in wanted]
+        np.testing.assert_allclose(table.likeness[0], [p[1] for p in wanted], rtol=1e-5)
