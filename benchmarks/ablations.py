@@ -109,7 +109,7 @@ ABLATIONS = {
     "kl": recpo("held near the start", kl_weight=0.05),
     "entropy": recpo("rewarded for uncertainty", entropy_weight=0.01),
     "infonce": recpo("every rollout trains the ranking alike", item_term="infonce"),
-    "length-price": recpo("written tokens cost", length_weight=0.05),
+    "length-price": recpo("tokens cost", length_weight=0.05),
     # what a thought holds, and how it is read
     "evidence-in-prompt": Ablation(
         "the evidence as the end of the prompt, and nothing written",

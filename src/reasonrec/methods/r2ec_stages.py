@@ -136,8 +136,9 @@ class StageParts:
             silent = accuracy(NoThinkRecommender(model))
             if verbaliser is None:
                 return {f"valid/{name}": value for name, value in silent.items()}
-            thinking = self.recommender(model, verbaliser, stage)
-            spoken = accuracy(thinking)
+            spoken = accuracy(self.recommender(model, verbaliser, stage))
+            if stage == "recpo" and (weight := self.config.recpo.recpo.length_weight):
+                spoken["price"] = weight * spoken["tokens"] / max_tokens(self.config)
             return {
                 **{f"valid/{name}": value for name, value in spoken.items()},
                 **{f"valid/silent/{name}": value for name, value in silent.items()},
@@ -300,8 +301,13 @@ def validation_queries(dataset: Dataset, most: int, *, repeats: bool = False) ->
 def validation_accuracy(
     recommender: Recommender, queries: Queries, histories: Histories, mask: Mask = DEFAULT_MASK
 ) -> dict[str, float]:
-    """Return what a run is validated by, for a recommender as it is now."""
-    return ranking_accuracy(recommender.score(histories).scores, queries, histories, mask)
+    """Return what a run is validated by, for a recommender as it is now: metrics, log-loss, and of
+    one that thinks the mean number of ``tokens``."""
+    scored = recommender.score(histories)
+    values = ranking_accuracy(scored.scores, queries, histories, mask)
+    if scored.num_tokens is not None:
+        values["tokens"] = float(scored.num_tokens.mean())
+    return values
 
 
 def ranking_accuracy(

@@ -151,8 +151,9 @@ class RecpoConfig(Config):
     reward_at: PositiveInt = 1000
     """Cut-off k of the NDCG reward."""
     length_weight: NonNegativeFloat = 0.0
-    """Taken off the reward of a thought that writes ``max_tokens`` tokens, of a shorter one in
-    proportion; what is inserted costs nothing. The paper has none."""
+    """Taken off the reward of a thought of ``max_tokens`` tokens, of a shorter one in proportion;
+    looked-up evidence counts as it does for who waits and reads. Validation charges as much when
+    the best step is chosen. The paper has none."""
     advantage: Estimator = "grpo"
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2

@@ -53,9 +53,11 @@ from reasonrec.training.sharding import (
 LossFunction = Callable[[ReasoningRecommender, dict[str, Tensor]], tuple[Tensor, dict[str, float]]]
 """(model, batch) -> scalar loss and named parts to log."""
 Validate = Callable[[ReasoningRecommender], dict[str, float]]
-"""model -> named values; the one called ``valid/ndcg`` chooses the best step."""
+"""model -> named values; ``valid/ndcg``, less ``valid/price`` if given, chooses the best step."""
 CHOSEN_BY = "valid/ndcg"
 """NDCG without a cut-off: every rank counts, so it is less noisy than NDCG@10."""
+PRICE = "valid/price"
+"""What the thoughts cost that led there, if they cost anything, in units of NDCG."""
 _COMPLETE = "complete"
 """Written last into a checkpoint: the size of each of its files."""
 
@@ -232,6 +234,10 @@ class RankBatches(Sampler[list[int]]):
             of_rank = len(rows) * self.rank // self.num_ranks
             end = len(rows) * (self.rank + 1) // self.num_ranks
             yield list(rows[of_rank:end])
+
+
+def _worth(values: dict[str, float]) -> float:
+    return values[CHOSEN_BY] - values.get(PRICE, 0.0)
 
 
 def _save_weights(model: ReasoningRecommender, path: Path) -> None:
@@ -604,7 +610,7 @@ class _Trainer(Trainer):
             not values
             or best is None
             or best["step"] >= step
-            or values[CHOSEN_BY] > best[CHOSEN_BY]
+            or _worth(values) > _worth(best)
         ):
             _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")

@@ -87,6 +87,20 @@ def test_a_second_fit_of_the_same_folder_trains_nothing_and_answers_alike(fitted
         R2ec(CONFIG, out=fitted.out, seed=4).fit(shop())
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.6])
+def test_validation_charges_for_thoughts_what_their_reward_does(fitted, tmp_path, weight):
+    priced = CONFIG.recpo.recpo.model_copy(update={"length_weight": weight})
+    stage = CONFIG.recpo.model_copy(update={"recpo": priced})
+    config = CONFIG.model_copy(update={"recpo": stage})
+    start = fitted.out / "think-sft"
+    train_stage("recpo", shop(), config, out=tmp_path / "recpo", seed=3, start=start)
+    rows = read_metrics(tmp_path / "recpo" / "metrics.jsonl")
+    row = next(row for row in rows if "valid/tokens" in row)
+    assert row["valid/tokens"] > 0
+    price = weight * row["valid/tokens"] / 12
+    assert row.get("valid/price", 0.0) == pytest.approx(price)
+
+
 def test_a_method_that_was_not_trained_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"call fit\(dataset\)"):
         R2ec(CONFIG, out=tmp_path).recommend(["u1"])

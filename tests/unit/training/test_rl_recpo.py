@@ -77,14 +77,13 @@ def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, repeats, lef
     assert torch.isfinite(loss)
 
 
-def test_written_tokens_cost_their_share_of_the_budget(dataset):
+def test_tokens_cost_their_share_of_the_budget(dataset):
     model = toy_model()
     rollouts = _rollouts(dataset, model)
     scores = model(rollouts.batch).think_logits.detach()
     free = rewards_of(rollouts, scores, SMALL)
-    written = torch.zeros_like(rollouts.batch.is_written)
-    written[0, 0, :3] = written[1, 2, 1:7] = True
-    rollouts.batch.is_written = written
+    rollouts.batch.branch_lengths = torch.zeros_like(rollouts.batch.branch_lengths)
+    rollouts.batch.branch_lengths[0, 0], rollouts.batch.branch_lengths[1, 2] = 3, 6
     charged = rewards_of(rollouts, scores, SMALL.model_copy(update={"length_weight": 0.2}))
     expected = torch.zeros(3, 4)
     # 3 and 6 of at most 6 tokens: 0.2 * 3 / 6 and 0.2 * 6 / 6

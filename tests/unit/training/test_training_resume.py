@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -231,6 +232,23 @@ def test_words_can_learn_at_a_rate_of_their_own_while_titles_stay_as_they_are(tm
             assert moved[model.writer.encode(" After")].max() > 1e-3
         else:
             assert moved.max() < 1e-9
+
+
+def test_the_best_step_is_chosen_by_what_is_left_after_the_price_of_its_thoughts(tmp_path):
+    config = OptimiserConfig(batch_size=4, learning_rate=5e-3, num_validations=3)
+    data, loss = _parts("sft", model := toy_model(), toy_dataset(ring_rows(10, 12, 9), TITLES))
+    values = chain([(0.30, 0.02), (0.35, 0.10)], repeat((0.40, 0.13)))  # left: .28, .25, .27
+
+    def validate(_):
+        worth, price = next(values)
+        return {"valid/ndcg": worth, "valid/price": price}
+
+    fitted = fit(
+        model, data, loss, validate, config,
+        out=tmp_path, seed=0, label="sft", collate=keep_batch,
+    )  # fmt: skip
+    assert fitted.best_step == -(-len(data) // 4) // 3
+    assert fitted.best_score == 0.30
 
 
 def test_a_run_that_no_longer_improves_ends_early_and_stays_ended(tmp_path, monkeypatch):

@@ -410,7 +410,7 @@ def masked_items(
 @torch.no_grad()
 def rewards_of(rollouts: Rollouts, scores_P_G_N: Tensor, config: RecpoConfig) -> Tensor:
     """Return the reward of each rollout, (P, G), from the scores after it."""
-    assert rollouts.batch.is_written is not None
+    assert rollouts.batch.branch_lengths is not None
     places = ranks_of_targets(scores_P_G_N, rollouts.target_P, rollouts.masked_P_N)
     rewards = fused_reward(
         ndcg_reward(places, config.reward_at),
@@ -418,7 +418,7 @@ def rewards_of(rollouts: Rollouts, scores_P_G_N: Tensor, config: RecpoConfig) ->
         beta=config.beta,
     )
     if config.length_weight:
-        rewards -= config.length_weight * rollouts.batch.is_written.sum(-1) / config.max_tokens
+        rewards -= config.length_weight * rollouts.batch.branch_lengths / config.max_tokens
     return rewards
 
 
