@@ -606,12 +606,7 @@ class _Trainer(Trainer):
             self._metrics.write(step, values)
         path = self._best / "score.json"
         best = json.loads(path.read_text()) if path.exists() else None
-        if (
-            not values
-            or best is None
-            or best["step"] >= step
-            or _worth(values) > _worth(best)
-        ):
+        if not values or best is None or best["step"] >= step or _worth(values) > _worth(best):
             _save_weights(model, self._best / "model.safetensors.partial")
             (self._best / "model.safetensors.partial").replace(self._best / "model.safetensors")
             write_whole(path, json.dumps({"step": step} | values))
