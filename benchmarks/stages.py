@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 from floor import PREPARE, SEEDS
 from running import ROOT, processors, source, write_sections
 
@@ -81,7 +82,10 @@ def contestant(
 
 
 def paired_tests(joined: Joined, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a table of NDCG@10 of the first of each pair against the second, where both are."""
+    """Return a table of NDCG@10 of the first of each pair against the second, where both are.
+
+    Where both have several seeds, those that both have are compared.
+    """
     lines = [
         "| NDCG@10 of | against | difference | 95 % interval | p |",
         "| --- | --- | --: | --: | --: |",
@@ -89,7 +93,8 @@ def paired_tests(joined: Joined, pairs: Sequence[tuple[str, str]]) -> list[str]:
     methods = {row.method for row in joined.rows}
     for ours, theirs in pairs:
         if {ours, theirs} <= methods:
-            compared = compare(joined, theirs, ((FULL, "ndcg@10"),)).comparisons
+            both = on_shared_seeds(joined, ours, theirs)
+            compared = compare(both, theirs, ((FULL, "ndcg@10"),)).comparisons
             lines += [
                 f"| {ours} | {theirs} | {one.difference:+.4f} | {one.ci_low:+.4f} to "
                 f"{one.ci_high:+.4f} | {one.p_permutation:.4f} |"
@@ -97,3 +102,15 @@ def paired_tests(joined: Joined, pairs: Sequence[tuple[str, str]]) -> list[str]:
                 if one.method == ours
             ]
     return lines
+
+
+def on_shared_seeds(joined: Joined, ours: str, theirs: str) -> Joined:
+    """Return two methods on the seeds that both have, or on all where one of them has one alone."""
+    per_query = joined.per_query.filter(pl.col("method").is_in([ours, theirs]))
+    seeds = [
+        set(per_query.filter(pl.col("method") == one)["seed"].unique()) for one in (ours, theirs)
+    ]
+    if min(map(len, seeds)) > 1 and (shared := seeds[0] & seeds[1]):
+        per_query = per_query.filter(pl.col("seed").is_in(sorted(shared)))
+    rows = tuple(row for row in joined.rows if row.method in (ours, theirs))
+    return replace(joined, rows=rows, per_query=per_query)

@@ -55,7 +55,8 @@ time it is, but not that something is being taken: so models that are told are c
 other, and targets that were taken later than the event before are reported apart from those of the
 same second. Our rows that are not told, where they are kept, and the baselines are those
 of [comparison.md](comparison.md). Test queries; means over seeds (the number behind). p: sign-flip
-permutation test over users, means over seeds on each query, not corrected.
+permutation test over users, means over seeds on each query, not corrected; where two methods have
+several seeds each, those that both have.
 """
 
 
