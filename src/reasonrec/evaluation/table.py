@@ -108,6 +108,24 @@ def summarise(
     )
 
 
+def uneven_seeds(rows: Iterable[MetricRow]) -> str | None:
+    """Return a sentence that names the seeds of methods with several, if they are not the same.
+
+    A method with one seed may be one in which chance has no part, and is not asked.
+    """
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row.method, set()).add(row.seed)
+    several = {method: sorted(one) for method, one in seeds.items() if len(one) > 1}
+    if len({tuple(one) for one in several.values()}) < 2:
+        return None
+    told = "; ".join(f"{method} {', '.join(map(str, one))}" for method, one in several.items())
+    return (
+        f"Seeds are not the same: {told}. A difference between these holds the luck of other "
+        "trainings, too: compare runs of the same seeds."
+    )
+
+
 def results_table(
     rows: Iterable[MetricRow],
     *,
@@ -126,10 +144,16 @@ def results_table(
     lines = summarise(rows, columns)
     best = _best(lines, len(columns))
     has_oracle = any(cell and cell.oracle_share for line in lines for cell in line.cells)
+    captions = [
+        "ms: median and 95th percentile, one user at a time; /s: users a second, in batches"
+    ]
+    if has_oracle:
+        captions.append("per cent: share of what the oracle reaches")
+    if uneven := uneven_seeds(rows):
+        captions.append(uneven)
     table = Table(
         title=title,
-        caption="ms: median and 95th percentile, one user at a time; /s: users a second, in batches"
-        + ("\nper cent: share of what the oracle reaches" if has_oracle else ""),
+        caption="\n".join(captions),
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),  # narrow: with intervals it just fits 80 columns
@@ -186,6 +210,8 @@ def results_markdown(
         text.append("| " + " | ".join([in_table(name), line.trained_on, *cells, *costs]) + " |")
     if "oracle" in [line.method for line in summarise(rows, columns)]:
         text.append("\nPer cent: share of what the oracle reaches.")
+    if uneven := uneven_seeds(rows):
+        text.append(f"\n{uneven}")
     return "\n".join(text) + "\n"
 
 

@@ -19,6 +19,7 @@ from reasonrec.evaluation.table import (
     results_markdown,
     results_table,
     summarise,
+    uneven_seeds,
     usual_columns,
 )
 from toys import NextInLine, toy_dataset
@@ -280,6 +281,29 @@ def test_a_line_of_the_table_averages_the_seeds():
     assert first.cells[0].seed_sd == pytest.approx(0.1414, abs=1e-4)
     assert (first.cells[0].low, first.cells[0].high) == (None, None)
     assert (second.cells[0].low, second.cells[0].high) == (0.4, 0.6)
+
+
+def test_methods_of_other_seeds_are_named(tmp_path):
+    dataset = walkers()
+
+    def asked(recommender, *seeds):
+        return [evaluate(recommender, dataset, protocols=("full",), seed=seed) for seed in seeds]
+
+    popular, walker = fit_floor("popularity", dataset), NextInLine(30)
+    uneven = [*asked(popular, 1, 2), *asked(walker, 2, 3)]
+    run = run_of(tmp_path / "uneven", *uneven)
+    rows, _ = compare_runs([run], tmp_path / "out", reference="popularity")
+    named = "popularity 1, 2; next-in-line 2, 3"
+    pages = [(tmp_path / "out" / page).read_text() for page in ("comparison.md", "report.html")]
+    table = " ".join(shown(results_table(rows)).split())
+    assert all(named in text for text in (*pages, table))
+
+
+def test_the_same_seeds_or_one_alone_are_not_worth_a_word():
+    several = [metric_row(method, 0.2, seed=seed) for method in "ab" for seed in (1, 2)]
+    counter = metric_row("counter", 0.2, seed=0)
+    assert uneven_seeds([*several, counter]) is None
+    assert uneven_seeds([*several, metric_row("c", 0.2), metric_row("c", 0.2, seed=1)])
 
 
 def test_the_share_of_the_oracle_stands_beside_what_it_is_a_share_of():

@@ -13,7 +13,7 @@ from reasonrec.evaluation.report.page import (
     write_page,
 )
 from reasonrec.evaluation.report.views import cost_points, flattened
-from reasonrec.evaluation.table import metric_title, protocol_title, usual_columns
+from reasonrec.evaluation.table import metric_title, protocol_title, uneven_seeds, usual_columns
 
 
 def write_comparison_report(compared: Compared, passport: Passport, out: Path) -> Path:
@@ -46,6 +46,7 @@ def render_comparison(compared: Compared, passport: Passport) -> str:
         metric=metric_title(columns[column][1]),
         protocol=protocol_title(columns[column][0]),
         lines=lines,
+        uneven=uneven_seeds(joined.rows),
         best=best_values(methods, len(columns)),
         headline=views.headline(compared),
         groups=groups,
