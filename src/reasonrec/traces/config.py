@@ -53,10 +53,14 @@ class ThoughtConfig(Config):
     num_like: NonNegativeInt = 2
     """Items that read like the one that is looked up, at most, that the answer goes on with: the
     largest cosines of the words of title, categories and description. 0 leaves them out."""
+    like_from: float = Field(default=0.0, ge=0, le=1)
+    """The cosine from which an item is quoted as one that reads like it. What is less alike weighs
+    as what is beyond ``num_like`` does: of short titles, one common word makes the most alike."""
     num_weighed: NonNegativeInt = 20
     """Items of each kind, what people took and what reads alike, that an answer about an item holds
-    at most. The strongest are quoted, as many as ``num_links`` and ``num_like`` say; the rest, and
-    the item itself once more, count for the ranking alone. 0 lets only what is quoted count."""
+    at most. The strongest are quoted, as ``num_links``, ``num_like`` and ``like_from`` say; the
+    rest, and the item itself once more, count for the ranking alone. 0 lets only what is quoted
+    count."""
     num_people: NonNegativeInt = 4
     """People alike that the verbaliser asks about in one thought, before the items. 0 leaves them
     out, and the graph then answers nothing about people."""

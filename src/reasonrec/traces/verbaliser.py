@@ -114,32 +114,37 @@ class Verbaliser:
             seconds_since=self._seconds_since(histories, last),
             seed=0,
         )
-        alike = np.full((len(histories), 0), -1), np.zeros((len(histories), 0))
+        like, cosine = np.full((len(histories), 0), -1), np.zeros((len(histories), 0))
         if self._likeness is not None:
             most = max(self.config.num_like, self.config.num_weighed)
-            alike = self._likeness.nearest(via_item, histories, num_items=most)
+            like, cosine = self._likeness.nearest(via_item, histories, num_items=most)
+        is_quoted = (np.arange(like.shape[1]) < self.config.num_like) & (
+            cosine >= self.config.like_from
+        )
         share = np.maximum(last, 1.0) ** -self.config.asked_power
         table = replace(table, weight=table.weight * share[:, None].astype(np.float32))
-        alike = alike[0], alike[1] * share[:, None]
-        quoted, as_like = self.config.num_links, self.config.num_like
-        again = np.where((last > 0) & (self.config.num_weighed > 0), via_item, -1)
+        cosine = cosine * share[:, None]
+        quoted = self.config.num_links
+        weighs = self.config.num_weighed > 0
+        again = np.where((last > 0) & weighs, via_item, -1)
         parts = (
             (table.item_index[:, quoted:], table.weight[:, quoted:], _AFTER),
-            (alike[0][:, as_like:], alike[1][:, as_like:], _LIKE),
+            (np.where(weighs & ~is_quoted, like, -1), cosine, _LIKE),
             (again[:, None], share[:, None], _AGAIN),
         )
         item = np.concatenate([item for item, _, _ in parts], 1).astype(np.int64)
         weight = np.concatenate([weight for _, weight, _ in parts], 1).astype(np.float32)
         kind = np.repeat([kind for *_, kind in parts], [item.shape[1] for item, _, _ in parts])
         answers = []
-        rows = zip(via_item.tolist(), *(column[:, :as_like].tolist() for column in alike))
-        for b, (via, like, cosine) in enumerate(rows):
+        reads_alike = np.where(is_quoted, like, -1)[:, : self.config.num_like]
+        rows = zip(via_item.tolist(), reads_alike.tolist(), cosine.tolist())
+        for b, (via, near, close) in enumerate(rows):
             is_there = item[b] >= 0
             answers.append(
                 Lookup(
                     via,
                     table.links(b, quoted),
-                    like=tuple(Link(i, close, 0, -1) for i, close in zip(like, cosine) if i >= 0),
+                    like=tuple(Link(i, c, 0, -1) for i, c in zip(near, close) if i >= 0),
                     also=FoundItems(item[b, is_there], weight[b, is_there], kind[is_there]),
                 )
             )

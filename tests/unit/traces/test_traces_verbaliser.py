@@ -104,6 +104,33 @@ def test_an_answer_quotes_the_strongest_and_weighs_the_rest():
     assert thoughts.tokens[0][named.places[-1]] == verbaliser.writer.encode(";")[0]
 
 
+@pytest.mark.parametrize(
+    ("num_weighed", "weighs"), [(2, True), (0, False)], ids=["weighed", "left out"]
+)
+def test_what_reads_hardly_alike_is_not_quoted_and_weighs_all_the_same(num_weighed, weighs):
+    titles = ["Owl", "Blue Ink", "Red Pen", "Pen Pad", "Red Owl", "Fox", "Cat", "Dog"]
+    settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 1, "reverse_share": 0}
+    settings |= {"num_like": 2, "num_weighed": num_weighed, "asked_power": 1.0}
+    none = [[]] * 8
+    rows = [[2, 0], [1, 2]]  # asked about item 2, half as much of the first history
+    histories = dataclasses.replace(
+        Histories.from_lists(rows), asked_at=np.array([10_000, 10_000], np.int64)
+    )
+    _, verbaliser = shop(WALKS, titles, none, **settings)
+    before = verbaliser.look_up(histories, np.array([2, 2]))
+    assert [[link.item_index for link in one.like] for one in before] == [[3, 4], [3, 4]]
+    least = before[1].like[1].weight
+    assert least < before[1].like[0].weight
+    _, choosy = shop(WALKS, titles, none, **settings, like_from=least + 1e-6)
+    after = choosy.look_up(histories, np.array([2, 2]))
+    for was, now in zip(before, after, strict=True):
+        assert now.like == was.like[:1]  # however much the history lets it count
+        told = sorted([*was.quoted, *was.also])
+        assert sorted([*now.quoted, *now.also]) == [
+            one for one in told if weighs or (one.item_index, one.kind) != (4, 2)
+        ]
+
+
 def test_an_answer_about_an_older_item_counts_less():
     settings = {"num_like": 1, "num_weighed": 3, "reverse_share": 0}
     _, plain = shop(WALKS, **settings)
