@@ -57,7 +57,9 @@ class Ablation:
     thinks: bool = True
 
 
-PLAIN = {"num_lookups": 0, "num_people": 0, "num_like": 0, "together": None}
+PLAIN = {
+    "num_lookups": 0, "num_people": 0, "num_like": 0, "together": None, "look_up_taste": False,
+}  # fmt: skip
 PAPERS_PRESET = read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml")
 PAPERS_LOSS = PAPERS_PRESET["recpo"]["recpo"]
 NEXT_ITEM_ALONE = {"loss": {"think": 0.0, "post": 0.0, "tokens": 0.0}}

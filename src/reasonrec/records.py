@@ -194,10 +194,13 @@ class Lookup:
     """The item that was asked about; of a person alike, the shared item that says most; of
     candidates, and of all taken together, -1."""
     links: tuple[Link, ...] = field(default=())
-    kind: Literal["after", "alike", "maybe", "together"] = "after"
+    kind: Literal["after", "alike", "maybe", "together", "taste"] = "after"
     """after: what people took around an item. alike: what one person alike took lately. maybe:
     candidates of the model itself, whose links hold their probability and nobody's name. together:
-    what goes with the whole history, whose links hold the score of an item-to-item model."""
+    what goes with the whole history, whose links hold the score of an item-to-item model. taste:
+    what the history is mostly of, which names no item."""
+    words: tuple[str, ...] = ()
+    """What an answer says that names no item."""
     like: tuple[Link, ...] = field(default=())
     """Items that read like the one that was asked about, which are no links of the graph."""
     also: FoundItems = NOTHING_FOUND

@@ -9,7 +9,7 @@ from reasonrec.models.generation import LookUp, read_prompts
 from reasonrec.models.ranking import top_k
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Histories, Link, Lookup
-from reasonrec.traces.prompts import ASKING, CANDIDATES, EVERYTHING, SOMEBODY
+from reasonrec.traces.prompts import ASKING, CANDIDATES, EVERYTHING, SOMEBODY, TASTE
 from reasonrec.traces.verbaliser import Verbaliser
 
 
@@ -23,7 +23,7 @@ def look_up_for(
     """
     config = verbaliser.config
     asks = (config.num_lookups, config.num_people, config.num_candidates, config.together)
-    if not any(asks):
+    if not any((*asks, config.name_taste and config.look_up_taste)):
         return None
     candidates: list[Lookup] = []
     if config.num_candidates:
@@ -87,6 +87,10 @@ class _Answers:
         together = self._verbaliser.together(histories)
         for j, one in enumerate(whole):
             self._found[one] = together[j : j + 1]
+        mostly, histories = of({TASTE})
+        taste = self._verbaliser.taste(histories)
+        for j, one in enumerate(mostly):
+            self._found[one] = taste[j : j + 1]
 
 
 @torch.no_grad()

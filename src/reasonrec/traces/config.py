@@ -34,6 +34,9 @@ class ThoughtConfig(Config):
     """Weight of an item relative to the one after it when drawing what to look up. In (0, 1]."""
     name_taste: bool = True
     """Whether a thought starts with the user's main categories."""
+    look_up_taste: bool = False
+    """Whether those are looked up, as all else behind a colon; else the model writes them, as it
+    believes them to be."""
     steps_after: PositiveInt = 5
     """How many steps after the shared item a neighbour's events count as evidence."""
     reverse_share: NonNegativeFloat = 1.0
@@ -179,10 +182,11 @@ class PromptConfig(Config):
 
 OF_R2EC = ThoughtConfig(
     together="auto", together_power=0.5, num_together=200, asked_power=0.5,
-    likeness_gap_decay=0.85, likeness_gap_floor=0.1,
+    likeness_gap_decay=0.85, likeness_gap_floor=0.1, look_up_taste=True, like_from=0.25,
 )  # fmt: skip
 """Thoughts of R²ec by default: they also ask what goes with all of a history, its older titles
-count less, and alike is above all who takes things soon before or after."""
+count less, and alike is above all who takes things soon before or after. They say nothing that is
+not so: taste is looked up, and what hardly reads alike is not quoted."""
 
 
 class TracesConfig(Config):

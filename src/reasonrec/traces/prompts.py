@@ -2,9 +2,10 @@
 
 A prompt is ``<s>History: [Title] [Title]``, or ``<s>History: [Title] minutes [Title] days`` where
 it is to say how long it was until the next one and until the question; a thought, in the thinking
-part, is ``<think> Mostly Drama. Alike: [Title]; After [Title]: [Title] [Title] like
-[Title];<answer>``. What follows a colon is looked up, not written by the model: what people took,
-then what reads alike.
+part, is ``<think> Mostly: Drama; Alike: [Title]; After [Title]: [Title] [Title] like
+[Title];<answer>``. What follows a colon is looked up, not written by the model: the commonest
+categories, what people took, then what reads alike. `` Mostly Drama.`` without a colon is the
+model's own.
 `` Maybe: [Title] [Title];`` names candidates of the model itself, in thoughts that are to have any.
 With a chat template, the prompt is the user's turn, and a thought begins with what the template
 puts between that turn and the answer.
@@ -52,10 +53,13 @@ CANDIDATES = -2
 """Stands for the candidates there, which a thought asks for with `` Maybe``."""
 EVERYTHING = -3
 """Stands for all of the history there, which a thought asks about with `` Together``."""
-ASKING: dict[int, tuple[str, Literal["alike", "maybe", "together"]]] = {
+TASTE = -4
+"""Stands for what the history is mostly of, which thoughts may ask with `` Mostly``."""
+ASKING: dict[int, tuple[str, Literal["alike", "maybe", "together", "taste"]]] = {
     SOMEBODY: (ALIKE, "alike"),
     CANDIDATES: (MAYBE, "maybe"),
     EVERYTHING: (TOGETHER, "together"),
+    TASTE: (MOSTLY, "taste"),
 }
 """Questions without a title: what each asks about, its word, and the kind of its answer."""
 _SLOT = "(here)"
@@ -307,7 +311,9 @@ class PromptWriter:
             ``found.also`` where the answer does.
         """
         tokens, ends = list(self.encode(FOUND)), []
-        if not found.links:
+        if found.words:
+            tokens += self.encode(f" {', '.join(found.words)}")
+        elif not found.links:
             tokens += self.encode(NOTHING)
         for place, (link, _) in enumerate(found.named):
             if place == len(found.links):

@@ -254,11 +254,15 @@ class Verbaliser:
         found = [self.look_up(histories, via_item[:, j]) for j in range(via_item.shape[1])]
         people = self.people_alike(histories)
         person = np.zeros((len(histories), 0), np.int32) if people is None else people.user_index
-        taste, together = self.taste(histories), self.together(histories)
+        mostly, together = self.commonest(histories), self.together(histories)
         drafts = []
         for b in range(len(histories)):
             draft = _Draft(self.writer)
-            draft.add(self.writer.encode(taste[b]), is_written=True)
+            if mostly[b] and self.config.look_up_taste:
+                draft.ask(_taste(mostly[b]))
+            elif mostly[b]:
+                text = f"{MOSTLY} {', '.join(mostly[b])}."
+                draft.add(self.writer.encode(text), is_written=True)
             for one in [] if people is None else people.records(b):
                 draft.ask(one)
             for one in together[b : b + 1]:
@@ -318,10 +322,19 @@ class Verbaliser:
             rows.append([token for piece in [*pieces, self.writer.closing] for token in piece])
         return rows
 
-    def taste(self, histories: Histories, *, last: int = 10) -> list[str]:
-        """Return `` Mostly A, B.`` for every history: its two commonest recent categories."""
+    def taste(self, histories: Histories) -> list[Lookup]:
+        """Return what each history is mostly of, as an answer; nothing if the model writes that."""
+        if not self.config.look_up_taste:
+            return []
+        return [_taste(words) for words in self.commonest(histories)]
+
+    def commonest(self, histories: Histories, *, last: int = 10) -> list[tuple[str, ...]]:
+        """Return the two commonest categories of each history's last events, fewer if there are.
+
+        Of equally common ones, the first in the catalogue. None where no taste is to be named.
+        """
         if not self.config.name_taste or not self._categories:
-            return [""] * len(histories)
+            return [()] * len(histories)
         num_events = np.minimum(histories.lengths, last)
         row = np.repeat(np.arange(len(histories)), num_events)
         event = np.repeat(histories.offsets[1:] - num_events.cumsum(), num_events) + np.arange(
@@ -331,21 +344,12 @@ class Verbaliser:
         counts = np.zeros((len(histories), len(self._categories)), np.int32)
         np.add.at(counts, (np.broadcast_to(row[:, None], category.shape)[category >= 0],
                            category[category >= 0]), 1)  # fmt: skip
-        first = counts.argmax(1)
-        top = counts[np.arange(len(counts)), first].copy()
-        counts[np.arange(len(counts)), first] = 0
-        second = counts.argmax(1)
-        words = []
-        for b in range(len(histories)):
-            if top[b] == 0:
-                words.append("")
-            elif counts[b, second[b]] == 0:
-                words.append(f"{MOSTLY} {self._categories[first[b]]}.")
-            else:
-                words.append(
-                    f"{MOSTLY} {self._categories[first[b]]}, {self._categories[second[b]]}."
-                )
-        return words
+        best = np.argsort(-counts, axis=1, kind="stable")[:, :2]
+        times = np.take_along_axis(counts, best, 1)
+        return [
+            tuple(self._categories[i] for i, count in zip(two, often) if count)
+            for two, often in zip(best.tolist(), times.tolist())
+        ]
 
     def _choose(
         self, histories: Histories, num_visible: np.ndarray, noise: np.ndarray, count: np.ndarray
@@ -381,6 +385,10 @@ class Verbaliser:
         newest = np.full((B, W), -1, np.int32)
         newest[row, place[row, column]] = item[row, column]
         return newest
+
+
+def _taste(words: tuple[str, ...]) -> Lookup:
+    return Lookup(-1, kind="taste", words=words)
 
 
 class _Draft:

@@ -460,6 +460,18 @@ def test_titles_users_and_categories_are_found_and_inventions_noticed():
     assert sorted(named.users, key=str) == ["17", None, "reader-3"]
 
 
+@pytest.mark.parametrize(
+    ("thought", "attributes"),
+    [
+        ("Mostly: Sea War, Fire; Alike: [Ember];", ["Sea War", "Fire"]),
+        ("Mostly: Jazz, Sea; After [Ember]: nothing new;", ["Sea", None]),
+        ("Mostly: nothing new; Alike: nothing new;", []),
+    ],
+)
+def test_taste_is_read_where_it_was_looked_up_too(thought, attributes):
+    assert list(names_of().named(thought).attributes) == attributes
+
+
 def test_evidence_is_history_look_ups_witnesses_and_their_categories():
     lookups = [Lookup(0, (Link(2, 1.0, 1, 2),))]
     found = names_of().evidence(0, np.array([1]), lookups)

@@ -55,7 +55,14 @@ def test_the_papers_preset_for_the_tiny_backbone_thinks_and_learns_as_the_paper_
     assert tiny.stages == ("no-think", "sft", "recpo") and tiny.backbone == "tiny"
     same = {
         "head": ("item_rows", "similarity", "gated", "pointer", "least_asked"),
-        "thought": ("num_lookups", "num_like", "num_people", "together", "asked_power"),
+        "thought": (
+            "num_lookups",
+            "num_like",
+            "num_people",
+            "together",
+            "asked_power",
+            "look_up_taste",
+        ),
     }
     for part, keys in same.items():
         theirs, ours = getattr(paper, part), getattr(tiny, part)

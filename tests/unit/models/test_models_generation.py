@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.toy_models import ring_rows, texts, toy_catalogue, toy_model, toy_verbaliser
+from tests.toy_models import ring_rows, talking_toy, texts, toy_catalogue, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
 from reasonrec.models import reasoning_recommender
@@ -14,7 +14,7 @@ from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.recommenders import ThinkingRecommender
 from reasonrec.records import Found, FoundItems, Histories, Link, Lookup
 from reasonrec.traces.config import ThoughtConfig
-from reasonrec.traces.prompts import EVERYTHING, SOMEBODY
+from reasonrec.traces.prompts import EVERYTHING, SOMEBODY, TASTE
 from reasonrec.traces.verbaliser import Verbaliser
 
 
@@ -246,6 +246,51 @@ def test_people_alike_are_asked_about_one_after_the_other_and_told_apart_from_it
     assert model.writer.asked_about("<think> Alike") == SOMEBODY
     assert model.writer.asked_about("<think> Mostly Alike") is None
     assert model.writer.asked_about("<think> Mostly Sea. Alike: [Tale 1]; Alike") == SOMEBODY
+
+
+def _ring():
+    return toy_dataset(ring_rows(8, 12, 8), [f"Tale {i}" for i in range(12)])
+
+
+TASTE_ALONE = {"num_people": 0, "num_lookups": 0, "look_up_taste": True}
+
+
+def test_taste_is_looked_up_as_the_verbaliser_does_where_it_is_to_be():
+    model, histories = toy_model(), _histories()
+    verbaliser = toy_verbaliser(model, _ring(), **TASTE_ALONE)
+    found = look_up_for(verbaliser, histories)([2, 0], [TASTE, TASTE], [0, 0])
+    commonest = verbaliser.commonest(histories)
+    assert [one.words for one in found] == [commonest[2], commonest[0]]
+    assert all(one.words and not len(one.found) for one in found)
+    told = str(model.writer.tokenizer.decode(model.writer.lookup_tokens(found[0])[0]))
+    assert told == f": {', '.join(commonest[2])};"
+    assert model.writer.asked_about("<think> Mostly") == TASTE
+    assert model.writer.asked_about("<think> After [Tale 3") is None
+    # where the model writes it, the word asks nothing
+    own = toy_verbaliser(model, _ring(), **TASTE_ALONE | {"look_up_taste": False})
+    assert look_up_for(own, histories) is None
+    asks_more = toy_verbaliser(model, _ring(), num_lookups=1)
+    assert look_up_for(asks_more, histories)([1], [TASTE], [0]) == [None]
+
+
+def test_a_model_that_learned_to_ask_for_taste_is_told_it():
+    dataset, told = _ring(), {"look_up_taste": True, "num_lookups": 1}
+    model, histories = talking_toy(dataset, **told), _histories()
+    verbaliser = toy_verbaliser(model, dataset, **told)
+    written = _generate(model, look_up_for(verbaliser, histories), temperature=0.0, G=1)
+    opening = len(model.writer.opening)
+    for r, words in enumerate(verbaliser.commonest(histories)):
+        taste, asked = written.evidence[r][:2]
+        assert (taste.kind, taste.words, asked.kind) == ("taste", words, "after")
+        tokens, own = (x[r].tolist() for x in (written.token_ids, written.is_written))
+        text = f"<think> Mostly: {', '.join(words)}; After"
+        assert texts(model, tokens[: int(written.lengths[r])]).startswith(text)
+        answer = len(model.writer.lookup_tokens(taste)[0])
+        assert own[opening : opening + answer + 2] == [True, *[False] * answer, True]
+        assert written.named_item[r].max() >= 0  # what else was found stands in its place
+        at = written.named_at[r][written.named_item[r] >= 0].tolist()
+        titles = [model.writer.item_tokens(i)[0] for i in written.named_item[r].tolist() if i >= 0]
+        assert [tokens[place] for place in at] == titles
 
 
 def test_a_thought_asks_about_titles_of_its_own_prompt_at_least_once_and_never_twice():

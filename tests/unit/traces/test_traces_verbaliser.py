@@ -75,6 +75,29 @@ def test_a_thought_by_hand():
     assert thoughts.via_item.tolist() == [[2]]
 
 
+def test_taste_that_is_looked_up_is_not_written_and_names_no_item():
+    settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 2, "reverse_share": 0}
+    _, verbaliser = shop(WALKS, look_up_taste=True, **settings)
+    histories = dataclasses.replace(
+        Histories.from_lists([[0, 1, 2]]), asked_at=np.array([10_000], np.int64)
+    )
+    thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
+    expected = "<think> Mostly: Sea, War; After [Tale 2]: [Tale 3] [Tale 4];<answer>"
+    assert text_of(verbaliser, thoughts) == [expected]
+    tokens, written = thoughts.tokens[0], thoughts.is_written[0]
+    by_us = [token for token, mark in zip(tokens, written) if mark]
+    assert verbaliser.writer.tokenizer.decode(by_us) == " Mostly After [Tale 2]<answer>"
+    assert thoughts.named[0].items.item_index.tolist() == [3, 4]
+    named = [tokens[at] for at in thoughts.named[0].places]
+    assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
+
+
+def test_a_history_of_no_categories_is_not_asked_what_it_is_mostly_of():
+    _, verbaliser = shop(WALKS, look_up_taste=True, num_lookups=0)
+    thoughts = verbaliser.write(Histories.from_lists([[4], [3]]), seed=0, keys=np.arange(2))
+    assert text_of(verbaliser, thoughts) == ["<think><answer>", "<think> Mostly: War;<answer>"]
+
+
 def test_an_answer_quotes_the_strongest_and_weighs_the_rest():
     titles = ["Owl", "Blue Ink", "Red Pen", "Pen Pad", "Red Owl", "Fox", "Cat", "Dog"]
     settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 1, "reverse_share": 0}
@@ -154,25 +177,25 @@ def test_an_answer_about_an_older_item_counts_less():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([0, 6, 2], " Mostly Sea, Fire."),
-        ([0, 6], " Mostly Sea."),
-        ([3], " Mostly War."),
-        ([4], ""),  # an item without any category
-        ([], ""),
-        ([2] * 9 + [0] * 10, " Mostly Sea."),  # the last ten alone
+        ([0, 6, 2], ("Sea", "Fire")),
+        ([0, 6], ("Sea",)),
+        ([3], ("War",)),
+        ([4], ()),  # an item without any category
+        ([], ()),
+        ([2] * 9 + [0] * 10, ("Sea",)),  # the last ten alone
     ],
 )
 def test_taste_is_the_commonest_two_categories_of_the_last_ten(row, words):
     _, verbaliser = shop(WALKS)
-    assert verbaliser.taste(Histories.from_lists([[1], row]))[1] == words
+    assert verbaliser.commonest(Histories.from_lists([[1], row]))[1] == words
 
 
 def test_taste_is_left_out_where_it_is_not_wanted_or_not_known():
     _, verbaliser = shop(WALKS, name_taste=False)
-    assert verbaliser.taste(Histories.from_lists([[0]])) == [""]
+    assert verbaliser.commonest(Histories.from_lists([[0]])) == [()]
     dataset = toy_dataset(WALKS, [f"Tale {n}" for n in range(8)])
     plain = Verbaliser(verbaliser.writer, verbaliser.graph, dataset.catalogue, ThoughtConfig())
-    assert plain.taste(Histories.from_lists([[0]])) == [""]
+    assert plain.commonest(Histories.from_lists([[0]])) == [()]
 
 
 def test_the_next_item_changes_no_thought():

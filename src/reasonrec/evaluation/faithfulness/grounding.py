@@ -17,10 +17,11 @@ from reasonrec.evaluation.significance import bootstrap_intervals, resampling_us
 from reasonrec.records import Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.filters import named_titles
-from reasonrec.traces.prompts import as_data
+from reasonrec.traces.prompts import NOTHING, as_data
 
 _BRACKETED = re.compile(r"\[[^\[\]]*\]?")
-_TASTE = re.compile(r"\bMostly\s+([^.\[\]]*)")
+_TASTE = re.compile(rf"\bMostly(?::(?!{NOTHING})\s*([^;\[\]]*)|\s+([^.\[\]]*))")
+"""Looked up, or in the model's own words."""
 _USER = re.compile(r"\b(?:user|reader|neighbour|neighbor|customer|person)\s+#?([\w-]+)", re.I)
 
 
@@ -97,8 +98,8 @@ class Names:
         items = tuple(self.index_of_title.get(title) for title in named_titles(thought))
         text = _BRACKETED.sub(" ", thought)
         attributes: list[str | None] = self._attribute.findall(text)
-        for taste in _TASTE.findall(text):
-            unknown = self._attribute.sub("", taste).split(",")
+        for looked_up, own in _TASTE.findall(text):
+            unknown = self._attribute.sub("", looked_up or own).split(",")
             attributes += [None for part in unknown if part.strip()]
         called = _USER.findall(text)
         users = [name if name in self._known_users else None for name in called]
