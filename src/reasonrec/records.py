@@ -13,6 +13,9 @@ an item, that item once more, what the state before the thought scores highest, 
 the whole history taken together. In this order everywhere that kinds are counted by number; a new
 one goes last, for models that were saved."""
 
+QuestionKind = Literal["after", "alike", "maybe", "together", "taste"]
+"""Kinds of questions that thoughts ask; only the answer about taste holds no item."""
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -194,23 +197,25 @@ class Lookup:
     """The item that was asked about; of a person alike, the shared item that says most; of
     candidates, and of all taken together, -1."""
     links: tuple[Link, ...] = field(default=())
-    kind: Literal["after", "alike", "maybe", "together", "taste"] = "after"
+    kind: QuestionKind = "after"
     """after: what people took around an item. alike: what one person alike took lately. maybe:
     candidates of the model itself, whose links hold their probability and nobody's name. together:
     what goes with the whole history, whose links hold the score of an item-to-item model. taste:
-    what the history is mostly of, which names no item."""
-    words: tuple[str, ...] = ()
-    """What an answer says that names no item."""
+    what the history is mostly of."""
     like: tuple[Link, ...] = field(default=())
     """Items that read like the one that was asked about, which are no links of the graph."""
     also: FoundItems = NOTHING_FOUND
     """The rest of the answer: weighed for the ranking, too little to be quoted in the thought."""
+    words: tuple[str, ...] = ()
+    """What the answer about taste says: categories."""
 
     @property
-    def named(self) -> tuple[tuple[Link, LookupKind], ...]:
+    def named(self) -> tuple[tuple[Link, QuestionKind | Literal["like"]], ...]:
         """Everything that the answer quotes, in order, each with the kind of evidence it is."""
-        by_people: list[tuple[Link, LookupKind]] = [(link, self.kind) for link in self.links]
-        return (*by_people, *((link, "like") for link in self.like))
+        return (
+            *((link, self.kind) for link in self.links),
+            *((link, "like") for link in self.like),
+        )
 
     @property
     def quoted(self) -> tuple[Found, ...]:

@@ -19,14 +19,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from reasonrec import elapsed
 from reasonrec.errors import ConfigError
-from reasonrec.records import Histories, Lookup
+from reasonrec.records import Histories, Lookup, QuestionKind
 from reasonrec.traces.config import PromptConfig
 
 PROMPT_VERSION = "3"
@@ -55,7 +54,7 @@ EVERYTHING = -3
 """Stands for all of the history there, which a thought asks about with `` Together``."""
 TASTE = -4
 """Stands for what the history is mostly of, which thoughts may ask with `` Mostly``."""
-ASKING: dict[int, tuple[str, Literal["alike", "maybe", "together", "taste"]]] = {
+ASKING: dict[int, tuple[str, QuestionKind]] = {
     SOMEBODY: (ALIKE, "alike"),
     CANDIDATES: (MAYBE, "maybe"),
     EVERYTHING: (TOGETHER, "together"),

@@ -15,7 +15,7 @@ import numpy as np
 from reasonrec.models.anytime import cut_places
 from reasonrec.models.generation import Generated
 from reasonrec.models.recommenders import GivenThought
-from reasonrec.records import LOOKUP_KINDS, Found, Lookup, LookupKind
+from reasonrec.records import LOOKUP_KINDS, Found, Lookup, QuestionKind
 from reasonrec.traces.prompts import LIKE, NOTHING, PromptWriter
 
 _LIKE = LOOKUP_KINDS.index("like")
@@ -42,7 +42,7 @@ class Piece:
     """What the answer quotes, in order."""
     via_item: int | None = None
     """The item that was asked about; None for a sentence, and where people were asked about."""
-    kind: LookupKind | None = None
+    kind: QuestionKind | None = None
     """What kind of look-up it is; None for a sentence."""
     also: tuple[Found, ...] = ()
     """What else the answer holds, which no title stands for."""
