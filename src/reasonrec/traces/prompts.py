@@ -333,12 +333,14 @@ class PromptWriter:
         """Return what a thought, written so far, asks about, if it does.
 
         That is an item, or one of `ASKING`, which are asked for where a sentence begins: a
-        category may have that name too.
+        category may have that name too, and a title may hold it behind a point.
         """
         for asked, (word, _) in ASKING.items():
             if thought.endswith(word):
                 before = thought.removesuffix(word)
-                return asked if before.endswith((THINK, ".", NEXT)) else None
+                is_in_title = before.rfind("[") > before.rfind("]")
+                begins = before.endswith((THINK, ".", NEXT)) and not is_in_title
+                return asked if begins else None
         _, after, title = thought.rpartition(f"{AFTER} [")
         if not after or not title.endswith("]"):
             return None

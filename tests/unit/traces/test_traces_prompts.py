@@ -215,6 +215,7 @@ def test_only_a_closed_question_about_a_known_title_is_one():
         "<think> After [Tale", "<think> After [Nobody's]", "<think> [Tale]", "", "]",
         "<think> After [Tale]: [After]",  # evidence that was answered already
         "<think> After [Tale]: [After];",
+        "<think> After [Tales, vol. Together",  # a title that goes on
     ):  # fmt: skip
         assert writer.asked_about(text) is None
 
