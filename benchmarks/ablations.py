@@ -129,6 +129,13 @@ ABLATIONS = {
         {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 144}}},
     ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
+    "hardly-alike-too": Ablation(
+        "whatever reads most alike is quoted, however little", "sft", {"thought": {"like_from": 0.0}}
+    ),
+    "own-taste": Ablation(
+        "the model writes what it believes taste to be", "sft",
+        {"thought": {"look_up_taste": False}},
+    ),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),
     "alike-at-any-time": Ablation(
         "a shared item makes alike, however long before or after it was taken",
@@ -139,7 +146,7 @@ ABLATIONS = {
         "only what is quoted counts", "sft", {"thought": {"num_weighed": 0, "num_together": 0}}
     ),
     "taste-alone": Ablation(
-        "no look-ups: a summary of taste", "sft", {"thought": PLAIN}
+        "no look-ups: a summary of taste, in own words", "sft", {"thought": PLAIN}
     ),
     "no-pointer": Ablation(
         "what is found may not add to its score", "no-think", {"head": {"pointer": False}}
