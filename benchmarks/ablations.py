@@ -130,7 +130,8 @@ ABLATIONS = {
     ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "hardly-alike-too": Ablation(
-        "whatever reads most alike is quoted, however little", "sft", {"thought": {"like_from": 0.0}}
+        "whatever reads most alike is quoted, however little", "sft",
+        {"thought": {"like_from": 0.0}},
     ),
     "own-taste": Ablation(
         "the model writes what it believes taste to be", "sft",
