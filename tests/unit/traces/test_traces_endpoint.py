@@ -179,26 +179,26 @@ def test_money_is_a_budget_too(tmp_path):
 
 def test_calls_are_spaced_under_the_rate_limit(tmp_path):
     with ToyEndpoint() as server:
-        limits = {"requests_per_minute": 1200.0, "concurrency": 8}  # one in 50 ms
+        limits = {"requests_per_minute": 300.0, "concurrency": 8}  # one in 200 ms
         write(tmp_path, config_of(server.url, num_questions=4, limits=limits))
     gaps = [after - before for before, after in zip(server.arrivals, server.arrivals[1:])]
-    # sending takes time of its own, which moves single calls and not the whole
-    assert sum(gaps) >= 0.9 * 0.05 * len(gaps)
+    # on a busy machine the first call can take some tenths of a second to arrive
+    assert sum(gaps) >= 0.8 * 0.2 * len(gaps)
 
 
 def test_calls_are_spaced_under_the_limit_of_tokens(tmp_path):
     with ToyEndpoint() as server:
         # a call asks for its prompt's bytes and 200 tokens at most: some 2,000 to 4,000 tokens
-        limits = {"tokens_per_minute": 2_400_000.0, "concurrency": 8}
+        limits = {"tokens_per_minute": 600_000.0, "concurrency": 8}
         table = write(tmp_path, config_of(server.url, num_questions=4, limits=limits))
     lengths = [
         200 + sum(len(m["content"].encode()) + 16 for m in body["messages"])
         for body in server.bodies
     ]
     assert sum(map(len, table["prompt_hashes"])) == len(lengths) >= 8
-    # 2,400,000 a minute are 40 a millisecond; the last call pays for all that came before it
-    least = sum(sorted(lengths)[:-1]) / 40_000
-    assert server.arrivals[-1] - server.arrivals[0] >= 0.9 * least
+    # 600,000 a minute are 10 a millisecond; the last call pays for all that came before it
+    least = sum(sorted(lengths)[:-1]) / 10_000
+    assert server.arrivals[-1] - server.arrivals[0] >= 0.8 * least
 
 
 def test_a_wait_is_never_longer_than_the_longest_one_allowed(tmp_path):
