@@ -195,7 +195,7 @@ class Lookup:
 
     via_item_index: int
     """The item that was asked about; of a person alike, the shared item that says most; of
-    candidates, and of all taken together, -1."""
+    candidates, of all taken together, and of taste, -1."""
     links: tuple[Link, ...] = field(default=())
     kind: QuestionKind = "after"
     """after: what people took around an item. alike: what one person alike took lately. maybe:

@@ -331,7 +331,7 @@ class Verbaliser:
     def commonest(self, histories: Histories, *, last: int = 10) -> list[tuple[str, ...]]:
         """Return the two commonest categories of each history's last events, fewer if there are.
 
-        Of equally common ones, the first in the catalogue. None where no taste is to be named.
+        Of equally common ones, the first in the catalogue. Empty where no taste is to be named.
         """
         if not self.config.name_taste or not self._categories:
             return [()] * len(histories)

@@ -56,40 +56,29 @@ def text_of(verbaliser, thoughts):
 WALKS = [[0, 1, 2, 3, 4, 5, 6, 7]] * 5
 
 
-def test_a_thought_by_hand():
-    _, verbaliser = shop(WALKS, num_lookups=1, lookup_window=1, num_links=2, reverse_share=0)
+@pytest.mark.parametrize(
+    ("look_up_taste", "taste", "by_us"),
+    [(False, " Mostly Sea, War.", " Mostly Sea, War."), (True, " Mostly: Sea, War;", " Mostly")],
+    ids=["own words", "looked up"],
+)
+def test_a_thought_by_hand(look_up_taste, taste, by_us):
+    settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 2, "reverse_share": 0}
+    _, verbaliser = shop(WALKS, look_up_taste=look_up_taste, **settings)
     histories = dataclasses.replace(
         Histories.from_lists([[0, 1, 2]]), asked_at=np.array([10_000], np.int64)
     )
     thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
     # Sea twice (items 0 and 1), War and Fire once each: War was named first. After 2 they took 3
     # (1 step on, weight 1) and 4 (2 steps, weight 1/2)
-    expected = "<think> Mostly Sea, War. After [Tale 2]: [Tale 3] [Tale 4];<answer>"
+    expected = f"<think>{taste} After [Tale 2]: [Tale 3] [Tale 4];<answer>"
     assert text_of(verbaliser, thoughts) == [expected]
     tokens, written = thoughts.tokens[0], thoughts.is_written[0]
-    by_us = [token for token, mark in zip(tokens, written) if mark]
-    assert verbaliser.writer.tokenizer.decode(by_us) == " Mostly Sea, War. After [Tale 2]<answer>"
+    ours = [token for token, mark in zip(tokens, written) if mark]
+    assert verbaliser.writer.tokenizer.decode(ours) == f"{by_us} After [Tale 2]<answer>"
     assert thoughts.named[0].items.item_index.tolist() == [3, 4]
     named = [tokens[at] for at in thoughts.named[0].places]
     assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
     assert thoughts.via_item.tolist() == [[2]]
-
-
-def test_taste_that_is_looked_up_is_not_written_and_names_no_item():
-    settings = {"num_lookups": 1, "lookup_window": 1, "num_links": 2, "reverse_share": 0}
-    _, verbaliser = shop(WALKS, look_up_taste=True, **settings)
-    histories = dataclasses.replace(
-        Histories.from_lists([[0, 1, 2]]), asked_at=np.array([10_000], np.int64)
-    )
-    thoughts = verbaliser.write(histories, seed=0, keys=np.array([7]))
-    expected = "<think> Mostly: Sea, War; After [Tale 2]: [Tale 3] [Tale 4];<answer>"
-    assert text_of(verbaliser, thoughts) == [expected]
-    tokens, written = thoughts.tokens[0], thoughts.is_written[0]
-    by_us = [token for token, mark in zip(tokens, written) if mark]
-    assert verbaliser.writer.tokenizer.decode(by_us) == " Mostly After [Tale 2]<answer>"
-    assert thoughts.named[0].items.item_index.tolist() == [3, 4]
-    named = [tokens[at] for at in thoughts.named[0].places]
-    assert named == [verbaliser.writer.item_tokens(i)[0] for i in (3, 4)]
 
 
 def test_a_history_of_no_categories_is_not_asked_what_it_is_mostly_of():
