@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -206,8 +206,9 @@ def _checked_start(
             )
         inputs["start"] = before["fingerprint"]
         _check_same_held_out(config, before["config"], start)
+        config = _as_before("head", stage, config, before, start)
         if stage == "recpo":
-            config = _thinking_as_taught(config, before, start)
+            config = _as_before("thought", stage, config, before, start)
     if config.prompt.elapsed and dataset.train.timestamp is None:
         raise ConfigError(
             f"prompt.elapsed needs a log with times, and {dataset.name} has none. Leave it off"
@@ -253,6 +254,7 @@ def _model_to_train(
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")
     )
+    model.head = model.head.model_copy(update={"pooling": config.head.pooling})
     if model.pointer is not None:
         counts = np.bincount(dataset.train.item_index, minlength=dataset.num_items)
         model.pointer.count(torch.from_numpy(counts))
@@ -280,27 +282,39 @@ def _chosen_before(again: Path, dataset: Dataset, asked: dict[str, Any]) -> dict
     return manifest
 
 
-def _thinking_as_taught(config: R2ecConfig, before: Mapping[str, Any], start: Path) -> R2ecConfig:
-    """Return the configuration with the thoughts that the model before RL learned to write.
+def _as_before(
+    part: Literal["head", "thought"],
+    stage: Stage,
+    config: R2ecConfig,
+    before: Mapping[str, Any],
+    start: Path,
+) -> R2ecConfig:
+    """Return the configuration with the head, or the thoughts, of the model before.
+
+    What is not asked for otherwise is taken from there. How thoughts are read is for the first
+    stage that thinks to say.
 
     Raises:
-        ConfigError: Others are asked for.
+        ConfigError: Something else is asked for.
     """
-    if "thought" not in before["config"]:  # it never thought
+    if part not in before["config"]:  # it never thought
         return config
-    taught = ThoughtConfig.model_validate(before["config"]["thought"]).model_dump()
-    asked, usual = config.thought.model_dump(), R2ecConfig().thought.model_dump()
+    kind = type(getattr(config, part))
+    had = kind.model_validate(before["config"][part]).model_dump()
+    asked, usual = getattr(config, part).model_dump(), getattr(R2ecConfig(), part).model_dump()
+    if part == "head" and stage != "recpo":
+        had["pooling"] = asked["pooling"]
     other = [
-        f"{key} = {asked[key]!r} instead of {value!r}"
-        for key, value in taught.items()
+        f"{part}.{key} = {asked[key]!r} instead of {value!r}"
+        for key, value in had.items()
         if asked[key] not in (value, usual[key])
     ]
     if other:
         raise ConfigError(
-            f"thoughts in RL must be those that {start} learned; asked for was thought."
-            f"{', thought.'.join(other)}. Leave such keys out, or train sft with them"
+            f"the {part} must be that of the model which {stage} starts from, {start}; asked for "
+            f"was {', '.join(other)}. Leave such keys out, or train the stage before with them"
         )
-    return config.model_copy(update={"thought": ThoughtConfig.model_validate(taught)})
+    return config.model_copy(update={part: kind.model_validate(had)})
 
 
 def _train_gate(

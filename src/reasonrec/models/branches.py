@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reasonrec.models.config import Pooling
+
 
 @dataclass
 class Batch:
@@ -85,6 +87,47 @@ def read_states(hidden: Tensor, last_token: Tensor) -> Tensor:
         (B, K, D), float32 whatever the backbone computes in.
     """
     return hidden.gather(1, last_token[..., None].expand(-1, -1, hidden.shape[-1])).float()
+
+
+def read_thoughts(
+    batch: Batch, hidden_trunk: Tensor, hidden_branch: Tensor, pooling: Pooling
+) -> Tensor:
+    """Return the states after thoughts, (B, G, D), float32, read as ``HeadConfig.pooling`` says.
+
+    A thought is its branch, behind what of the trunk lies between ``pre_at`` and ``branch_at``. Of
+    one that does not exist the first token counts.
+
+    Args:
+        hidden_trunk: (B, T, D).
+        hidden_branch: (B, G, S, D).
+    """
+    assert batch.branch_lengths is not None and batch.branch_at is not None
+    B, G, S, D = hidden_branch.shape
+    lengths = batch.branch_lengths.clamp(min=1)
+    flat = hidden_branch.reshape(B * G, S, D)
+    if pooling == "last":
+        return read_states(flat, lengths.reshape(-1, 1) - 1).reshape(B, G, D)
+    is_own = torch.arange(S, device=flat.device) < lengths.reshape(-1, 1)
+    read = pooled(flat, is_own, pooling).reshape(B, G, D)
+    if batch.pre_at is not None:
+        place = torch.arange(hidden_trunk.shape[1], device=flat.device)
+        is_own = (place > batch.pre_at[..., None]) & (place <= batch.branch_at[..., None])
+        begun = torch.stack([pooled(hidden_trunk, is_own[:, g], pooling) for g in range(G)], 1)
+        read = read + begun if pooling == "mean" else torch.maximum(read, begun)
+        lengths = lengths + is_own.sum(-1)
+    return read / lengths[..., None] if pooling == "mean" else read
+
+
+def pooled(hidden: Tensor, is_own: Tensor, pooling: Pooling) -> Tensor:
+    """Return the sum (``mean``) or the largest (``max``) of own states, (R, D), float32.
+
+    Args:
+        hidden: (R, S, D).
+        is_own: (R, S), bool. The sum of none is 0, the largest of none -inf.
+    """
+    if pooling == "mean":
+        return hidden.float().masked_fill(~is_own[..., None], 0.0).sum(1)
+    return hidden.float().masked_fill(~is_own[..., None], -torch.inf).amax(1)
 
 
 def branch_attention(

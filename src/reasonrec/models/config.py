@@ -17,6 +17,7 @@ from reasonrec.traces.reasoned_config import StepsConfig
 
 ItemRows = Literal["text", "id", "text+id"]
 Similarity = Literal["dot", "cosine"]
+Pooling = Literal["last", "mean", "max"]
 Dtype = Literal["float32", "bfloat16"]
 Holds = Literal["nothing", "chains", "chains-and-answers"]
 
@@ -68,6 +69,10 @@ class HeadConfig(Config):
     """Inner product, or cosine."""
     temperature: PositiveFloat = 1.0
     """Divides the scores."""
+    pooling: Pooling = "last"
+    """The state after a thought: that of its last token, the end of the answer marker, or in every
+    dimension the mean or the largest of all its tokens. SFT decides, or RecPO where it comes
+    first."""
     gated: bool = True
     """Mix the state before the thought into the state after it, starting at no thought."""
     pointer: bool = True

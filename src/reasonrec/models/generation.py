@@ -1,8 +1,8 @@
 """Sampling thoughts: the prompt is read once, each token is drawn from the language head, and
 whatever a look-up finds is inserted between the model's own tokens.
 
-The last state of every thought, at the end of the answer marker, falls out of the same pass, so
-ranking after a thought costs no further one.
+The state after every thought falls out of the same passes, so ranking after a thought costs no
+further one.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicLayer
 
-from reasonrec.models.branches import read_states
+from reasonrec.models.branches import pooled, read_states
+from reasonrec.models.config import Pooling
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Lookup
 from reasonrec.traces.found import FoundInThought, found_columns
@@ -44,7 +45,7 @@ class Generated:
     pre_states: Tensor
     """(R, D), at the last token of the prompt."""
     post_states: Tensor
-    """(R, D), at the last token of the answer marker."""
+    """(R, D), after the thought: at the last token of the answer marker, or pooled."""
     named_at: Tensor
     """(R, E), where in a thought the title of each looked-up item ends, or the answer, if it only
     weighs; 0 for none."""
@@ -100,7 +101,6 @@ def think(
     own = torch.full((R, S), writer.pad_id, device=device)
     is_written = torch.zeros((R, S), dtype=torch.bool, device=device)
     token_logp = torch.zeros((R, S), device=device)
-    post = torch.zeros_like(reader.pre_states)
     # of a row and a place, whenever that place is drawn: rows are not in step
     uniform_S_R = None
     if temperature > 0:
@@ -112,8 +112,6 @@ def think(
         read, states = reader.read(thoughts)
         going_on = [i for i, r in enumerate(read) if not thoughts[r].is_ended]
         if len(going_on) < len(read):
-            at_end = [i for i, r in enumerate(read) if thoughts[r].is_ended]
-            post[[read[i] for i in at_end]] = states[at_end].to(post.dtype)
             reader.leave_behind(thoughts)
             read, states = [read[i] for i in going_on], states[going_on]
         if not read:
@@ -138,13 +136,14 @@ def think(
     named_at, named_item, named_weight, named_kind = (
         torch.from_numpy(column).to(device) for column in named
     )
+    lengths = torch.tensor([len(thought.tokens) for thought in thoughts], device=device)
     return Generated(
         token_ids=token_ids.to(device),
-        lengths=torch.tensor([len(thought.tokens) for thought in thoughts], device=device),
+        lengths=lengths,
         is_written=is_written[:, :length],
         token_logp=token_logp[:, :length],
         pre_states=reader.pre_states,
-        post_states=post,
+        post_states=reader.post_states(lengths),
         named_at=named_at,
         named_item=named_item,
         named_weight=named_weight,
@@ -269,6 +268,10 @@ class _Reader:
         T = is_prompt.shape[1]
         self.model = model
         self.pre_states = states.repeat_interleave(group_size, 0)
+        self._pooling: Pooling = model.head.pooling
+        nothing = -torch.inf if self._pooling == "max" else 0.0
+        self._read = torch.full_like(self.pre_states, nothing)
+        """(R, D), float32, what was read of each thought up to now: pooled, or its last state."""
         self.rows = list(range(len(self.pre_states)))
         """Thoughts under way, in the order of the cache."""
         self._start = prompts.lengths.repeat(group_size)
@@ -310,10 +313,28 @@ class _Reader:
         ).last_hidden_state
         for thought, count in zip(under_way, counts.tolist(), strict=True):
             thought.num_read += count
+        self._remember(hidden, is_token)
         ready = np.flatnonzero((counts > 0) & (counts == unread))
         index = torch.from_numpy(ready).to(device)
         last = torch.from_numpy(counts[ready] - 1).to(device)
         return [self.rows[a] for a in ready.tolist()], hidden[index, last]
+
+    def _remember(self, hidden: Tensor, is_token: Tensor) -> None:
+        """Take note of the states (A, C, D) that were just read of the rows under way."""
+        rows = torch.tensor(self.rows, device=hidden.device)
+        if self._pooling == "mean":
+            self._read[rows] += pooled(hidden, is_token, "mean")
+        elif self._pooling == "max":
+            read = pooled(hidden, is_token, "max")
+            self._read[rows] = torch.maximum(self._read[rows], read)
+        else:
+            count = is_token.sum(1)
+            last = read_states(hidden, (count - 1).clamp(min=0)[:, None])[:, 0]
+            self._read[rows] = last.where(count[:, None] > 0, self._read[rows])
+
+    def post_states(self, lengths: Tensor) -> Tensor:
+        """Return the states after thoughts of so many tokens, (R, D), all of them read."""
+        return self._read / lengths[:, None] if self._pooling == "mean" else self._read
 
     def _counts(self, unread: np.ndarray) -> np.ndarray:
         """Return how many tokens of each row are read next."""

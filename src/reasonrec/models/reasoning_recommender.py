@@ -28,7 +28,7 @@ from reasonrec import ranks
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.added_marker import set_marker
-from reasonrec.models.branches import Batch, Outputs, read_states
+from reasonrec.models.branches import Batch, Outputs, read_states, read_thoughts
 from reasonrec.models.branching import BranchingBackbone
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
@@ -315,12 +315,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
             if with_scores:
                 outputs.think_logits = self.score_thoughts(pre, pre, found, rows)
             return outputs
-        assert batch.branch_lengths is not None
-        B, G, S, D = hidden_branch.shape
-        last = (batch.branch_lengths - 1).clamp(min=0)
-        post = read_states(hidden_branch.reshape(B * G, S, D), last.reshape(B * G, 1)).reshape(
-            B, G, D
-        )
+        post = read_thoughts(batch, hidden_trunk, hidden_branch, self.head.pooling)
         outputs.pre_states, outputs.post_states = pre, post
         if with_scores:
             outputs.think_logits = self.score_thoughts(pre, post, found, rows)

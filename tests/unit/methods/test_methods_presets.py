@@ -54,7 +54,7 @@ def test_the_papers_preset_for_the_tiny_backbone_thinks_and_learns_as_the_paper_
     paper, tiny = (R2ecConfig.load(PRESETS / name) for name in ("paper.toml", "paper-tiny.toml"))
     assert tiny.stages == ("no-think", "sft", "recpo") and tiny.backbone == "tiny"
     same = {
-        "head": ("item_rows", "similarity", "gated", "pointer", "least_asked"),
+        "head": ("item_rows", "similarity", "pooling", "gated", "pointer", "least_asked"),
         "thought": (
             "num_lookups",
             "num_like",

@@ -204,6 +204,24 @@ def test_rl_thinks_as_its_start_learned_to(fitted, tmp_path):
         train_stage("recpo", shop(), other, out=tmp_path / "other", seed=3, start=sft)
 
 
+def test_sft_says_how_thoughts_are_read_and_the_rest_of_the_head_is_that_before(fitted, tmp_path):
+    def asking(**head):
+        return CONFIG.model_copy(update={"head": CONFIG.head.model_copy(update=head)})
+
+    start = fitted.out / "no-think"
+    mean = asking(pooling="mean")
+    sft = train_stage("sft", shop(), mean, out=tmp_path / "sft", seed=3, start=start)
+    out = train_stage("recpo", shop(), CONFIG, out=tmp_path / "recpo", seed=3, start=sft)
+    assert load_recommender(out, shop()).model.head.pooling == "mean"
+    assert read_manifest(out)["config"]["head"] == mean.head.model_dump(mode="json")
+    other = (("sft", start, {"similarity": "cosine"}), ("recpo", sft, {"pooling": "max"}))
+    for stage, before, head in other:
+        with pytest.raises(
+            ConfigError, match=rf"head must be .*{next(iter(head.values()))}' instead of"
+        ):
+            train_stage(stage, shop(), asking(**head), out=tmp_path / "o", seed=3, start=before)
+
+
 def test_no_stage_asks_about_events_that_the_one_before_was_trained_on(fitted, tmp_path):
     config = R2ecConfig.model_validate(CONFIG.model_dump() | {"held_out": {"max_frac": 0.5}})
     for stage, before in (("sft", "no-think"), ("recpo", "think-sft")):

@@ -1,5 +1,7 @@
 """Ranking after every sentence of a thought, from one pass."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -26,13 +28,21 @@ def toy():
     return model, toy_verbaliser(model, dataset, num_lookups=2), dataset.valid.histories()
 
 
-@pytest.fixture(scope="module", params=["tiny", "qwen2", "gpt2", "mistral"])
+@pytest.fixture(
+    scope="module",
+    params=["tiny", "tiny mean", "tiny max", "qwen2", "gpt2", "mistral", "mistral mean"],
+)
 def written(request, tmp_path_factory, toy):
-    """A toy and its thoughts: one that asks and finds, and untrained ones of other makes."""
+    """A toy and its thoughts: one that asks and finds, however its thoughts are read, and untrained
+    ones of other makes."""
     model, verbaliser, histories = toy
-    if request.param != "tiny":
-        folder = save_backbone(tmp_path_factory.mktemp(request.param), request.param)
-        model = toy_model(N, backbone=str(folder))
+    make, _, pooling = request.param.partition(" ")
+    if make == "tiny":
+        model = deepcopy(model)
+        model.head = model.head.model_copy(update={"pooling": pooling or "last"})
+    else:
+        folder = save_backbone(tmp_path_factory.mktemp(make), make)
+        model = toy_model(N, backbone=str(folder), pooling=pooling or "last")
         dataset = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)])
         verbaliser = toy_verbaliser(model, dataset, num_lookups=2)
     prompts = model.writer.prompts(histories)

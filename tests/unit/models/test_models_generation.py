@@ -147,8 +147,9 @@ def _as_batch(model, written, G):
     )  # fmt: skip
 
 
-def test_sampled_log_probabilities_and_states_are_those_of_the_training_pass():
-    model = toy_model()
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_sampled_log_probabilities_and_states_are_those_of_the_training_pass(pooling):
+    model = toy_model(pooling=pooling)
     written = _generate(model, _always(0))
     outputs = model(_as_batch(model, written, G=4))
     torch.testing.assert_close(

@@ -1,7 +1,7 @@
 import torch
 from tests.toy_models import toy_model
 
-from reasonrec.models.branches import Batch, branch_attention
+from reasonrec.models.branches import Batch, branch_attention, read_thoughts
 from reasonrec.records import Histories
 
 
@@ -61,6 +61,22 @@ def test_the_longest_branch_is_read_at_its_own_last_token():
     after = model(batch).post_states
     assert not torch.allclose(before[2, 0], after[2, 0])
     torch.testing.assert_close(before[:2], after[:2])
+
+
+def test_a_thought_is_read_at_its_end_or_over_all_its_tokens_by_hand():
+    # one prompt of four tokens; of the first thought two of them are the beginning
+    trunk = torch.tensor([[[100.0], [7.0], [2.0], [50.0]]])
+    branches = torch.tensor([[[[3.0], [-4.0], [99.0]], [[1.0], [6.0], [2.0]]]])
+    batch = Batch(
+        torch.zeros(1, 4), torch.tensor([4]), branch_lengths=torch.tensor([[2, 3]]),
+        pre_at=torch.tensor([[0, 3]]), branch_at=torch.tensor([[2, 3]]),
+    )  # fmt: skip
+    read = {how: read_thoughts(batch, trunk, branches, how) for how in ("last", "mean", "max")}
+    assert read["last"].tolist() == [[[-4.0], [2.0]]]
+    assert read["mean"].tolist() == [[[(7 + 2 + 3 - 4) / 4], [(1 + 6 + 2) / 3]]]
+    assert read["max"].tolist() == [[[7.0], [6.0]]]
+    batch.pre_at = None  # the branch is the whole thought
+    assert read_thoughts(batch, trunk, branches, "mean").tolist() == [[[-0.5], [3.0]]]
 
 
 def test_who_may_attend_to_whom():
