@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from running import ROOT, merged, processors, reasonrec, say, write_sections
-from stages import contestant
+from stages import SEES, contestant
 
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
@@ -39,8 +39,6 @@ HEADINGS = (
     "row", "HR@10", "NDCG@10", "HR@1 of 20", "tokens / user", "train s",
     "NDCG@10 less the default", "95 % interval", "p", "could have seen",
 )  # fmt: skip
-SEES = 2.8 / 1.96
-"""Half a 95 % interval times this is the difference that a test at 5 % finds in 80 of 100 tries."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,14 @@ ABLATIONS = {
     ),
     "last-state": Ablation(
         "read from the last state alone, no gate", "no-think", {"head": {"gated": False}}
+    ),
+    "mean-state": Ablation(
+        "a thought's state is the mean of those of its tokens", "sft",
+        {"head": {"pooling": "mean"}},
+    ),
+    "max-state": Ablation(
+        "a thought's state is the largest of those of its tokens", "sft",
+        {"head": {"pooling": "max"}},
     ),
     "text-id-rows": Ablation(
         "item rows of text and id", "no-think",
