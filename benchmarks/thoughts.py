@@ -5,8 +5,9 @@
 
 For each run of `reasonrec demo`, whose folder is named after its set and seed, `think-recpo` is
 asked by `reasonrec faithfulness` about a fixed sample of test queries, by `thoughts_curve.py` about
-one of validation queries, and learns a gate, which answers all test queries beside it. Every
-command that runs is one that anybody can type; each goes on where it stopped. Every line writes
+one of validation queries, and learns two gates, which answer all test queries beside it: one from
+what thoughts gained, and one from RecPO's groups of thoughts and silence, which may spend half of
+the tokens. Every command that runs is one that anybody can type; each goes on where it stopped. Every line writes
 docs/results/thoughts.md from what is finished; sets that are not at hand keep their section.
 """
 
@@ -80,11 +81,28 @@ def ask(run: Path, out: Path) -> None:
     reasonrec(
         "train", "gate", "--start", model, "--data", data, "--out", out / "gate", "--seed", seed
     )
-    most = config["evaluation"]["num_queries"]
+    half = mean_tokens(run / "evaluation") / 2
     reasonrec(
-        "evaluate", run / "no-think", model, out / "gate", "--data", data, "--out", out / "gated",
-        "--seed", seed, *([] if most is None else ["--num-queries", most]),
+        "train", "gate", "--start", model, "--data", data, "--out", out / "gate-half",
+        "--gate.source", "rollouts", "--gate.max-mean-tokens", half, "--seed", seed,
     )  # fmt: skip
+    most = config["evaluation"]["num_queries"]
+    for gate, measured in (("gate", "gated"), ("gate-half", "gated-half")):
+        reasonrec(
+            "evaluate", run / "no-think", model, out / gate, "--data", data, "--seed", seed,
+            "--out", out / measured, *([] if most is None else ["--num-queries", most]),
+        )  # fmt: skip
+
+
+def mean_tokens(evaluation: Path) -> float:
+    """Return the mean number of tokens of a thought of the model, as measured."""
+    (line,) = [
+        line
+        for line in summarise(join_runs(find_runs([evaluation])).rows, ((FULL, "ndcg@10"),))
+        if line.method == METHOD
+    ]
+    assert line.tokens is not None
+    return round(line.tokens, 1)
 
 
 def section(name: str, folders: Sequence[Path]) -> str:
@@ -108,8 +126,18 @@ def section(name: str, folders: Sequence[Path]) -> str:
         "",
         *sampled([folder / "curve" / "curve.json" for folder in folders]),
         "",
+        "All test queries, with a gate that learned from what thoughts gained and spends what it "
+        "likes:",
+        "",
         *gated([folder / "gated" for folder in folders]),
     ]
+    halved = [folder / "gated-half" for folder in folders]
+    halved = [folder for folder in halved if (folder / "manifest.json").exists()]
+    if halved:
+        text += [
+            "", "With one that learned from RecPO's groups of thoughts and silence, and may spend "
+            "half of the tokens:", "", *gated(halved),
+        ]  # fmt: skip
     return "\n".join(text) + "\n"
 
 
