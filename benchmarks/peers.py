@@ -37,7 +37,7 @@ from reasonrec.baselines.peers import PEERS
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.protocol import MetricRow, read_rows
-from reasonrec.evaluation.table import MethodLine, short, summarise
+from reasonrec.evaluation.table import COST_HEADINGS, MethodLine, cost_cells, short, summarise
 from reasonrec.evaluation.tuning import Trial, TunedMethod, read_trials
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
@@ -50,7 +50,7 @@ SAMPLES = {
 """What `reasonrec prepare` is told for the searches on logs that would take them hours a method."""
 HEADINGS = (
     "method", "library", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "valid",
-    "trials", "epochs", "fit s", "tune s",
+    "trials", "epochs", "fit s", "tune s", *COST_HEADINGS[:3],
 )  # fmt: skip
 HEAD = """# Baselines of other libraries
 
@@ -65,7 +65,8 @@ there.
 Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
 deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
 the weights that were kept, a mean over seeds. Seconds are wall-clock, beside other work, and say
-an order of magnitude.
+an order of magnitude. *p50 ms* and *p95 ms* are those of one user asked alone, over 30 users,
+*users/s* is answered in batches; of peers in their own process. No method here writes tokens.
 """
 
 
@@ -219,8 +220,8 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
 
 def evidence_table(folder: Path, methods: list[str]) -> list[str]:
     """Return NDCG@10 by what training knows of the way from a history to its target, and by
-    whether the target has the time of the history's last event: whoever is told when the question
-    is asked can know it then as one of a list that was ticked at once."""
+    whether the target has the time of the history's last event, where there are times: whoever is
+    told when the question is asked can know it then as one of a list that was ticked at once."""
     dataset = Dataset.load(folder / "data")
     taken = csr_array(taken_items(dataset.train, dataset.num_items))
     # who took both: (N, N), and for a query its row of the target at the items of the history
@@ -237,12 +238,13 @@ def evidence_table(folder: Path, methods: list[str]) -> list[str]:
         "seen in training, but never together": is_seen & ~is_met,
         "never seen in training": ~is_seen,
     }
+    told = "by what training holds of the target"
     later = taken_later(asked)
     if later is not None:
+        told += ", and by when it was taken"
         parts |= {"taken at the time of the last event": ~later, "taken later": later}
     lines = [
-        "NDCG@10 by what training holds of the target, and by when it was taken, full catalogue, "
-        "mean over seeds:",
+        f"NDCG@10 {told}, full catalogue, mean over seeds:",
         "",
         "| target | queries | " + " | ".join(methods) + " |",
         "| --- |" + " --: |" * (len(methods) + 1),
@@ -275,13 +277,14 @@ def table_line(
         cells.append(value + spread)
     if peer is None:
         costs = ["-", "-", "-", f"{fit_seconds(counter, line.method):.1f}", "-"]
+        costs += cost_cells(line)[:3]
         return "| " + " | ".join([line.method, "ours", str(line.num_seeds), *cells, *costs]) + " |"
     values = [trial.value for trial in peer.trials if trial.value is not None]
     spent = sum(trial.fit_seconds + trial.score_seconds for trial in peer.trials)
     epochs = sum(one["epochs"] for one in peer.told) / len(peer.told)
     costs = [
         short(max(values)) if values else "-", str(len(peer.trials)), f"{epochs:.0f}",
-        f"{fit_seconds(peer.rows, peer.method):.0f}", f"{spent:.0f}",
+        f"{fit_seconds(peer.rows, peer.method):.0f}", f"{spent:.0f}", *cost_cells(line)[:3],
     ]  # fmt: skip
     words = [peer.method, peer.told[0]["library"], str(line.num_seeds), *cells, *costs]
     return "| " + " | ".join(words) + " |"

@@ -1,0 +1,76 @@
+"""Pages of tuned baselines tell what answering costs."""
+
+import json
+import zipfile
+
+import llm_baselines
+import pytest
+from floor import PREPARE, SEEDS
+from kept import KEPT
+from running import ROOT
+
+from reasonrec import cli
+from reasonrec.data.planted.config import PlantedConfig
+from reasonrec.data.prepare import prepare_planted
+from reasonrec.evaluation.protocol import MetricRow
+from reasonrec.evaluation.table import COST_HEADINGS, cost_cells, summarise
+
+
+def row(method, protocol, metric, value):
+    return MetricRow(
+        "shop", "given", protocol, method, metric, value, None, None, 4, 0, "train", 1.0
+    )
+
+
+def table(page, name):
+    """Return the first table of a set's section, by method and heading."""
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    headings = rows[0]
+    own = [cells for cells in rows[2:] if len(cells) == len(headings)]
+    return {cells[0]: dict(zip(headings, cells, strict=True)) for cells in own}
+
+
+def test_costs_of_a_line_are_latency_users_and_tokens_a_second():
+    costs = {
+        "users-per-second": 1250.0, "tokens": 30.0, "latency-p50-ms": 4.25, "latency-p95-ms": 61.6,
+    }  # fmt: skip
+    (line,) = summarise([row("think", "cost", metric, value) for metric, value in costs.items()])
+    assert cost_cells(line) == ["4.2", "62", "1,250", "37,500"]  # 30 x 1,250
+    silent = [row("count", "cost", "tokens", 0.0), row("count", "cost", "users-per-second", 9.5)]
+    (line,) = summarise(silent)
+    assert cost_cells(line) == ["-", "-", "9.5", "-"]
+
+
+def test_the_page_of_language_models_tells_the_same_costs(tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "ml-100k"
+    prepare_planted(data, PlantedConfig(size="tiny"), seed=0)
+    asked = ["evaluate", "popularity", "--data", str(data), "--out", str(folder / "test-floor")]
+    cli.main(asked)
+    text = llm_baselines.write_set("ml-100k", folder)
+    headings, _, cells = (line.strip("| ").split(" | ") for line in text.splitlines()[4:7])
+    found = dict(zip(headings, cells, strict=True))
+    assert found["method"] == "popularity" and found["tokens/s"] == "-"
+    assert all(found[heading] != "-" for heading in COST_HEADINGS[:3])
+
+
+@pytest.mark.parametrize("name", PREPARE)
+@pytest.mark.parametrize("page", ["floor", "peers"])
+def test_every_method_of_a_page_has_latency_and_users_a_second(page, name):
+    found = table(page, name)
+    assert len(found) > 5
+    for method, cells in found.items():
+        for heading in COST_HEADINGS[:3]:
+            assert float(cells[heading].replace(",", "").replace("<", "")) > 0, method
+
+
+@pytest.mark.parametrize("name", PREPARE)
+def test_latencies_of_the_floor_are_those_of_the_runs_that_are_kept(name):
+    with zipfile.ZipFile(KEPT / "floor" / name / f"test-{SEEDS[0]}.zip") as archive:
+        rows = json.loads(archive.read("metrics.json"))
+    kept = {r["method"]: r["value"] for r in rows if r["metric"] == "latency-p95-ms"}
+    shown = {method: cells["p95 ms"] for method, cells in table("floor", name).items()}
+    for method in ("follow-counter", "ease"):  # of one seed: no mean
+        # two digits are shown: half of the last is at most 5 % of the value
+        assert float(shown[method]) == pytest.approx(kept[method], rel=0.05)
