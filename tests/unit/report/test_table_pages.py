@@ -1,4 +1,4 @@
-"""Pages of tuned baselines tell what answering costs."""
+"""Pages of tuned baselines tell what answering costs, and measure peers by the tuned counter."""
 
 import json
 import zipfile
@@ -7,6 +7,7 @@ import llm_baselines
 import pytest
 from floor import PREPARE, SEEDS
 from kept import KEPT
+from peers import below_counter, tuned_counter
 from running import ROOT
 
 from reasonrec import cli
@@ -20,6 +21,10 @@ def row(method, protocol, metric, value):
     return MetricRow(
         "shop", "given", protocol, method, metric, value, None, None, 4, 0, "train", 1.0
     )
+
+
+def lines_of(**values):
+    return summarise([row(m, "full", "ndcg@10", v) for m, v in values.items()])
 
 
 def table(page, name):
@@ -74,3 +79,24 @@ def test_latencies_of_the_floor_are_those_of_the_runs_that_are_kept(name):
     for method in ("follow-counter", "ease"):  # of one seed: no mean
         # two digits are shown: half of the last is at most 5 % of the value
         assert float(shown[method]) == pytest.approx(kept[method], rel=0.05)
+
+
+def test_peers_are_named_that_the_counter_beats_untuned_and_tuned():
+    lines = lines_of(**{"follow-counter": 0.10, "sasrec": 0.12, "caser": 0.09, "hstu": 0.11})
+    assert below_counter(lines, tuned=0.115) == (
+        "By NDCG@10 below the untuned follow counter (.1000): caser; "
+        "below the tuned follow counter (.1150): caser, hstu."
+    )
+    assert below_counter(lines_of(**{"follow-counter": 0.1, "hstu": 0.2}), tuned=None) == (
+        "By NDCG@10 below the untuned follow counter (.1000): none."
+    )
+
+
+def test_the_tuned_counter_is_that_of_the_page_of_tuned_baselines():
+    for name in PREPARE:
+        shown = table("floor", name)["follow-counter"]["NDCG@10"].strip("*")
+        assert tuned_counter(name) == pytest.approx(float(shown), abs=5.1e-5)
+        page = (ROOT / "docs" / "results" / "peers.md").read_text(encoding="utf-8")
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert f"below the tuned follow counter ({shown})" in section
+    assert tuned_counter("a set without runs") is None
