@@ -19,7 +19,7 @@ from running import ROOT, processors, reasonrec, write_sections
 
 from reasonrec.baselines.floor import BASELINES
 from reasonrec.evaluation.protocol import MetricRow, read_rows
-from reasonrec.evaluation.table import short, summarise
+from reasonrec.evaluation.table import COST_HEADINGS, cost_cells, short, summarise
 from reasonrec.evaluation.tuning import Trial, read_trials
 from reasonrec.manifest import read_manifest
 
@@ -41,7 +41,7 @@ COLUMNS = (
 )
 HEADINGS = (
     "method", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "trials", "fit s",
-    "tune s",
+    "tune s", *COST_HEADINGS[:3],
 )  # fmt: skip
 
 
@@ -71,7 +71,8 @@ Every number comes from `python benchmarks/floor.py`, through `reasonrec prepare
 was answered once; every setting tried is in [searches](searches). All methods are trained on
 `train` alone (`trained_on`: train); the history of a test query holds the validation item, for all
 alike. Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the
-standard deviation over seeds, for methods that are random.
+standard deviation over seeds, for methods that are random. *p50 ms* and *p95 ms* are those of one
+user asked alone, over 30 users; *users/s* is answered in batches. No method here writes tokens.
 """
 
 
@@ -148,7 +149,7 @@ def write_set(name: str, folder: Path) -> str:
         own = [trial for trial in trials if trial.method == line.method]
         spent = sum(trial.fit_seconds + trial.score_seconds for trial in own)
         counts = [str(len(own)), f"{fit_seconds(rows, line.method):.1f}", f"{spent:.0f}"]
-        words = [line.method, str(line.num_seeds), *cells, *counts]
+        words = [line.method, str(line.num_seeds), *cells, *counts, *cost_cells(line)[:3]]
         lines.append("| " + " | ".join(words) + " |")
     strongest = max(summary, key=lambda line: line.cells[1].value)
     lines += [

@@ -334,6 +334,8 @@ def test_a_setting_that_cannot_work_is_bad_usage_said_in_few_words(
         (["train", "no-think", "--data", "DATA", "--tiny.widht", "3"], "Did you mean --tiny.width"),
         (["train", "r2ec", "--data", "DATA", "--start", "DATA"], "takes no --start"),
         (["train", "sft", "--data", "DATA", "--again", "DATA"], "--again is for r2ec"),
+        (["train", "r2rec", "--data", "DATA", "--again", "DATA"], "--again is for r2ec"),
+        (["train", "tiger", "--data", "DATA", "--again", "DATA"], "--again is for r2ec"),
         (["train", "r2ec", "--data", "DATA", "--again", "DATA", "--seed", "1"], "alone. Got r2ec"),
         (["train", "no-think", "--data", "DATA", "--lookups", "DATA"], "is for what looks up"),
         (["evaluate", "popularity", "--data", "DATA", "--protocols", "candidates-1"], "C of 2"),

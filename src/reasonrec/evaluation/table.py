@@ -215,6 +215,26 @@ def results_markdown(
     return "\n".join(text) + "\n"
 
 
+COST_HEADINGS = ("p50 ms", "p95 ms", "users/s", "tokens/s")
+"""Of ``cost_cells``."""
+
+
+def cost_cells(line: MethodLine) -> list[str]:
+    """Return what answering costs, a cell for each of ``COST_HEADINGS``; a dash where unknown.
+
+    Milliseconds of one user asked alone; users a second in batches, and tokens in the same time,
+    of methods that write any.
+    """
+    rate, tokens = line.users_per_second, line.tokens
+    written = rate * tokens if rate and tokens else None
+    return [
+        _number(line.latency_ms),
+        _number(line.latency_p95_ms),
+        "-" if rate is None else _number(rate) if rate < 10 else f"{rate:,.0f}",
+        "-" if written is None else f"{written:,.0f}",
+    ]
+
+
 def in_table(name: str) -> str:
     """Return a name for a cell of a Markdown table, where a bar would end the cell."""
     return name.replace("|", "\\|")

@@ -87,6 +87,20 @@ def test_popular_negatives_come_in_proportion_to_training_events():
     assert np.all(np.abs(counts[3:6] - 3000 * np.array([4, 2, 1]) / 7) < 4 * 27)
 
 
+def test_popular_negatives_are_not_matched_to_the_popularity_of_the_target():
+    # item 3 is trained on once and item 4 four times; half of the askers took item 5, which no
+    # training event holds, half item 6, which twenty do. Those of 5 draw 3, 4, 6 with 1, 4 and 20
+    # of 25, those of 6 draw 3 and 4 with 1 and 4 of 5; of 2,000 each within four times 20
+    trained = [[3], *[[4, 4]] * 2, *[[6, 6]] * 10]
+    askers = [[0, 1, 5]] * 2000 + [[0, 1, 6]] * 2000
+    dataset = toy_dataset([*trained, *askers], [f"item {i}" for i in range(7)])
+    drawn = draw_candidates(dataset, "test", num_candidates=2, seed=0, negatives="popular")
+    target, negative = drawn.item_index.T
+    of_rare, of_popular = (np.bincount(negative[target == i], minlength=7) for i in (5, 6))
+    assert np.all(np.abs(of_rare[[3, 4, 6]] - 2000 * np.array([1, 4, 20]) / 25) < 4 * 20)
+    assert np.all(np.abs(of_popular[[3, 4]] - 2000 * np.array([1, 4]) / 5) < 4 * 20)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_popular_negatives_are_distinct_untouched_and_fill_up_from_the_unpopular(seed):
     rows, dataset = random_dataset(seed)

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax
 from tests.toy_models import TOY_SHAPE, toy_model
-from tests.toy_traces import builder_of, card, hand_question, rated_shop
+from tests.toy_traces import GENRES, TITLES, builder_of, card, hand_question, rated_shop
+from tests.toys import toy_dataset
 
 from reasonrec import cli
 from reasonrec.data.dataset import Catalogue
@@ -27,6 +28,7 @@ from reasonrec.evaluation.faithfulness.reasoned import (
     groundedness_of,
     lenders,
     measure_reasoned,
+    reasons_of,
     renamed,
     score_reasoned,
     thought_of,
@@ -229,6 +231,73 @@ def test_what_thoughts_name_is_looked_for_in_prompt_chains_and_ratings():
     assert found["attributes"].n == 0
 
 
+# ---- true reasons ---------------------------------------------------------------------------
+
+
+def planted_by_hand(folder, causes):
+    """Return users who took [Ember], [Harbour], [Comet], and why they took the last of these."""
+    dataset = toy_dataset([[2, 0, 3]] * len(causes), TITLES)
+    table = dataset.catalogue.table.with_columns(categories=pl.Series(GENRES))
+    rows = [(f"u{n}", "i3", cause, source) for n, (cause, source) in enumerate(causes)]
+    (folder / "world").mkdir()
+    columns = ["user_id", "item_id", "reason", "reason_source"]
+    log = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
+    log.write_parquet(folder / "world" / "interactions.parquet")
+    return dataclasses.replace(dataset, folder=folder, catalogue=Catalogue(table))
+
+
+def agreements(dataset, questions, thoughts, row_of):
+    names = Names(TITLES, dataset.catalogue, dataset.user_ids)
+    answered = Answered(questions, thoughts, [], [])
+    found = reasons_of(answered, np.array(row_of), dataset, dataset.test, names, seed=0)
+    return {(one.cause, one.measure): (one.value, one.chance, one.n) for one in found}
+
+
+def test_a_thought_agrees_if_a_chain_that_it_names_goes_over_the_true_reason(tmp_path):
+    # chain n goes from [Harbour] over user n to [Comet], which is of the category War
+    causes = [("circle", "u2")] * 3 + [("series", "i0"), ("series", "i0"), ("taste", "War")]
+    dataset = planted_by_hand(tmp_path, causes)
+    thoughts = [
+        "@1 gave [Harbour] 4. @2 gave [Comet] 2.",  # both of two chains: no choice, as is chance
+        "So to [Comet].",  # names nobody: no chain is the thought's
+        "@1 gave [Comet] 2.",  # the only chain, and not that of the friend
+        "@1 gave [Comet] 2.",  # it starts at the volume before
+        "[Harbour] goes on.",  # a title in brackets is nobody
+        "Mostly War.",
+    ]
+    questions = [hand_question(num_chains=n) for n in (2, 2, 1, 1, 1, 1)]
+    third, two_thirds = pytest.approx(1 / 3), pytest.approx(2 / 3)
+    assert agreements(dataset, questions, thoughts, range(6)) == {
+        ("circle", "friend-is-witness"): (third, third, 3),
+        ("circle", "found-through-friend"): (third, third, 3),
+        ("circle", "found"): (two_thirds, two_thirds, 3),
+        ("series", "volume-asked"): (0.5, 0.5, 2),
+        ("series", "found-from-volume"): (0.5, 0.5, 2),
+        ("series", "found"): (0.5, 0.5, 2),
+        ("taste", "category-named"): (1.0, 0.0, 1),  # nobody else names War
+        ("taste", "found"): (0.0, 0.0, 1),
+    }
+
+
+def test_one_chain_of_two_is_chosen_by_chance_in_half_of_the_draws(tmp_path):
+    dataset = planted_by_hand(tmp_path, [("circle", "u2")] * 400)
+    found = agreements(
+        dataset, [hand_question(num_chains=2)] * 400, ["@2 gave [Comet] 2."] * 400, range(400)
+    )
+    value, chance, _ = found["circle", "friend-is-witness"]
+    # three draws for each of 400: a standard deviation of sqrt(.25 / 1200) = .0144, four allowed
+    assert value == 1.0 and abs(chance - 0.5) < 4 * 0.0144
+
+
+def test_where_each_candidate_has_a_thought_the_one_about_the_target_counts(tmp_path):
+    dataset = planted_by_hand(tmp_path, [("circle", "u1"), ("circle", "u1")])
+    questions = [hand_question(num_chains=1)] * 4
+    thoughts = ["So it is.", "@1 gave [Comet] 2.", "@1 gave [Comet] 2.", "So it is."]
+    found = agreements(dataset, questions, thoughts, [0, 0, 1, 1])  # the target is asked first
+    assert found["circle", "friend-is-witness"] == (0.5, 0.5, 2)
+    assert agreements(rated_shop(), [], [], []) == {}  # no planted world
+
+
 # ---- the command ----------------------------------------------------------------------------
 
 
@@ -258,6 +327,7 @@ def test_the_command_asks_a_trained_model_and_refuses_one_that_answers_at_once(t
     report = read_faithfulness(out)
     assert (report.method, report.num_queries) == ("r2rec-sft", 6)
     assert "6 of 120 queries" in report.notes[0]
+    assert sum(one.n for one in report.reasons if one.measure == "found") == 6  # a cause each
     assert "blend" in report.notes[1]
     cases = pl.read_parquet(out / "per_query.parquet")
     rows = cases["query"].unique().sort().to_numpy()
@@ -272,6 +342,7 @@ def test_the_command_asks_a_trained_model_and_refuses_one_that_answers_at_once(t
     assert effects["empty", "hit@1"].value == pytest.approx(hits)
     page = (out / "faithfulness.md").read_text()
     assert "| condition | HR@1 | NDCG@20 | log_prob | log2_rank | first place kept | n |" in page
+    assert "## Is it the true reason?" in page
     assert pl.read_parquet(out / "thoughts.parquet").height == 6
     assert json.loads((out / "faithfulness.json").read_text())["costs"][0]["tokens"] > 0
 

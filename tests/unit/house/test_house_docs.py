@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from reasonrec.baselines.floor import BASELINES, CONFIGS
+from reasonrec.baselines.peers import PEERS
 from reasonrec.cli import VERBS, build_app, keys_of
+from reasonrec.methods.baselines.train import METHOD_OF
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 ROOT = Path(__file__).parents[3]
@@ -146,6 +149,37 @@ def test_the_defaults_in_the_paper_index_are_those_of_the_code():
     assert {"group_size", "beta", "max_tokens", "learning_rate", "num_prompts"} <= {*dict(named)}
     for key, value in named:
         assert owners[key] == float(value), key
+
+
+def tables_of(page: str) -> dict[tuple[str, ...], dict[str, list[str]]]:
+    """Return the tables of a page by heading; of each, the other cells of what its rows name."""
+    tables: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for block in re.findall(r"^\|.*(?:\n\|.*)*", text_of(page), re.MULTILINE):
+        heading, _, *rows = ([*map(str.strip, r.strip("|").split("|"))] for r in block.split("\n"))
+        named = tables.setdefault(tuple(heading), {})
+        for first, *others in rows:
+            named |= dict.fromkeys(re.findall(r"`([^`]+)`", first), others)
+    return tables
+
+
+def test_every_baseline_has_an_entry_with_its_library_and_its_settings():
+    tables = tables_of("docs/baselines.md")
+    libraries = {}
+    for (first, *others), named in tables.items():
+        if first == "word" and "library" in others:
+            libraries |= {name: cells[others.index("library")] for name, cells in named.items()}
+    searched = tables["word", "settings and the values searched"]
+    assert {*libraries} == {*CONFIGS} == {*BASELINES, *PEERS}
+    assert all(libraries.values())
+    assert {name for name in CONFIGS if not searched.get(name, [""])[0]} == set()
+    ours = tables["word", "trained on", "ranks by", "settings (defaults)"]
+    assert {*ours} == {*METHOD_OF.values()}
+    assert all(all(cells) for cells in ours.values())
+
+
+def test_every_baseline_is_among_the_words_of_methods():
+    words = tables_of("docs/conventions.md")["word", "what it is"]
+    assert {*CONFIGS, *METHOD_OF.values()} - {*words} == set()
 
 
 def test_every_configuration_is_accepted_by_the_command_on_its_first_line():

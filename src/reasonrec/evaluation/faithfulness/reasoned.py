@@ -34,14 +34,22 @@ from reasonrec.evaluation.faithfulness.effects import (
     partners,
 )
 from reasonrec.evaluation.faithfulness.grounding import Grounded, Names, grounded
+from reasonrec.evaluation.faithfulness.reasons import (
+    NUM_DRAWS,
+    Agreement,
+    agreement,
+    has_reasons,
+    true_reasons,
+)
 from reasonrec.evaluation.faithfulness.report import Faithfulness, Habits, measured_cost
 from reasonrec.evaluation.protocol import chosen_queries
 from reasonrec.models.ranking import rank_candidates
 from reasonrec.models.reasoned_ranking import Answered, ReasonedRanker
+from reasonrec.records import Link, Lookup
 from reasonrec.rng import stream
 from reasonrec.traces.filters import named_titles
 from reasonrec.traces.prompts import ANSWER, PromptWriter
-from reasonrec.traces.questions import Question
+from reasonrec.traces.questions import ChainFacts, Question
 from reasonrec.traces.reasoned_config import Task
 from reasonrec.traces.trace_filters import claimed_ratings, named_people, shown_ratings
 
@@ -116,6 +124,7 @@ def measure_reasoned(
     silent_seconds = time.perf_counter() - clock
     tokens = answered.num_tokens.sum() / len(rows)
     measures = measures_of(ranker.task)
+    names = Names(ranker.model.titles, dataset.catalogue, dataset.user_ids)
     report = Faithfulness(
         dataset=dataset.name,
         split=dataset.split,
@@ -125,15 +134,8 @@ def measure_reasoned(
         num_queries=len(rows),
         effects=tuple(effects_of(cases, asked.user_index, measures)),
         curve=tuple(cut_curve(cases, asked.user_index, measures)),
-        groundedness=tuple(
-            groundedness_of(
-                answered,
-                lender,
-                asked.user_index[row_of],
-                Names(ranker.model.titles, dataset.catalogue, dataset.user_ids),
-            )
-        ),
-        reasons=(),
+        groundedness=tuple(groundedness_of(answered, lender, asked.user_index[row_of], names)),
+        reasons=tuple(reasons_of(answered, row_of, dataset, asked, names, seed=seed)),
         costs=tuple(
             measured_cost(
                 method, asked, tokens=float(spent), seconds=s, num_timed=config.num_timed_users
@@ -438,6 +440,58 @@ def groundedness_of(
     }
     return [
         grounded(kind, said, known, lender, user_index) for kind, (said, known) in kinds.items()
+    ]
+
+
+def reasons_of(
+    answered: Answered,
+    row_of: np.ndarray,
+    dataset: Dataset,
+    asked: Queries,
+    names: Names,
+    *,
+    seed: int,
+) -> list[Agreement]:
+    """Return how often thoughts point at the true reasons; nothing where no world recorded them.
+
+    A thought points along the chains whose people it names, and chance along as many chains of the
+    same question, drawn evenly. Where each candidate has a thought, it is the one about the target.
+
+    Args:
+        row_of: Row of every thought, ascending.
+        seed: Draws the chains of chance.
+    """
+    if not has_reasons(dataset):
+        return []
+    first = np.searchsorted(row_of, np.arange(len(asked)))
+    chains = [answered.questions[i].chains for i in first]
+    texts = [answered.thoughts[i] for i in first]
+    called = [{*named_people(text)} for text in texts]
+    own = [
+        [chain for chain in shown if chain.neighbour in people]
+        for shown, people in zip(chains, called, strict=True)
+    ]
+    draws: list[list[list[Lookup]]] = [[] for _ in range(NUM_DRAWS)]
+    for draw, drawn in enumerate(draws):
+        for row, shown in enumerate(chains):
+            rng = stream(seed, "faithfulness/random-chains", draw, row)
+            picked = rng.permutation(len(shown))[: len(own[row])]
+            drawn.append(as_lookups([shown[i] for i in picked]))
+    return agreement(
+        true_reasons(dataset, asked), asked.target, asked.user_index,
+        [as_lookups(one) for one in own], [names.named(text) for text in texts],
+        chance_lookups=draws, partner=partners(asked.user_index, seed), names=names,
+    )  # fmt: skip
+
+
+def as_lookups(chains: Sequence[ChainFacts]) -> list[Lookup]:
+    """Return chains as look-ups about their first items, each with one witness and one find."""
+    return [
+        Lookup(
+            chain.first.item_index,
+            (Link(chain.second.item_index, 1.0, 1, chain.neighbour_index),),
+        )
+        for chain in chains
     ]
 
 

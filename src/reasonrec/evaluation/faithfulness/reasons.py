@@ -3,7 +3,8 @@
 A book was taken because a friend had read it, because it continues a series, or because of a taste;
 the world recorded which. A thought agrees if its look-ups name that friend as a witness, ask about
 that volume, or if it names a category of the book. Chance asks as many questions about items drawn
-evenly from the prompt; for tastes it is what another user's thought names.
+evenly from the prompt; for tastes it is what another user's thought names. A chain of R2Rec is a
+look-up about its first item, whose witness is its neighbour (`reasoned.reasons_of`).
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ from reasonrec.traces.verbaliser import Verbaliser
 NUM_DRAWS = 3
 """Random sets of questions that chance is the mean of."""
 MEANINGS = {
-    "friend-is-witness": "a look-up names the friend who passed the book on",
-    "found-through-friend": "a look-up finds the book, with that friend as its witness",
-    "volume-asked": "a look-up asks about the volume before",
-    "found-from-volume": "the look-up of the volume before finds the book",
+    "friend-is-witness": "a look-up or chain names the friend who passed the book on",
+    "found-through-friend": "a look-up or chain finds the book, with that friend as its witness",
+    "volume-asked": "a look-up asks about the volume before, or a chain starts there",
+    "found-from-volume": "the look-up of the volume before, or a chain from there, finds the book",
     "category-named": "the thought names a category of the book",
-    "found": "some look-up finds the book",
+    "found": "some look-up or chain finds the book",
 }
 _OF_CAUSE = {
     "circle": ("friend-is-witness", "found-through-friend", "found"),
