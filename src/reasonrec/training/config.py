@@ -166,7 +166,8 @@ class RecpoConfig(Config):
     nothing, or all; or (``infonce``) all alike with weight 1, whatever they earned: an ablation."""
     item_softmax: Literal["batch", "catalogue"] = "catalogue"
     """Items that the recommendation's probability is taken over. The paper: the batch's targets.
-    Where rows come from text, those of the rest of the catalogue are as old as the last refresh."""
+    Where rows come from text (``head.item_rows``), the targets' are new and those of the rest of
+    the catalogue as old as the table (``refresh_items_every``): take ``batch`` there."""
     item_weight: NonNegativeFloat = 1.0
     """Weight of the recommendation term beside the token term. The paper: 1."""
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"

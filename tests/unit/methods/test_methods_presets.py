@@ -138,6 +138,6 @@ def test_the_preset_for_logs_that_know_the_second_tells_time_and_no_other_does()
     told, ours = R2ecConfig.load(PRESETS / "timed.toml"), R2ecConfig()
     assert told.prompt.elapsed and told.thought.same_pace == 3
     assert told == ours.model_copy(update={"prompt": told.prompt, "thought": told.thought})
-    for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml"):
+    for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml", "backbone.toml"):
         config = R2ecConfig.load(PRESETS / name)
         assert not config.prompt.elapsed and config.thought.same_pace == 0
