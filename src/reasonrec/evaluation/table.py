@@ -59,6 +59,13 @@ class MethodLine:
     seconds: float
     """Scoring all queries, mean over seeds."""
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens of thought, answered in batches, ranking included; None where none is written."""
+        if not self.tokens or self.users_per_second is None:
+            return None
+        return self.tokens * self.users_per_second
+
 
 def usual_columns(rows: Iterable[MetricRow]) -> tuple[tuple[str, str], ...]:
     """Return ``COLUMNS``, over the catalogue as these rows were masked, and all other candidates.
@@ -134,7 +141,8 @@ def results_table(
 ) -> "Table":
     """Return the results as a rich table: value, below it the interval and the oracle's share.
 
-    Below the median milliseconds stands their 95th percentile, below the seconds users a second.
+    Below the tokens stand those a second, where there are any; below the median milliseconds their
+    95th percentile; below the seconds users a second.
     """
     from rich.table import Table
     from rich.text import Text
@@ -144,9 +152,7 @@ def results_table(
     lines = summarise(rows, columns)
     best = _best(lines, len(columns))
     has_oracle = any(cell and cell.oracle_share for line in lines for cell in line.cells)
-    captions = [
-        "ms: median and 95th percentile, one user at a time; /s: users a second, in batches"
-    ]
+    captions = ["ms: median, p95 of one user at a time; /s: tokens, users a second in batches"]
     if has_oracle:
         captions.append("per cent: share of what the oracle reaches")
     if uneven := uneven_seeds(rows):
@@ -177,12 +183,14 @@ def results_table(
             value = Text(short(cell.value), style="bold" if line.method in best[i] else "")
             below = [Text(text, style="dim") for text in _below(cell)]
             row.append(Text("\n").join([value, *below]))
-        row.append(Text(_number(line.tokens)))
+        speed = line.tokens_per_second
         for value, below in (
+            (line.tokens, "" if speed is None else _rate(speed)),
             (line.latency_ms, _number(line.latency_p95_ms)),
             (line.seconds, _rate(line.users_per_second)),
         ):
-            row.append(Text("\n").join([Text(_number(value)), Text(below, style="dim")]))
+            shown = [Text(_number(value)), *([Text(below, style="dim")] if below else [])]
+            row.append(Text("\n").join(shown))
         table.add_row(*row)
     return table
 
@@ -311,7 +319,7 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def _rate(value: float | None) -> str:
-    """Return users a second, in thousands from 10,000 on."""
+    """Return users or tokens a second, in thousands from 10,000 on."""
     if value is None:
         return "-"
     return f"{value / 1000:.0f}k/s" if value >= 10_000 else f"{_number(value)}/s"

@@ -47,6 +47,10 @@ class Batch:
         moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
         return Batch(**moved)
 
+    def first(self, count: int) -> "Batch":
+        """Return the first rows."""
+        return Batch(**{k: v[:count] for k, v in vars(self).items() if v is not None})
+
 
 @dataclass
 class Outputs:

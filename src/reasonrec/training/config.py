@@ -70,7 +70,8 @@ class EngineConfig(Config):
     ahead: bool = False
     """Have the next batch written while this one is learned from (RecPO with vLLM). Its thoughts
     are then those of one step ago, and ratios are against the probabilities they had, as the
-    engine says. After a checkpoint a batch is waited for, so that a resumed run is the same."""
+    engine says; a copy of the trained weights is kept meanwhile, to compare the engine with. After
+    a checkpoint a batch is waited for, so that a resumed run is the same."""
     url: str = "http://127.0.0.1:8000"
     """Of the server."""
     folder: Path | None = None
@@ -166,7 +167,8 @@ class RecpoConfig(Config):
     nothing, or all; or (``infonce``) all alike with weight 1, whatever they earned: an ablation."""
     item_softmax: Literal["batch", "catalogue"] = "catalogue"
     """Items that the recommendation's probability is taken over. The paper: the batch's targets.
-    Where rows come from text, those of the rest of the catalogue are as old as the last refresh."""
+    Where rows come from text (``head.item_rows``), the targets' are new and those of the rest of
+    the catalogue as old as the table (``refresh_items_every``): take ``batch`` there."""
     item_weight: NonNegativeFloat = 1.0
     """Weight of the recommendation term beside the token term. The paper: 1."""
     flat_groups: Literal["skip", "cross-entropy"] = "cross-entropy"

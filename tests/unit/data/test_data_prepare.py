@@ -20,6 +20,7 @@ from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, ConfigError, DataError, ReasonrecError
 from reasonrec.manifest import read_manifest, write_manifest
+from reasonrec.models.backbone import catalogue_titles, item_texts
 from reasonrec.serving.recommender import known_histories
 
 WriteShop = Callable[..., Path]
@@ -268,6 +269,29 @@ def test_texts_are_the_same_whatever_python_hashes_with(write_shop: WriteShop, t
         one, other = ((tmp_path / seed / name).read_bytes() for seed in "01")
         if name != "statistics.json":
             assert one == other, name
+
+
+def test_prices_ratings_and_counts_of_items_change_no_text_and_leave_no_item_out(
+    write_shop: WriteShop, tmp_path: Path
+):
+    # the public code drops items without a price, and tells mean rating and number of buyers
+    told = [([9.5, None, None, 3.0], [4.6, 1.2, 3.0, None], [17, 0, 99, 5]),
+            ([1.0, 2.0, 3.0, 4.0], [2.5, 2.5, 2.5, 2.5], [1, 1, 1, 1])]  # fmt: skip
+    texts = []
+    for number, (price, rating, count) in enumerate(told):
+        shop = write_shop(ROWS)
+        items = {
+            "item_id": [f"i{n}" for n in range(4)], "title": [f"Item {n}" for n in range(4)],
+            "description": ["Blue."] * 4, "categories": ["pens"] * 4, "price": price,
+            "average_rating": rating, "rating_number": count, "count": count, "rating": rating,
+        }  # fmt: skip
+        pl.DataFrame(items).write_csv(shop / "items.csv")
+        catalogue = prepare(shop, tmp_path / f"{number}").catalogue
+        assert catalogue.item_ids == items["item_id"]
+        # they are kept, so that it is the texts that leave them out
+        assert catalogue.table["rating_number"].cast(pl.Int64).to_list() == count
+        texts.append(item_texts(catalogue, catalogue_titles(catalogue)))
+    assert texts[0] == texts[1] == [f"Item {n}. pens. Blue." for n in range(4)]
 
 
 def test_a_core_is_the_same_as_dropping_rows_until_nothing_changes(

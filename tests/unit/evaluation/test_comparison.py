@@ -283,6 +283,19 @@ def test_a_line_of_the_table_averages_the_seeds():
     assert (second.cells[0].low, second.cells[0].high) == (0.4, 0.6)
 
 
+def test_tokens_a_second_are_those_of_a_user_times_the_users_a_second():
+    def costs(method, tokens, rate):
+        named = {"tokens": tokens, "users-per-second": rate}
+        return [metric_row(method, v, metric=name, protocol="cost") for name, v in named.items()]
+
+    rows = [metric_row("thinks", 0.2), *costs("thinks", 40.0, 2.5)]
+    rows += [metric_row("silent", 0.2), *costs("silent", 0.0, 50.0), metric_row("unmeasured", 0.2)]
+    rates = [line.tokens_per_second for line in summarise(rows, [("full", "ndcg@10")])]
+    assert rates == [100.0, None, None]  # 40 x 2.5
+    text = shown(results_table(rows, columns=[("full", "ndcg@10")]))
+    assert text.count("100/s") == 1 and text.count("0/s") == 2  # and 50 users a second
+
+
 def test_methods_of_other_seeds_are_named(tmp_path):
     dataset = walkers()
 

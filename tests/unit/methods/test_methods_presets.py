@@ -79,6 +79,21 @@ def test_every_value_of_the_papers_preset_names_its_source():
     assert [x for x in values if not any(f"[{s}]" in x for s in ("paper", "code", "ours"))] == []
 
 
+def test_the_papers_preset_leaves_no_key_of_prompt_head_and_recpo_unsaid():
+    said, known = read_toml(PRESETS / "paper.toml"), R2ecConfig().model_dump()
+    # no value of TOML says that all rows are live, and the words of instructions are ours
+    unsaid = {
+        "head": {"live_rows"},
+        "prompt": {"instruction", "item_instruction"},
+        "weights": set(),
+    }
+    assert {part: known[part].keys() - said[part].keys() for part in unsaid} == unsaid
+    assert known["recpo"]["recpo"].keys() == said["recpo"]["recpo"].keys()
+    config = R2ecConfig.load(PRESETS / "paper.toml")
+    assert config.head.live_rows is None
+    assert not (config.head.repeats or config.prompt.elapsed or config.prompt.add_marker)
+
+
 def _leaves(table, before=()):
     for key, value in table.items():
         if isinstance(value, dict):
@@ -138,6 +153,6 @@ def test_the_preset_for_logs_that_know_the_second_tells_time_and_no_other_does()
     told, ours = R2ecConfig.load(PRESETS / "timed.toml"), R2ecConfig()
     assert told.prompt.elapsed and told.thought.same_pace == 3
     assert told == ours.model_copy(update={"prompt": told.prompt, "thought": told.thought})
-    for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml"):
+    for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml", "backbone.toml"):
         config = R2ecConfig.load(PRESETS / name)
         assert not config.prompt.elapsed and config.thought.same_pace == 0

@@ -45,8 +45,11 @@ def sample_of(num_batches, *, inner=1):
     )
 
 
-def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True):
-    """Take all steps; return the model, the weights before each, and what it learned from."""
+def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True, num_loads=99):
+    """Take all steps; return the model, the weights before each, and what it learned from.
+
+    Only the first ``num_loads`` weights that are handed over reach the server.
+    """
     model = build_model(
         toy_catalogue(N), backbone=str(folder), tiny=TOY_SHAPE, seed=0,
         head=HeadConfig(dropout=0.0, max_history=8),
@@ -58,12 +61,16 @@ def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True):
         ahead=WritesAhead(sample, batch_size=2, num_inner_epochs=inner, fresh_every=fresh_every)
         if ahead else None,
     )  # fmt: skip
+    load, left = engine.completer.load, iter(range(num_loads))
+    engine.completer.load = lambda *told: None if next(left, None) is None else load(*told)
     optimiser = torch.optim.SGD(model.parameters(), lr=3.0)
     weights, steps = [], []
     for step in range(num_batches * inner):
         weights.append({n: w.clone() for n, w in model.state_dict().items()})
         loss, logged = learner(model, sample.__getitems__([2 * step, 2 * step + 1]))
         steps.append((learner._rollouts, logged))
+        now = dict(model.state_dict())  # as they were, if of so large a step nothing is left
+        torch.testing.assert_close(now, weights[-1], rtol=0, atol=0, equal_nan=True)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -83,13 +90,30 @@ def test_a_batch_is_written_by_the_weights_of_one_step_ago_and_its_ratio_says_so
     model, weights, steps = run(folder, server)
     for number, (rollouts, logged) in enumerate(steps):
         assert gap(model, weights[max(0, number - 1)], rollouts) < 1e-3
-        assert ("rl/sampler_mismatch" in logged) == (number == 0)
+        assert logged["rl/sampler_mismatch"] < 1e-3
+        assert ("rl/sync_seconds" in logged) == (number == 0)  # the others were not waited for
         if number:
             assert gap(model, weights[number], rollouts) > 0.01  # not those that learn from it
             assert rollouts.old_token_logp_P_G_S is rollouts.sampler_logp_P_G_S
     asked = [rollouts.target_P.tolist() for rollouts, _ in steps]
     _, _, in_turn = run(folder, server, ahead=False)
     assert asked == [rollouts.target_P.tolist() for rollouts, _ in in_turn]
+
+
+def test_what_was_written_ahead_with_weights_that_never_arrived_is_found_out(folder, server):
+    # the fresh batch and the one after it are written by the start; the last hand-over is lost
+    model, weights, steps = run(folder, server, num_batches=3, num_loads=2)
+    told = [logged["rl/sampler_mismatch"] for _, logged in steps]
+    assert max(told[:2]) < 1e-3
+    # the third should be of the weights before the second step; of its first prompt, all is seen
+    model.load_state_dict(weights[1])
+    rollouts = steps[2][0]
+    with torch.no_grad():
+        logp = model(rollouts.batch).token_logp
+    gaps = (logp - rollouts.sampler_logp_P_G_S).abs() * rollouts.batch.is_written
+    assert told[2] == pytest.approx(gaps[0].max().item(), rel=1e-3)
+    assert told[2] > 0.01
+    assert gap(model, weights[0], rollouts) < 1e-3
 
 
 def test_with_inner_epochs_the_next_batch_is_begun_at_the_first_of_them(folder, server):
@@ -101,7 +125,7 @@ def test_with_inner_epochs_the_next_batch_is_begun_at_the_first_of_them(folder, 
 
 def test_after_a_checkpoint_a_batch_is_waited_for(folder, server):
     model, weights, steps = run(folder, server, fresh_every=2)
-    assert ["rl/sampler_mismatch" in logged for _, logged in steps] == [True, False, True, False]
+    assert ["rl/sync_seconds" in logged for _, logged in steps] == [True, False, True, False]
     assert gap(model, weights[2], steps[2][0]) < 1e-3
     assert gap(model, weights[2], steps[3][0]) < 1e-3
 
@@ -169,8 +193,10 @@ def test_an_interrupted_run_ends_with_the_same_numbers(folder, server, tmp_path,
         for rows in of_runs
     ]
     assert told[0] == told[1]
-    waited = [row["step"] for row in of_runs[0] if "rl/sampler_mismatch" in row]
+    waited = [row["step"] for row in of_runs[0] if "rl/sync_seconds" in row]
     assert waited == [1, 3, 5]
+    gaps = [row["rl/sampler_mismatch"] for row in of_runs[0] if "rl/reward_mean" in row]
+    assert len(gaps) == 6 and max(gaps) < 1e-3
     manifest = json.loads((at_once / "manifest.json").read_text())
     assert manifest["config"]["recpo"]["engine"]["ahead"] is True
 

@@ -8,7 +8,9 @@ from tests.toys import toy_dataset
 
 from reasonrec.models.branches import Outputs
 from reasonrec.training.config import RecpoConfig
-from reasonrec.training.examples import events_with_history
+from reasonrec.training.examples import events_with_history, pad_branches
+from reasonrec.training.rl.engines.contract import Thoughts
+from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.loss import log_prob_of_targets
 from reasonrec.training.rl.recpo import (
     PromptSample,
@@ -149,13 +151,71 @@ def test_rewards_and_old_probabilities_stay_fixed_over_inner_epochs(dataset):
     rollouts = _rollouts(dataset, model)
     recpo_loss(model(rollouts.batch), rollouts, SMALL)
     rewards, old = rollouts.rewards_P_G.clone(), rollouts.old_token_logp_P_G_S.clone()
+    old_item = rollouts.old_item_logp_P_G.clone()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05)
-    _, logged = recpo_loss(model(rollouts.batch), rollouts, SMALL)
+    outputs = model(rollouts.batch)
+    _, logged = recpo_loss(outputs, rollouts, SMALL)
     torch.testing.assert_close(rollouts.rewards_P_G, rewards)
     torch.testing.assert_close(rollouts.old_token_logp_P_G_S, old)
+    torch.testing.assert_close(rollouts.old_item_logp_P_G, old_item)
     assert logged["rl/frac_clipped"] > 0  # now the ratios are real
+    # and so is that of the recommendation, r = p / p_old, of the best rollout of each group
+    alone = SMALL.model_copy(update={"thought_weight": 0.0, "flat_groups": "skip"})
+    loss, _ = recpo_loss(outputs, rollouts, alone)
+    expected = 0.0
+    for p in range(3):
+        A = (rewards[p] - rewards[p].mean()) / rewards[p].std()
+        best = int(A.argmax())
+        scores = outputs.think_logits[p, best].masked_fill(rollouts.masked_P_N[p], -torch.inf)
+        logp = scores.log_softmax(-1)[rollouts.target_P[p]]
+        ratio = (logp - old_item[p, best]).exp().item()
+        assert abs(ratio - 1) > 1e-3
+        expected += min(ratio * A[best], min(max(ratio, 0.8), 1.2) * A[best]).item() / (3 * 4)
+    assert loss.item() == pytest.approx(-expected, rel=1e-4)
+
+
+class Dictated(Sampler):
+    """Writes what it is told: for each rollout a number of words, and whether its marker came by
+    itself."""
+
+    def __init__(self, model, told):
+        super().__init__(model)
+        self.told = told
+
+    def think(self, prompts, look_up, **_):
+        writer = self._synced().writer
+        word, open_, close = writer.encode(" After"), writer.opening, writer.answer
+        rows = [[*open_, *(word * count), *close] for count, _ in self.told]
+        marks = [
+            [False] * len(open_) + [True] * (count * len(word)) + [ends] * len(close)
+            for count, ends in self.told
+        ]
+        ids, lengths, is_written = map(torch.from_numpy, pad_branches(rows, marks, writer.pad_id))
+        none = torch.full((len(rows), 1), -1)
+        return Thoughts(
+            ids, lengths, is_written, torch.zeros(ids.shape), none, none, torch.zeros(none.shape),
+            torch.zeros_like(none), ~torch.tensor([ends for _, ends in self.told]),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("empty", "share"),
+    # of two groups one rollout of the first is cut short, and all three of the second
+    [(False, 4 / 6), (True, 4 / 8)],  # the empty thought, one more a group, is none that was cut
+)
+def test_the_share_of_thoughts_that_were_cut_short_is_that_counted_by_hand(dataset, empty, share):
+    model = toy_model()
+    config = SMALL.model_copy(update={"group_size": 3 + empty, "empty_rollout": empty})
+    told = [(1, True), (2, False), (1, True), (2, False), (2, False), (3, False)]
+    learner = Recpo(
+        config, dataset.train, toy_verbaliser(model, dataset), seed=0, engine=Dictated(model, told)
+    )
+    inputs = {name: torch.tensor(of) for name, of in
+              {"event": [3, 11], "key": [0, 1], "batch": [0, 0]}.items()}  # fmt: skip
+    _, logged = learner(model, inputs)
+    assert logged["rl/frac_truncated"] == pytest.approx(share)
 
 
 def test_flat_groups_learn_from_their_label_only_if_told_to(dataset):

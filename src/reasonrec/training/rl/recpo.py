@@ -96,6 +96,9 @@ class Rollouts:
     rewards_P_G: Tensor | None = None
     old_token_logp_P_G_S: Tensor | None = None
     """Of the weights that wrote them."""
+    writer_token_logp: Tensor | None = None
+    """(1, G, S), of the first prompt, by a pass with the weights that wrote it; where those are not
+    the ones that are trained any more."""
     old_item_logp_P_G: Tensor | None = None
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
@@ -161,6 +164,8 @@ class Recpo:
         self.ahead = ahead
         self._batch: int | None = None
         self._rollouts: Rollouts | None = None
+        self._writer: StartingPoint | None = None
+        """The weights that the engine writes ahead with."""
 
     def __call__(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of one step and what there is to log about it."""
@@ -183,7 +188,8 @@ class Recpo:
         started = time.perf_counter()
         parts: dict[str, float] = {}
         written = self.ahead.take(number) if self.ahead else None
-        is_ahead = written is not None
+        writer = None if written is None else self._writer
+        self._writer = None
         if written is None:
             with self._writing_weights():
                 self.engine.sync(own)
@@ -193,14 +199,16 @@ class Recpo:
         if self.ahead and (later := self.ahead.rows_after(number, inputs["key"])):
             with self._writing_weights():
                 self.engine.sync(own)
+                self._writer = StartingPoint(own)
                 ask = self._asking(own, later["event"], later["key"])
             self.ahead.start(number + 1, ask)
         rollouts = assemble(
             own, self.log, inputs["event"].cpu().numpy(), written, self.config,
             repeats=self.repeats,
         )  # fmt: skip
-        if is_ahead:  # by weights that are gone: what those gave, the engine said
+        if writer is not None:  # of weights that were changed since, the engine says what they gave
             rollouts.old_token_logp_P_G_S = rollouts.sampler_logp_P_G_S
+            rollouts.writer_token_logp = writer.token_logp(own, rollouts.batch.first(1))
         if self.start is not None and self.config.kl_weight:
             rollouts.start_token_logp_P_G_S = self.start.token_logp(own, rollouts.batch)
         return rollouts, parts
@@ -501,12 +509,13 @@ def _rollout_statistics(
     num_written = written.sum().clamp(min=1)
     ratio = (outputs.token_logp - rollouts.old_token_logp_P_G_S).exp()
     outside = ((ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)) & written
-    logged: dict[str, float] = {}
-    if rollouts.old_token_logp_P_G_S is not rollouts.sampler_logp_P_G_S:
-        gap = (rollouts.old_token_logp_P_G_S - rollouts.sampler_logp_P_G_S).abs()[written]
-        largest = gap.max().item() if gap.numel() else 0.0
-        logged["rl/sampler_mismatch"] = max(ranks.gathered_objects(largest))
-    return logged | {
+    passed = rollouts.writer_token_logp
+    passed = rollouts.old_token_logp_P_G_S if passed is None else passed
+    scored = slice(len(passed))
+    gap = (passed - rollouts.sampler_logp_P_G_S[scored]).abs()[written[scored]]
+    largest = gap.max().item() if gap.numel() else 0.0
+    return {
+        "rl/sampler_mismatch": max(ranks.gathered_objects(largest)),
         "rl/reward_mean": rollouts.rewards_P_G.mean().item(),
         "rl/reward_best": rollouts.rewards_P_G.max(1).values.mean().item(),
         "rl/reward_spread": rollouts.rewards_P_G.std(1).mean().item(),

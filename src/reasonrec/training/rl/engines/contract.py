@@ -1,9 +1,11 @@
 """What reinforcement learning asks of whoever writes its rollouts.
 
 An engine writes with the weights that it was last handed by `sync`, token ids in, token ids out.
-What it says about probabilities is never trained on: the training pass computes its own, and the
-difference of the two is logged after every sync (``rl/sampler_mismatch``), which tells when an
-engine writes with other weights than are trained.
+The training pass computes probabilities of its own, and how far those of the engine are from them
+is logged after every sync (``rl/sampler_mismatch``), which tells when an engine writes with other
+weights than it was handed. What it says is not trained on, but where it writes ahead
+(`engines.ahead`): by then its weights are gone, a copy for that comparison aside, and ratios are
+against what it said.
 """
 
 from collections.abc import Sequence
