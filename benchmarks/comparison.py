@@ -223,7 +223,7 @@ def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list
         text.append(
             f"| {one.method} | {gains[0]} | {gains[2]} | {gains[1]} | {-one.difference:+.4f} | "
             f"{-one.ci_high:+.4f} to {-one.ci_low:+.4f} | {one.p_holm:.4f} | "
-                f"{SEES * (one.ci_high - one.ci_low) / 2:.4f} |"
+            f"{SEES * (one.ci_high - one.ci_low) / 2:.4f} |"
         )
     return text
 

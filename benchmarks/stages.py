@@ -18,7 +18,6 @@ from reasonrec.evaluation.protocol import FULL
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 
-
 SEES = 2.8 / 1.96
 """Half a 95 % interval times this is the difference that a test at 5 % finds in 80 of 100 tries."""
 
