@@ -4,9 +4,10 @@ the README's table of the strongest.
     python benchmarks/comparison.py runs --floor runs/floor --peers runs/peers --paper runs/paper
 
 Reads what benchmarks/floor.py, benchmarks/peers.py and benchmarks/papers_preset.py left, and the
-runs of `reasonrec demo` that benchmarks/results.py reads; measures nothing. Where a set was answered by a sample of its queries,
-every method is compared on that sample. Sections of sets that are not among the runs stay as they
-are; the rows over all sets are over those that are. benchmarks/kept.py lays kept runs out again.
+runs of `reasonrec demo` that benchmarks/results.py reads; measures nothing. Where a set was
+answered by a sample of its queries, every method is compared on that sample. Sections of sets that
+are not among the runs stay as they are; the rows over all sets are over those that are.
+benchmarks/kept.py lays kept runs out again.
 Nothing is typed in by hand.
 """
 
