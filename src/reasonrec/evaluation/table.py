@@ -233,8 +233,7 @@ def cost_cells(line: MethodLine) -> list[str]:
     Milliseconds of one user asked alone; users a second in batches, and tokens in the same time,
     of methods that write any.
     """
-    rate, tokens = line.users_per_second, line.tokens
-    written = rate * tokens if rate and tokens else None
+    rate, written = line.users_per_second, line.tokens_per_second
     return [
         _number(line.latency_ms),
         _number(line.latency_p95_ms),

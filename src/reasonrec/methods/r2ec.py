@@ -176,7 +176,7 @@ def train_stage(
 def _checked_start(
     stage: Stage, dataset: Dataset, config: R2ecConfig, start: Path | None, trained_on: str
 ) -> tuple[R2ecConfig, dict[str, str]]:
-    """Return the configuration of a stage, with its start's thoughts, and what goes into it.
+    """Return a stage's configuration, with its start's head and thoughts, and what goes into it.
 
     Raises:
         CheckpointError: ``start`` is not what the stage starts from.
@@ -297,7 +297,7 @@ def _as_before(
     Raises:
         ConfigError: Something else is asked for.
     """
-    if part not in before["config"]:  # it never thought
+    if part not in before["config"]:  # a model that never thought has no thoughts
         return config
     kind = type(getattr(config, part))
     had = kind.model_validate(before["config"][part]).model_dump()
