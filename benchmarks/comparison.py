@@ -48,10 +48,10 @@ HEAD = """# Ours beside every baseline
 
 Written by `python benchmarks/comparison.py` from the runs behind [floor.md](floor.md) (baselines
 tuned with 20 settings), [peers.md](peers.md) (other libraries; how many settings is said there),
-[papers-preset.md](papers-preset.md) and the pages of each set (ours). Test queries, trained on `train` alone, means over seeds; the best
-value of a column is bold. The tests are paired over queries, permutation, p after Holm's correction
-within a set; *could have seen* is the smallest difference that a test at 5 %, uncorrected, would
-have found in 80 of 100 tries.
+[papers-preset.md](papers-preset.md) and the pages of each set (ours). Test queries, trained on
+`train` alone, means over seeds; the best value of a column is bold. The tests are paired over
+queries, permutation, p after Holm's correction within a set; *could have seen* is the smallest
+difference that a test at 5 %, uncorrected, would have found in 80 of 100 tries.
 
 Over the sets named, together: the mean over sets of the difference in NDCG@10 relative to the
 reference, means over seeds on each query, signs of users flipped, p uncorrected. The best baseline
