@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEEPS_FREED = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_TOP_PAD_": 1 << 26}
 """The environment of a process that is to start as after ``keep_freed_memory``."""
@@ -20,6 +24,8 @@ _COPY_BYTES = 1 << 28
 """Far more than a cache holds."""
 _DISK_BYTES = 1 << 26
 _TINY_B, _TINY_T = 16, 128
+_SMALL_MODEL = 10_000_000
+"""Parameters below which the products of a model are too short to be shared among cores."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,20 @@ def num_usable_cores() -> int:
         return max(1, min(allowed or 1, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no such limit: the file is absent or says "max"
         return allowed or 1
+
+
+def settle_threads(model: "nn.Module") -> None:
+    """Give torch the threads that ``model``, on the CPU, is worth, unless OMP_NUM_THREADS says.
+
+    One where the model is small: two gain it a seventh on idle cores and cost it more than half as
+    soon as another process runs, since threads spin while they wait for each other; and one thread
+    sums in one order, whatever the machine. As many as there are usable cores where it is large.
+    """
+    import torch
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        is_small = sum(weights.numel() for weights in model.parameters()) < _SMALL_MODEL
+        torch.set_num_threads(1 if is_small else num_usable_cores())
 
 
 def describe_accelerators() -> list[Accelerator]:

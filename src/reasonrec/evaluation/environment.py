@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -24,7 +25,8 @@ class Environment(Config):
     cpu: str | None = None
     num_cores: int | None = None
     num_threads: int | None = None
-    """OMP_NUM_THREADS, or all usable cores: sums of floats depend on it."""
+    """Of torch where it is loaded, else OMP_NUM_THREADS or all usable cores: sums of floats depend
+    on it."""
     memory_gib: float | None = None
     gpu: str | None = None
     """Names of the GPUs that torch sees, or ``none``."""
@@ -53,7 +55,6 @@ class Environment(Config):
 def describe_environment() -> Environment:
     """Return what this process computes with."""
     machine = describe_machine(Path.cwd())
-    threads = os.environ.get("OMP_NUM_THREADS", "")
     installed = {p.name: p.installed for p in check_packages() if not p.extra and p.installed}
     return Environment(
         python=machine.python,
@@ -63,10 +64,17 @@ def describe_environment() -> Environment:
         system=machine.system,
         cpu=machine.cpu,
         num_cores=machine.num_cores,
-        num_threads=int(threads) if threads.isdecimal() else num_usable_cores(),
+        num_threads=_num_threads(),
         memory_gib=None if machine.memory_gib is None else round(machine.memory_gib, 1),
         gpu=gpu_names() or "none",
     )
+
+
+def _num_threads() -> int:
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() else num_usable_cores()
 
 
 def code_fingerprint() -> str:

@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError
+from reasonrec.machine import settle_threads
 from reasonrec.models.adapters import train_adapters_alone
 from reasonrec.models.added_marker import set_marker
 from reasonrec.models.branches import Batch, Outputs, read_states, read_thoughts
@@ -518,6 +519,8 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
     def from_pretrained(cls, folder: str | Path, **_: Any) -> "ReasoningRecommender":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the model that `save_pretrained` wrote, on the GPU of this process if it has one.
 
+        On the CPU, torch is given the threads that it is worth (`machine.settle_threads`).
+
         Raises:
             CheckpointError: A file is missing or damaged, or another format or prompt version
                 wrote it.
@@ -558,6 +561,8 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
             raise CheckpointError(f"{folder} must be a folder of a saved model: {error}") from error
         except SafetensorError as error:
             raise CheckpointError(f"{folder} holds damaged weights: {error}") from error
+        if ranks.device().type == "cpu":
+            settle_threads(model)
         return model.to(ranks.device()).eval()
 
     def load_head(self, folder: str | Path) -> None:

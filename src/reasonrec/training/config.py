@@ -53,7 +53,8 @@ class OptimiserConfig(Config):
     """Decay of an exponential mean of the weights over steps, which is validated and kept in their
     stead. 0 keeps the weights themselves."""
     num_threads: NonNegativeInt = 0
-    """Threads of torch. 0 leaves them as they are."""
+    """Threads of torch. 0 takes OMP_NUM_THREADS; where that is not set, one for a backbone of less
+    than ten million parameters and all usable cores for a larger one."""
 
 
 class EngineConfig(Config):

@@ -35,7 +35,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from reasonrec import ranks
 from reasonrec.errors import CheckpointError, ConfigError, ReasonrecError
-from reasonrec.machine import keep_freed_memory
+from reasonrec.machine import keep_freed_memory, settle_threads
 from reasonrec.manifest import write_whole
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.rng import stream_seed
@@ -111,6 +111,8 @@ def fit(
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    elif model.device.type == "cpu":
+        settle_threads(model)
     if model.device.type == "cpu":
         keep_freed_memory()
     W = ranks.num_ranks()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from reasonrec.machine import KEEPS_FREED
+from reasonrec.machine import KEEPS_FREED, num_usable_cores
 
 COUNT_FAULTS = """
 import resource, sys
@@ -44,3 +44,33 @@ def test_large_arrays_are_written_to_pages_that_were_freed_before():
 def test_a_process_that_is_started_so_keeps_them_from_the_beginning():
     told = os.environ | {name: str(value) for name, value in KEEPS_FREED.items()}
     assert num_faults(env=told) < num_faults() / 4
+
+
+COUNT_THREADS = """
+import sys
+import torch
+from torch import nn
+from reasonrec.evaluation.environment import describe_environment
+from reasonrec.machine import settle_threads
+
+torch.set_num_threads(2)
+settle_threads(nn.Linear(int(sys.argv[1]), 100, bias=False))
+print(torch.get_num_threads(), describe_environment().num_threads)
+"""
+
+
+@pytest.mark.parametrize(
+    ("width", "told", "threads"),
+    [
+        (1000, "", 1),  # 100,000 weights
+        (100_000, "", num_usable_cores()),  # 10,000,000
+        (99_999, "", 1),
+        (1000, "2", 2),
+        (100_000, "2", 2),
+    ],
+)
+def test_a_small_model_is_worth_one_thread_unless_told_otherwise(width, told, threads):
+    command = [sys.executable, "-c", COUNT_THREADS, str(width)]
+    env = os.environ | {"OMP_NUM_THREADS": told}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == [str(threads)] * 2

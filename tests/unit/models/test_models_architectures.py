@@ -239,6 +239,18 @@ def test_chat_without_a_template_is_a_stated_error(folders, tmp_path):
         build(tmp_path / "backbone", prompt=PromptConfig(chat=True))
 
 
+def test_a_small_model_is_read_into_one_thread(folders, tmp_path, monkeypatch):
+    build(folders["qwen2"]).save_pretrained(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        there = reasoning_recommender.ReasoningRecommender.from_pretrained(tmp_path)
+        assert torch.get_num_threads() == (1 if there.device.type == "cpu" else 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _speak(model, words):
     """Let the token head say given tokens one after the other, whatever it sees."""
     spoken = iter(words)

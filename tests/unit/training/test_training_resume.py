@@ -257,6 +257,20 @@ def test_averaged_weights_are_the_mean_worked_out_by_hand(tmp_path):
         torch.testing.assert_close(kept.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, 1), (3, 3)])
+def test_a_tiny_model_trains_with_one_thread_unless_more_are_asked_for(
+    tmp_path, monkeypatch, asked, given
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _fitted(tmp_path, OptimiserConfig(batch_size=10, num_threads=asked))
+        assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_head_has_a_learning_rate_of_its_own(tmp_path):
     config = OptimiserConfig(
         learning_rate=1e-12, head_learning_rate=0.1, batch_size=10, weight_decay=0.0
