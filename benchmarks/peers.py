@@ -1,7 +1,7 @@
 """Tune every peer on a real data set, measure it on the test queries, write the table.
 
     make peers
-    REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018 --budget 4
+    REASONREC_DATA=... python benchmarks/peers.py runs/peers office-2018
     REASONREC_DATA=... python benchmarks/peers.py runs/peers ml-100k --methods sasrec esasrec
     REASONREC_DATA=... python benchmarks/peers.py runs/untuned office-2018 --budget 0 --seeds 0
     REASONREC_DATA=... python benchmarks/peers.py runs/peers games-2018 --budget 0 --seeds 0 \
@@ -10,7 +10,8 @@
 
 A peer is a baseline of another library (docs/baselines.md). Each line but the last prepares, tunes
 and measures the named sets, one method after the other, each in folders of its own, and goes on
-where it stopped; a budget of 0 leaves the settings at their defaults, or at those of a file. Long
+where it stopped. A search has the settings of benchmarks/floor.py to try, 20, or 20 minutes; a
+budget of 0 leaves the settings at their defaults, or at those of a file. Long
 logs (`SAMPLES`) are searched on a sample of their users, and what was found is trained on all.
 Every line writes the sections of docs/results/peers.md whose sets are in its folder, and leaves the
 others; benchmarks/kept.py brings back what was measured elsewhere. Every command that runs is one
@@ -42,10 +43,12 @@ from reasonrec.evaluation.audits.log import taken_later
 from reasonrec.evaluation.protocol import MetricRow, read_rows
 from reasonrec.evaluation.table import COST_HEADINGS, MethodLine, cost_cells, short, summarise
 from reasonrec.evaluation.tuning import Trial, TunedMethod, read_trials
+from reasonrec.evaluation.tuning_config import LEAST_TRIALS, TuneConfig
 from reasonrec.manifest import read_manifest
 from reasonrec.metrics import metric_values
 
 COUNTER = "follow-counter"
+BUDGET = TuneConfig(budget=20, minutes=20)
 SAMPLES = {
     "ml-1m": ["--min-rating", "4", "--sample-users", "1500"],
     "games-2018": ["--sample-users", "10000"],  # a published split cannot be sampled
@@ -62,9 +65,10 @@ Every number comes from `python benchmarks/peers.py`, through `reasonrec prepare
 [../baselines.md](../baselines.md). Where there were trials ([searches](searches)), settings were
 chosen by NDCG@10 on validation; validation also stops training; the test part was answered once.
 All methods are trained on `train` alone; the history of a test query holds the validation item, for
-all alike. A search here is a fifth of those of [floor.md](floor.md), which try 20 settings in less
-time than one of these. The follow counter, at its defaults, stands beside the peers; what it
-reaches tuned, there, is named below each table.
+all alike. The budget of a search is that of [floor.md](floor.md), 20 settings, which no method of
+that page needs 20 minutes for, or 20 minutes, whichever is spent first, but four settings at least;
+a set says where less was spent. The follow counter, at its defaults, stands beside the peers; what
+it reaches tuned, there, is named below each table.
 Full catalogue, and among 20 candidates; the largest value of a column is bold; ± is the standard
 deviation over seeds. *valid* is NDCG@10 of the chosen settings on validation, *epochs* those of
 the weights that were kept, a mean over seeds. Seconds are wall-clock, beside other work, and say
@@ -77,7 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set")
     parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
-    parser.add_argument("--budget", type=int, default=8)
+    parser.add_argument("--budget", type=int, default=BUDGET.budget, help="settings tried")
+    parser.add_argument("--minutes", type=float, default=BUDGET.minutes, help="of a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[*SEEDS])
     parser.add_argument("--methods", nargs="*", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--params", type=Path, help="settings where nothing is searched")
@@ -86,13 +91,21 @@ def main() -> None:
     if not asked.only_write:
         for name in asked.sets:
             folder = asked.runs / name
-            run_set(name, folder, asked.methods, asked.budget, asked.seeds, asked.params)
+            budget = (
+                TuneConfig(budget=asked.budget, minutes=asked.minutes) if asked.budget else None
+            )
+            run_set(name, folder, asked.methods, budget, asked.seeds, asked.params)
             write_page(asked.runs)
     write_page(asked.runs)
 
 
 def run_set(
-    name: str, folder: Path, methods: list[str], budget: int, seeds: list[int], params: Path | None
+    name: str,
+    folder: Path,
+    methods: list[str],
+    budget: TuneConfig | None,
+    seeds: list[int],
+    params: Path | None,
 ) -> None:
     """Prepare one set, and tune and measure the named methods on it."""
     data = folder / "data"
@@ -107,15 +120,16 @@ def run_set(
             reasonrec("evaluate", method, "--data", data, "--out", out, *given, "--seed", seed)
 
 
-def searched(name: str, folder: Path, method: str, budget: int) -> Path:
+def searched(name: str, folder: Path, method: str, budget: TuneConfig) -> Path:
     """Return where the best settings of a method stand; search them, unless that is stored."""
     tuned = folder / f"tune-{method}"
-    if tuned.exists() or len(trials_of(name, folder, method)) < budget:
+    if tuned.exists() or not is_spent(trials_of(name, folder, method), budget):
         data = folder / "data"
         if name in SAMPLES:
             data = folder / "sample"
             reasonrec("prepare", name, "--out", data, *SAMPLES[name])
-        reasonrec("tune", method, "--data", data, "--out", tuned, "--budget", budget)
+        allowed = ["--budget", budget.budget, "--minutes", budget.minutes]
+        reasonrec("tune", method, "--data", data, "--out", tuned, *allowed)
         if name not in SAMPLES:
             return tuned
     settings = TunedMethod(method, tuple(trials_of(name, folder, method))).best.settings
@@ -123,6 +137,17 @@ def searched(name: str, folder: Path, method: str, budget: int) -> Path:
     lines = [f"[{method}]", *(f"{key} = {value!r}" for key, value in settings.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def is_spent(trials: Sequence[Trial], budget: TuneConfig) -> bool:
+    """Tell whether a search has tried as many settings, or taken as long, as it may."""
+    assert budget.minutes is not None
+    is_over = seconds_of(trials) >= 60 * budget.minutes and len(trials) >= LEAST_TRIALS
+    return is_over or len(trials) >= budget.budget
+
+
+def seconds_of(trials: Sequence[Trial]) -> float:
+    return sum(trial.fit_seconds + trial.score_seconds for trial in trials)
 
 
 def trials_of(name: str, folder: Path, method: str) -> list[Trial]:
@@ -181,10 +206,8 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
     best = [max(line.cells[i].value for line in summary if line.cells[i]) for i in range(4)]
     finished = [*folder.glob("*-*/manifest.json")]
     commits = sorted({str(read_manifest(one.parent)["commit"])[:10] for one in finished})
-    budgets = sorted({len(one.trials) for one in found})
-    untuned = "" if budgets[0] else " (0: nothing was searched)"
     on_sample = ""
-    if budgets[-1] and name in SAMPLES:
+    if any(one.trials for one in found) and name in SAMPLES:
         words = " ".join(["reasonrec prepare", name, *SAMPLES[name]])
         on_sample = f" Searches, and *valid* of what they found: `{words}`."
     items = json.loads((folder / "data" / "statistics.json").read_text("utf-8"))["catalogue"]
@@ -192,9 +215,9 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {counter[0].split}, "
-        f"{counter[0].n:,} test queries, {items['items']:,} items. Trials for "
-        f"each method: {', '.join(map(str, budgets))}{untuned}; commit {', '.join(commits)}; "
-        f"{processors(one.parent for one in finished)}, one thread beside other work.{on_sample}",
+        f"{counter[0].n:,} test queries, {items['items']:,} items; commit {', '.join(commits)}; "
+        f"{processors(one.parent for one in finished)}, one thread beside other work.{on_sample}"
+        f"{less_searched(found)}",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- |" + " --: |" * (len(HEADINGS) - 2),
@@ -214,6 +237,17 @@ def write_set(name: str, folder: Path, found: list[Measured]) -> str:
         lines.append(f"- {one.method}: {', '.join(changed) or 'the defaults'}")
     lines += ["", *evidence_table(folder, [COUNTER, *of])]
     return "\n".join(lines) + "\n"
+
+
+def less_searched(found: Sequence[Measured]) -> str:
+    """Return which searches did not spend the budget, in words."""
+    words = []
+    less = [one.method for one in found if one.trials and not is_spent(one.trials, BUDGET)]
+    if less:
+        words.append(f" Searched for less than the budget: {', '.join(less)}.")
+    if none := [one.method for one in found if not one.trials]:
+        words.append(f" Not searched: {', '.join(none)}.")
+    return "".join(words)
 
 
 def below_counter(summary: Sequence[MethodLine], tuned: float | None) -> str:
@@ -309,7 +343,7 @@ def table_line(
         costs += cost_cells(line)[:3]
         return "| " + " | ".join([line.method, "ours", str(line.num_seeds), *cells, *costs]) + " |"
     values = [trial.value for trial in peer.trials if trial.value is not None]
-    spent = sum(trial.fit_seconds + trial.score_seconds for trial in peer.trials)
+    spent = seconds_of(peer.trials)
     epochs = sum(one["epochs"] for one in peer.told) / len(peer.told)
     costs = [
         short(max(values)) if values else "-", str(len(peer.trials)), f"{epochs:.0f}",

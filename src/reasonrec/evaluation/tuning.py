@@ -3,7 +3,8 @@
 Every method has the same budget of trials, and the first trial holds its defaults. Where the whole
 grid of ``SPACES`` fits into the budget, all of it is tried. Else the first half of the budget is
 drawn from the grid at random, and the second half redraws one or two settings of the best trial so
-far. The test part is never read.
+far. A budget is a number of trials, or of minutes, whichever is spent first. The test part is never
+read.
 
 A folder of ``tune_baselines`` holds ``trials.jsonl`` and ``trials.parquet`` (one row a trial, in
 the order of the search), ``best.toml`` (a table of settings for each method) and, last of all,
@@ -30,7 +31,7 @@ from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
 from reasonrec.errors import CheckpointError, ConfigError, DataError
 from reasonrec.evaluation.protocol import chosen_queries, evaluate
-from reasonrec.evaluation.tuning_config import UNCUT, TuneConfig
+from reasonrec.evaluation.tuning_config import LEAST_TRIALS, UNCUT, TuneConfig
 from reasonrec.manifest import (
     check_outputs,
     is_finished,
@@ -223,9 +224,7 @@ def tune_baseline(
     trials: list[Trial] = []
     best_fit: tuple[Settings, Recommender] | None = None
     with TemporaryDirectory() as answers:  # of a peer, whose scores are large; gone when measured
-        for settings in _proposals(
-            name, space, trials, config.budget, stream(seed, f"tune-{name}")
-        ):
+        for settings in _proposals(name, space, trials, config, stream(seed, f"tune-{name}")):
             trial = Trial(name, settings, None, {}, 0.0, 0.0)
             if _key(trial) in found:
                 trial = found[_key(trial)]
@@ -266,7 +265,7 @@ def tune_baselines(
     asked: dict[str, Any] = {
         "stage": "tune",
         "inputs": {"data": dataset.fingerprint},
-        "config": config.model_dump(mode="json") | {"methods": list(names)},
+        "config": config.model_dump(mode="json", exclude_none=True) | {"methods": list(names)},
         "seed": seed,
     }
     path = out / "trials.jsonl"
@@ -393,7 +392,7 @@ def _proposals(
     name: str,
     space: Mapping[str, Sequence[float]],
     trials: Sequence[Trial],
-    budget: int,
+    config: TuneConfig,
     rng: np.random.Generator,
 ) -> Iterator[Settings]:
     """Yield the settings to try, none twice; ``trials`` holds those tried when the next is due."""
@@ -403,16 +402,16 @@ def _proposals(
 
     tried = [whole({})]
     yield tried[0]
-    if math.prod(len(values) for values in space.values()) <= budget:
+    if math.prod(len(values) for values in space.values()) <= config.budget:
         for values in product(*space.values()):
             settings = whole(dict(zip(space, values)))
-            if settings not in tried:
+            if settings not in tried and _time_spent(trials, config) < 1:
                 tried.append(settings)
                 yield settings
         return
-    while len(tried) < budget:
+    while len(tried) < config.budget and _time_spent(trials, config) < 1:
         changed = list(space)
-        if len(tried) > budget // 2:
+        if len(tried) > config.budget // 2 or _time_spent(trials, config) > 0.5:
             changed = rng.permutation(changed)[: int(rng.integers(1, 3))].tolist()
         base = dict(max(trials, key=_value).settings)
         # a draw that was tried is drawn again; one by one more keys, lest the nearest are all tried
@@ -427,6 +426,15 @@ def _proposals(
             continue
         tried.append(settings)
         yield settings
+
+
+def _time_spent(trials: Sequence[Trial], config: TuneConfig) -> float:
+    """Return the share of the minutes that a search has spent: below 1 if it may go on."""
+    if config.minutes is None:
+        return 0.0
+    seconds = sum(trial.fit_seconds + trial.score_seconds for trial in trials)
+    share = seconds / (60 * config.minutes)
+    return share if len(trials) >= LEAST_TRIALS else min(share, 0.99)
 
 
 def _measure(

@@ -2,12 +2,14 @@
 
 from typing import Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from reasonrec.config import Config
 from reasonrec.metrics import METRICS
 from reasonrec.models.ranking import DEFAULT_MASK, Mask
 
+LEAST_TRIALS = 4
+"""Settings that are tried however long they take."""
 UNCUT = "ndcg"
 """NDCG over the whole ranking, without a cut-off: 1 / log2(1 + rank) of every query."""
 
@@ -17,6 +19,9 @@ class TuneConfig(Config):
 
     budget: PositiveInt = 30
     """Settings tried per method, its defaults included."""
+    minutes: PositiveFloat | None = None
+    """Minutes of fitting and scoring after which a method's search tries nothing further, once it
+    has tried four settings. None for no limit. What was tried then depends on the machine."""
     metric: str = "ndcg@10"
     """What the best setting is best at, over the full catalogue: hit@k, ndcg@k or mrr@k of the
     report, or ndcg without a cut-off, which a small validation part measures more steadily."""

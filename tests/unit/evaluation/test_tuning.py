@@ -1,6 +1,7 @@
 """The search of settings: what is tried, what is kept, what is read, and how it is continued."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -76,13 +77,36 @@ def test_a_grid_that_fits_into_the_budget_is_tried_whole():
 
 def test_the_second_half_of_the_budget_stays_near_the_best_trial():
     tuned = tune_baseline("follow-counter", ring_dataset(), TuneConfig(budget=40))
-    best = tuned.trials[0]
-    for number, trial in enumerate(tuned.trials):
-        if number > 20:
-            changed = [key for key in best.settings if trial.settings[key] != best.settings[key]]
-            assert 1 <= len(changed) <= 3  # two, and one more where a draw had been tried
-        if trial.value > best.value:
-            best = trial
+    assert_near_the_best(tuned.trials, 21)
+
+
+def assert_near_the_best(trials, first):
+    """From the ``first`` on, each trial changes one or two settings of the best before it."""
+    for number, trial in enumerate(trials[first:], start=first):
+        best = max(trials[:number], key=lambda one: one.value)
+        changed = [key for key in best.settings if trial.settings[key] != best.settings[key]]
+        assert 1 <= len(changed) <= 3  # two, and one more where a draw had been tried
+
+
+def test_a_search_ends_with_the_minutes_but_not_before_four_trials():
+    dataset, soon = ring_dataset(), TuneConfig(budget=40, minutes=1e-9)
+    tuned = tune_baseline("follow-counter", dataset, soon)
+    assert len(tuned.trials) == 4
+    assert_near_the_best(tuned.trials, 1)
+    grid = {"follow-counter": {"num_steps": (1, 2, 3, 5), "reverse_share": (0.0, 0.3)}}
+    assert len(tune_baseline("follow-counter", dataset, soon, spaces=grid).trials) == 4
+
+
+def test_the_second_half_of_the_minutes_stays_near_the_best_trial():
+    dataset = ring_dataset()
+    drawn = tune_baseline("follow-counter", dataset, TuneConfig(budget=14)).trials
+    known = [replace(trial, fit_seconds=10.0, score_seconds=0.0) for trial in drawn]
+    # 30 of the 70 seconds are spent after three trials, 40 after four
+    config = TuneConfig(budget=14, minutes=70 / 60)
+    trials = tune_baseline("follow-counter", dataset, config, known=known[:4]).trials
+    assert trials[:4] == tuple(known[:4])
+    assert_near_the_best(trials, 4)
+    assert len(trials) == 14  # the others take next to no time
 
 
 def test_a_ring_is_walked_forwards_and_the_search_finds_it():
