@@ -77,7 +77,7 @@ def set_section(name: str, folder: Path) -> str:
             for row in ties
             if row.audit.endswith(FULL)
         )
-        + ". Such targets get the expected value over all orders of what is tied.",
+        + ". Such a target has the middle of the ranks that it shares.",
         "",
         *slice_table([row for row in audits.slices if row.metric == METRIC]),
     ]
@@ -85,7 +85,8 @@ def set_section(name: str, folder: Path) -> str:
 
 
 def audit_row(row: Audit) -> str:
-    return f"| {row.audit} | {worth(row)} | {row.n:,} | {row.limit} | {row.verdict} |"
+    limit = row.meaning if row.value is None else row.limit  # why it cannot be asked
+    return f"| {row.audit} | {worth(row)} | {row.n:,} | {limit} | {row.verdict} |"
 
 
 def worth(row: Audit) -> str:
