@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,13 +196,23 @@ def settle_threads(model: "nn.Module") -> None:
 
     One where the model is small: two gain it a seventh on idle cores and cost it more than half as
     soon as another process runs, since threads spin while they wait for each other; and one thread
-    sums in one order, whatever the machine. As many as there are usable cores where it is large.
+    sums in one order, whatever the machine. Torch's own number where it is large, but no more than
+    there are usable cores: it does not know a container's quota.
     """
     import torch
 
     if not os.environ.get("OMP_NUM_THREADS"):
+        usual = _usual_threads()
         is_small = sum(weights.numel() for weights in model.parameters()) < _SMALL_MODEL
-        torch.set_num_threads(1 if is_small else num_usable_cores())
+        torch.set_num_threads(1 if is_small else usual)
+
+
+@cache
+def _usual_threads() -> int:
+    """Return what torch took before it was told anything here."""
+    import torch
+
+    return min(torch.get_num_threads(), num_usable_cores())
 
 
 def describe_accelerators() -> list[Accelerator]:

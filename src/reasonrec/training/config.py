@@ -54,7 +54,7 @@ class OptimiserConfig(Config):
     stead. 0 keeps the weights themselves."""
     num_threads: NonNegativeInt = 0
     """Threads of torch. 0 takes OMP_NUM_THREADS; where that is not set, one for a backbone of less
-    than ten million parameters and all usable cores for a larger one."""
+    than ten million parameters and torch's own number for a larger one."""
 
 
 class EngineConfig(Config):
