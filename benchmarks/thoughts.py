@@ -7,9 +7,9 @@ For each run of `reasonrec demo`, whose folder is named after its set and seed, 
 asked by `reasonrec faithfulness` about a fixed sample of test queries, by `thoughts_curve.py` about
 one of validation queries, and learns two gates, which answer all test queries beside it: one from
 what thoughts gained, and one from RecPO's groups of thoughts and silence, which may spend about
-half of the tokens. Every command that runs is one that anybody can type; each goes on where it stopped.
-Every line writes docs/results/thoughts.md from what is finished; sets that are not at hand keep
-their section.
+half of the tokens. Every command that runs is one that anybody can type; each goes on where it
+stopped. Every line writes docs/results/thoughts.md from what is finished; sets that are not at hand
+keep their section.
 """
 
 import argparse
