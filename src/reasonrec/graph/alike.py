@@ -119,7 +119,7 @@ def people_alike(
         graph.arrays,
         checked(user_index, np.int32, "user_index", num_rows, graph.num_users),
         items,
-        graph.limits(taken_at, len(items)),
+        graph.moments(taken_at, len(items)),
         offsets,
         graph.limits(asked_at, num_rows),
         float(degree_power),

@@ -122,10 +122,17 @@ class InteractionGraph:
 
     def limits(self, asked_at: np.ndarray | None, num_rows: int) -> np.ndarray:
         """Return the same as ``event_time`` counts it. (R,), int32."""
-        seconds = self.asked_at(asked_at, num_rows)
+        return self._counted(asked_at, num_rows, earliest=0)
+
+    def moments(self, taken_at: np.ndarray | None, num_rows: int) -> np.ndarray:
+        """Return when things were taken as ``event_time`` counts it, -1 before all events. (R,)."""
+        return self._counted(taken_at, num_rows, earliest=-1)
+
+    def _counted(self, seconds: np.ndarray | None, num_rows: int, *, earliest: int) -> np.ndarray:
+        known = self.asked_at(seconds, num_rows)
         # clipped first: a difference of far-off times would not fit
-        seconds = np.clip(seconds, self.first_time, self.first_time + _MOST)
-        return frozen_array(seconds - self.first_time, np.int32)
+        known = np.clip(known, self.first_time + earliest, self.first_time + _MOST)
+        return frozen_array(known - self.first_time, np.int32)
 
 
 def _time_bounds(times: np.ndarray, num_items: int) -> np.ndarray:

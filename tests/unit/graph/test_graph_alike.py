@@ -69,6 +69,16 @@ def test_items_taken_soon_after_one_another_say_more_by_hand(shop):
         np.testing.assert_allclose(table.likeness, [[2.0, 1.0]], rtol=1e-6)
 
 
+def test_a_history_from_before_the_log_is_older_than_its_first_event():
+    graph = InteractionGraph.build(log_of([(1, 0, 7), (1, 1, 7)], 2), 3)
+    keys = {"num_people": 1, "gap_decay": 0.5, "degree_power": 0.0, "length_power": 0.0}
+    # item 1 was taken at 6, and item 2 after it, before the other took item 1 at 7: gap 1
+    before = ask(graph, 0, [1, 2], asked_at=8, taken_at=np.array([6, 6]), **keys)
+    np.testing.assert_allclose(before.likeness, [[0.5]])
+    at_once = ask(graph, 0, [1, 2], asked_at=8, taken_at=np.array([7, 7]), **keys)
+    np.testing.assert_allclose(at_once.likeness, [[1.0]])
+
+
 def test_the_future_is_not_known(shop):
     table = ask(shop, 0, [0, 1], asked_at=31)
     # at 31 user 1 has taken 0 and 1 alone, nothing that user 0 has not: nobody to quote
