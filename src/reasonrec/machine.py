@@ -199,10 +199,12 @@ def settle_threads(model: "nn.Module") -> None:
     sums in one order, whatever the machine. Torch's own number where it is large, but no more than
     there are usable cores: it does not know a container's quota.
     """
+    import numba
     import torch
 
     if not os.environ.get("OMP_NUM_THREADS"):
         usual = _usual_threads()
+        numba.get_num_threads()  # starts its threads, which sets torch's, too, on first use
         is_small = sum(weights.numel() for weights in model.parameters()) < _SMALL_MODEL
         torch.set_num_threads(1 if is_small else usual)
 

@@ -48,6 +48,7 @@ def test_a_process_that_is_started_so_keeps_them_from_the_beginning():
 
 COUNT_THREADS = """
 import sys
+import numba
 import torch
 from torch import nn
 from reasonrec.evaluation.environment import describe_environment
@@ -56,6 +57,7 @@ from reasonrec.machine import settle_threads
 torch.set_num_threads(2)
 for width in sys.argv[1:]:
     settle_threads(nn.Linear(int(width), 100, bias=False))
+    numba.get_num_threads()  # as graphs do, later
     print(torch.get_num_threads(), describe_environment().num_threads)
 """
 
@@ -66,7 +68,7 @@ for width in sys.argv[1:]:
 def test_a_small_model_is_worth_one_thread_unless_told_otherwise(told, small, large):
     widths = [99_999, 100_000, 1000, 100_000]  # of ten million weights, a hundred fewer, ...
     command = [sys.executable, "-c", COUNT_THREADS, *map(str, widths)]
-    env = os.environ | {"OMP_NUM_THREADS": told}
+    env = os.environ | {"OMP_NUM_THREADS": told, "NUMBA_NUM_THREADS": "2"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     threads = [small, large, small, large]
     assert done.stdout.splitlines() == [f"{number} {number}" for number in threads]
