@@ -26,7 +26,7 @@ _COPY_BYTES = 1 << 28
 _DISK_BYTES = 1 << 26
 _TINY_B, _TINY_T = 16, 128
 _SMALL_MODEL = 10_000_000
-"""Parameters below which the products of a model are too short to be shared among cores."""
+"""Parameters below which the products of a model are short beside what sharing them costs."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def num_usable_cores() -> int:
 def settle_threads(model: "nn.Module") -> None:
     """Give torch the threads that ``model``, on the CPU, is worth, unless OMP_NUM_THREADS says.
 
-    One where the model is small: two gain it a seventh on idle cores and cost it more than half as
-    soon as another process runs, since threads spin while they wait for each other; and one thread
-    sums in one order, whatever the machine. Torch's own number where it is large, but no more than
+    One where the model is small: two gain it a seventh to a half on idle cores and cost it more
+    than half of its speed as soon as another process runs, since threads spin while they wait for
+    each other; and one thread sums in one order, whatever the machine. Torch's own number where it is large, but no more than
     there are usable cores: it does not know a container's quota.
     """
     import numba
