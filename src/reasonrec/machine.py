@@ -196,8 +196,8 @@ def settle_threads(model: "nn.Module") -> None:
 
     One where the model is small: two gain it a seventh to a half on idle cores and cost it more
     than half of its speed as soon as another process runs, since threads spin while they wait for
-    each other; and one thread sums in one order, whatever the machine. Torch's own number where it is large, but no more than
-    there are usable cores: it does not know a container's quota.
+    each other; and one thread sums in one order, whatever the machine. Torch's own number where it
+    is large, but no more than there are usable cores: it does not know a container's quota.
     """
     import numba
     import torch
