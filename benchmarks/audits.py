@@ -9,19 +9,18 @@ typed in by hand.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from floor import PREPARE
+from results import parts_of_queries, parts_table
 from running import ROOT, reasonrec, write_sections
 
-from reasonrec.evaluation.audits.records import Audit, SliceRow, read_audits
+from reasonrec.evaluation.audits.records import Audit, read_audits
 from reasonrec.evaluation.table import short
 from reasonrec.manifest import read_manifest
 
 TIES = "tied-scores-"
 FULL = "-full"
-METRIC = "ndcg@10"
 HEAD = """# Audits of the data sets
 
 Every number comes from `python benchmarks/audits.py`, through `reasonrec audit` of the evaluation
@@ -48,24 +47,24 @@ def main() -> None:
 
 def write_page(runs: Path) -> None:
     """Write the sections of the sets that are audited."""
-    folders = {name: runs / name / "test-0" / "audits" for name in PREPARE}
+    evaluated = {name: runs / name / "test-0" for name in PREPARE}
     sections = {
-        name: set_section(name, folder)
-        for name, folder in folders.items()
-        if (folder / "manifest.json").exists()
+        name: set_section(name, run)
+        for name, run in evaluated.items()
+        if (run / "audits" / "manifest.json").exists()
     }
     write_sections(ROOT / "docs" / "results" / "audits.md", HEAD, sections, PREPARE)
 
 
-def set_section(name: str, folder: Path) -> str:
+def set_section(name: str, run: Path) -> str:
     """Return the section of one set: audits, ties by method, results on parts of the queries."""
-    audits = read_audits(folder)
+    audits = read_audits(run / "audits")
     ties = [row for row in audits.rows if row.audit.startswith(TIES)]
     lines = [
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {audits.split}; commit "
-        f"{str(read_manifest(folder)['commit'])[:10]}.",
+        f"{str(read_manifest(run / 'audits')['commit'])[:10]}.",
         "",
         "| audit | value | of | limit | verdict |",
         "| --- | --: | --: | --- | --- |",
@@ -79,7 +78,9 @@ def set_section(name: str, folder: Path) -> str:
         )
         + ". Such a target has the middle of the ranks that it shares.",
         "",
-        *slice_table([row for row in audits.slices if row.metric == METRIC]),
+        "NDCG@10 on parts of the queries:",
+        "",
+        *parts_table(parts_of_queries([run])),
     ]
     return "\n".join(lines) + "\n"
 
@@ -91,16 +92,6 @@ def audit_row(row: Audit) -> str:
 
 def worth(row: Audit) -> str:
     return "-" if row.value is None else short(row.value)
-
-
-def slice_table(rows: Sequence[SliceRow]) -> Iterable[str]:
-    """Return NDCG@10 of each method on each part, with how many queries a part has."""
-    parts = {row.slice: row.n for row in rows}
-    yield "| NDCG@10 of | " + " | ".join(f"{part} ({n:,})" for part, n in parts.items()) + " |"
-    yield "| ---" + " | --:" * len(parts) + " |"
-    for method in dict.fromkeys(row.method for row in rows):
-        values = {row.slice: short(row.value) for row in rows if row.method == method}
-        yield f"| {method} | " + " | ".join(values.get(part, "-") for part in parts) + " |"
 
 
 if __name__ == "__main__":

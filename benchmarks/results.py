@@ -148,21 +148,25 @@ def parts_of_queries(folders: list[Path]) -> dict[str, tuple[int, dict[str, floa
 
 
 def parts_markdown(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
-    """Return the table of NDCG@10 on parts of the queries, one column each."""
+    """Return the section of NDCG@10 on parts of the queries."""
     if not parts:
         return []
-    methods = list(dict.fromkeys(method for _, values in parts.values() for method in values))
-    headings = [f"{name} ({size:,})" for name, (size, _) in parts.items()]
-    text = [
+    return [
         "## NDCG@10 on parts of the queries", "",
         "Mean over seeds; what each part is, and with intervals for each seed: `audits/` of a run.",
-        "", "| method | " + " | ".join(headings) + " |",
-        "| ---" + " | --:" * len(parts) + " |",
+        "", *parts_table(parts), "",
     ]  # fmt: skip
+
+
+def parts_table(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
+    """Return the table of NDCG@10 on parts of the queries, one column each."""
+    methods = list(dict.fromkeys(method for _, values in parts.values() for method in values))
+    headings = [f"{name} ({size:,})" for name, (size, _) in parts.items()]
+    text = ["| method | " + " | ".join(headings) + " |", "| ---" + " | --:" * len(parts) + " |"]
     for method in methods:
         cells = [short(values[method]) if method in values else "-" for _, values in parts.values()]
         text.append(f"| {method} | " + " | ".join(cells) + " |")
-    return [*text, ""]
+    return text
 
 
 def reward_markdown(folders: list[Path]) -> list[str]:

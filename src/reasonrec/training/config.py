@@ -53,7 +53,7 @@ class OptimiserConfig(Config):
     """Decay of an exponential mean of the weights over steps, which is validated and kept in their
     stead. 0 keeps the weights themselves."""
     num_threads: NonNegativeInt = 0
-    """Threads of torch. 0 takes OMP_NUM_THREADS; where that is not set, one for a backbone of less
+    """Threads of torch. 0 takes OMP_NUM_THREADS; where that is not set, one for a model of less
     than ten million parameters and torch's own number for a larger one."""
 
 
