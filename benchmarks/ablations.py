@@ -7,10 +7,12 @@
 The first line writes a world of 20,000 readers, trains the three stages with one seed, then every
 ablation from the last stage that it leaves as it is, and measures each on all test queries. It goes
 on where it stopped and writes the page after every row; ``--only`` names the ablations to run. The
-second does some of them on a real log. Nothing is chosen here, and nothing is typed in by hand.
+second does some of them on a real log. Rows of the page whose runs are not in the folder stay as
+they were written, if the default came out the same. Nothing is chosen here or typed in by hand.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,43 +242,73 @@ the change touches. All test queries. *Could have seen* is the smallest differen
 that the paired test would have found in 80 of 100 tries (2.8 standard errors of the difference
 between queries); one seed says nothing of the difference between trainings, so that a significant
 row may still be luck of one training. p is of the permutation test, not corrected for the number of
-rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work.
+rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work. A table
+grows over several machines: a row joins it only where the default, trained there again, came out
+the same in every number.
 """
+PAGE = ROOT / "docs" / "results" / "ablations.md"
 
 
-def write_page(runs: Path) -> None:
-    """Write docs/results/ablations.md from what is finished."""
+def write_page(runs: Path, page: Path = PAGE) -> None:
+    """Write the page from what is finished, and from what it already says."""
     sections = {
-        name: set_section(name, runs / name)
+        name: set_section(name, runs / name, section_of(page, name))
         for name in PREPARE
         if (runs / name / "measured" / "default" / "manifest.json").exists()
     }
-    write_sections(ROOT / "docs" / "results" / "ablations.md", HEAD, sections, PREPARE)
+    write_sections(page, HEAD, sections, PREPARE)
 
 
-def set_section(name: str, folder: Path) -> str:
-    """Return the section of one set: the default's stages, then the ablations in their order."""
+def section_of(page: Path, name: str) -> str:
+    """Return what a page says of one set, "" if nothing."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    return next((one for one in text.split("\n## ") if one.startswith(f"{name}\n")), "")
+
+
+def set_section(name: str, folder: Path, earlier: str = "") -> str:
+    """Return the section of one set: the default's stages, then the ablations in their order.
+
+    Args:
+        name: Of the set.
+        folder: Its runs.
+        earlier: The section so far, whose rows stay where the default of the runs is theirs.
+    """
     at = folder / "measured"
     ablated = [word for word in ABLATIONS if (at / word / "manifest.json").exists()]
     runs = [at / word for word in ("default", *ablated)]
     joined = join_runs(find_runs(runs))
-    lines = {line.method: line for line in summarise(joined.rows, COLUMNS)}
     against = {one.method: one for one in compare(joined, DEFAULT, COLUMNS[1:2]).comparisons}
-    commits = sorted({str(read_manifest(run)["commit"])[:10] for run in runs})
+    commits = {str(read_manifest(run)["commit"])[:10] for run in runs}
     test = joined.rows[0]
+    rows = {
+        line.method: row_of(line, against.get(line.method), seconds(folder, line.method))
+        for line in summarise(joined.rows, COLUMNS)
+    }
+    before = {row.split(" | ")[0][2:]: row for row in earlier.split("\n") if row.startswith("| ")}
+    if numbers_of(before.get(DEFAULT, "")) == numbers_of(rows[DEFAULT]):
+        rows = before | rows
+        commits |= set(re.findall(r"\b[0-9a-f]{10}\b", earlier))
+    elif lost := [word for word in before if word in ABLATIONS and word not in rows]:
+        say(f"{name}: the default came out otherwise, these rows go: {', '.join(lost)}")
+    ablated = [word for word in ABLATIONS if word in rows]
     text = [
         f"## {name}",
         "",
         f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
-        f"queries; commit {', '.join(commits)}; {processors(runs)}.",
+        f"queries; commit {', '.join(sorted(commits))}; {processors(runs)}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",
     ]
-    for method in ("follow-counter", *(r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK), *ablated):
-        text.append(row_of(lines[method], against.get(method), seconds(folder, method)))
+    trunk = [r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK]
+    text += [rows[word] for word in ("follow-counter", *trunk, *ablated)]
     text += ["", *(f"- `{word}`: {ABLATIONS[word].what}" for word in ablated)]
     return "\n".join(text) + "\n"
+
+
+def numbers_of(row: str) -> list[str]:
+    """Return the metrics of a row of the page."""
+    return row.split(" | ")[1 : 1 + len(COLUMNS)]
 
 
 def row_of(line: MethodLine, test: Comparison | None, spent: float | None) -> str:
