@@ -8,7 +8,7 @@ The first line writes a world of 20,000 readers, trains the three stages with on
 ablation from the last stage that it leaves as it is, and measures each on all test queries. It goes
 on where it stopped and writes the page after every row; ``--only`` names the ablations to run. The
 second does some of them on a real log. Rows of the page whose runs are not in the folder stay as
-they were written, if the default came out the same. Nothing is chosen here or typed in by hand.
+they were written. Nothing is chosen here, and nothing is typed in by hand.
 """
 
 import argparse
@@ -242,9 +242,9 @@ the change touches. All test queries. *Could have seen* is the smallest differen
 that the paired test would have found in 80 of 100 tries (2.8 standard errors of the difference
 between queries); one seed says nothing of the difference between trainings, so that a significant
 row may still be luck of one training. p is of the permutation test, not corrected for the number of
-rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work. A table
-grows over several machines: a row joins it only where the default, trained there again, came out
-the same in every number.
+rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work. Where the
+default was trained again, on another machine or by another commit, and came out otherwise, a set
+has a table for each training: a row is compared with the default that it was trained from.
 """
 PAGE = ROOT / "docs" / "results" / "ablations.md"
 
@@ -265,50 +265,89 @@ def section_of(page: Path, name: str) -> str:
     return next((one for one in text.split("\n## ") if one.startswith(f"{name}\n")), "")
 
 
+@dataclass(frozen=True)
+class Table:
+    """The rows that were trained from one training of the default."""
+
+    about: str
+    """Data, commits and processors."""
+    rows: dict[str, str]
+    """A line of the page for each method."""
+
+    def numbers(self) -> list[str]:
+        """Return the metrics of the default."""
+        return self.rows[DEFAULT].split(" | ")[1 : 1 + len(COLUMNS)]
+
+    def lines(self) -> list[str]:
+        """Return it as on the page: the default's stages, then the ablations in their order."""
+        trunk = [r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK]
+        head = ["| " + " | ".join(HEADINGS) + " |", "| ---" + " | --:" * (len(HEADINGS) - 1) + " |"]
+        order = ["follow-counter", *trunk, *ABLATIONS]
+        return [self.about, "", *head, *(self.rows[word] for word in order if word in self.rows)]
+
+
 def set_section(name: str, folder: Path, earlier: str = "") -> str:
-    """Return the section of one set: the default's stages, then the ablations in their order.
+    """Return the section of one set: its tables, and what each row changes.
 
     Args:
         name: Of the set.
         folder: Its runs.
-        earlier: The section so far, whose rows stay where the default of the runs is theirs.
+        earlier: The section so far. The table of the runs joins the one whose default came out the
+            same, else it is the last.
     """
+    tables = with_table(tables_of(earlier), table_of(name, folder))
+    text = [f"## {name}"]
+    for table in tables:
+        text += ["", *table.lines()]
+    rows = set().union(*(table.rows for table in tables))
+    text += ["", *(f"- `{word}`: {one.what}" for word, one in ABLATIONS.items() if word in rows)]
+    return "\n".join(text) + "\n"
+
+
+def with_table(tables: Sequence[Table], new: Table) -> list[Table]:
+    """Return tables with one more, which joins the one of the same default if there is one."""
+    joined = list(tables)
+    for at, one in enumerate(tables):
+        if one.numbers() == new.numbers():
+            commits = sorted({*COMMIT.findall(one.about), *COMMIT.findall(new.about)})
+            about = re.sub(r"commit [^;]*;", f"commit {', '.join(commits)};", new.about)
+            joined[at] = Table(about, one.rows | new.rows)
+            return joined
+    return [*joined, new]
+
+
+COMMIT = re.compile(r"\b[0-9a-f]{10}\b")
+
+
+def tables_of(section: str) -> list[Table]:
+    """Return the tables of a section of the page."""
+    tables: list[Table] = []
+    for block in section.split("\n`reasonrec prepare ")[1:]:
+        about, *below = block.split("\n")
+        rows = [line for line in below if line.startswith("| ")][2:]
+        named = {row.split(" | ")[0].removeprefix("| "): row for row in rows}
+        tables.append(Table(f"`reasonrec prepare {about}", named))
+    return tables
+
+
+def table_of(name: str, folder: Path) -> Table:
+    """Return the table of the runs of a set."""
     at = folder / "measured"
     ablated = [word for word in ABLATIONS if (at / word / "manifest.json").exists()]
     runs = [at / word for word in ("default", *ablated)]
     joined = join_runs(find_runs(runs))
     against = {one.method: one for one in compare(joined, DEFAULT, COLUMNS[1:2]).comparisons}
-    commits = {str(read_manifest(run)["commit"])[:10] for run in runs}
+    commits = sorted({str(read_manifest(run)["commit"])[:10] for run in runs})
     test = joined.rows[0]
+    about = (
+        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
+        f"queries; commit {', '.join(commits)}; {processors(runs)}."
+    )
     rows = {
         line.method: row_of(line, against.get(line.method), seconds(folder, line.method))
         for line in summarise(joined.rows, COLUMNS)
     }
-    before = {row.split(" | ")[0][2:]: row for row in earlier.split("\n") if row.startswith("| ")}
-    if numbers_of(before.get(DEFAULT, "")) == numbers_of(rows[DEFAULT]):
-        rows = before | rows
-        commits |= set(re.findall(r"\b[0-9a-f]{10}\b", earlier))
-    elif lost := [word for word in before if word in ABLATIONS and word not in rows]:
-        say(f"{name}: the default came out otherwise, these rows go: {', '.join(lost)}")
-    ablated = [word for word in ABLATIONS if word in rows]
-    text = [
-        f"## {name}",
-        "",
-        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {test.split}, {test.n:,} test "
-        f"queries; commit {', '.join(sorted(commits))}; {processors(runs)}.",
-        "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "| ---" + " | --:" * (len(HEADINGS) - 1) + " |",
-    ]
-    trunk = [r2ec.METHOD_OF_STAGE[stage] for stage in TRUNK]
-    text += [rows[word] for word in ("follow-counter", *trunk, *ablated)]
-    text += ["", *(f"- `{word}`: {ABLATIONS[word].what}" for word in ablated)]
-    return "\n".join(text) + "\n"
-
-
-def numbers_of(row: str) -> list[str]:
-    """Return the metrics of a row of the page."""
-    return row.split(" | ")[1 : 1 + len(COLUMNS)]
+    return Table(about, rows)
 
 
 def row_of(line: MethodLine, test: Comparison | None, spent: float | None) -> str:
