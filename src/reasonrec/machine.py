@@ -25,6 +25,11 @@ _COPY_BYTES = 1 << 28
 """Far more than a cache holds."""
 _DISK_BYTES = 1 << 26
 _TINY_B, _TINY_T = 16, 128
+INSTRUCTIONS = {
+    "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve2": "SVE2", "sve": "SVE",
+    "asimd": "NEON",
+}  # fmt: skip
+"""Flags of Linux for instructions on several floats at once, widest first, and what they say."""
 _SMALL_MODEL = 10_000_000
 """Parameters below which the products of a model are short beside what sharing them costs."""
 
@@ -60,6 +65,7 @@ class Machine:
     system: str
     python: str
     cpu: str
+    """Name, and the widest instructions in brackets."""
     num_cores: int
     """Cores that this process may use: fewer than the machine's under a container's limit."""
     memory_gib: float | None
@@ -160,7 +166,7 @@ def describe_machine(folder: Path) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cores=num_usable_cores(),
         memory_gib=_pages_gib("SC_PHYS_PAGES"),
         free_memory_gib=_pages_gib("SC_AVPHYS_PAGES"),
@@ -372,11 +378,18 @@ def _pages_gib(name: str) -> float | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of the processor and, where the system tells, its widest instructions.
+
+    Machines that are rented say "AMD EPYC" of several generations. Libraries sum floats in other
+    orders where instructions are wider, and a training that starts so ends with other numbers.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = info.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = set((told.get("flags") or told.get("Features", "")).split())
+    widest = next((word for flag, word in INSTRUCTIONS.items() if flag in flags), None)
+    return name if widest is None else f"{name} ({widest})"

@@ -23,6 +23,7 @@ class Environment(Config):
     """Whether tracked files differed from the commit."""
     system: str | None = None
     cpu: str | None = None
+    """Name, and in brackets the widest instructions: they decide how libraries sum floats."""
     num_cores: int | None = None
     num_threads: int | None = None
     """Of torch where it is loaded, else OMP_NUM_THREADS or all usable cores: sums of floats depend

@@ -117,6 +117,8 @@ def test_two_environments_differ_in_what_moves_a_last_digit():
     assert here.differences(moved) == [f"num_threads: was {here.num_threads}, is 99"]
     older = here.model_copy(update={"packages": here.packages | {"numpy": "1.0"}})
     assert older.differences(here) == [f"numpy: was 1.0, is {here.packages['numpy']}"]
+    other = here.model_copy(update={"cpu": f"{here.cpu.split(' (')[0]} (of other instructions)"})
+    assert here.differences(other) == [f"cpu: was {here.cpu}, is {other.cpu}"]
     assert "cpu was not recorded" in Environment().differences(here)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from reasonrec import machine
 from reasonrec.cli import main
 from reasonrec.cli.doctor import describe
+
+UNNAMED = platform.processor() or platform.machine()
+"""What a processor is called that the system does not name."""
 
 
 def install(folder: Path, name: str, *lines: str) -> None:
@@ -151,3 +155,20 @@ def test_the_best_of_several_runs_counts_and_the_first_is_left_out():
 
 def test_usable_cores_are_at_most_those_of_the_machine():
     assert 1 <= machine.num_usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (["model name\t: Rented", "flags\t\t: fpu avx2 avx512f avx512_bf16"], "Rented (AVX-512)"),
+        (["model name\t: Rented", "flags\t\t: fpu avx avx2 bmi2"], "Rented (AVX2)"),
+        (["model name\t: Old", "flags\t\t: fpu sse2"], "Old"),
+        (["CPU part\t: 0xd40", "Features\t: fp asimd sve"], f"{UNNAMED} (SVE)"),
+        ([], UNNAMED),
+    ],
+)  # fmt: skip
+def test_a_processor_is_told_from_another_of_its_name_by_its_instructions(tmp_path, lines, name):
+    info = tmp_path / "cpuinfo"
+    info.write_text("\n".join(lines), encoding="utf-8")
+    assert machine.cpu_name(info) == name
+    assert machine.cpu_name(tmp_path / "none") == UNNAMED
