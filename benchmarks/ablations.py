@@ -249,14 +249,14 @@ has a table for each training: a row is compared with the default that it was tr
 PAGE = ROOT / "docs" / "results" / "ablations.md"
 
 
-def write_page(runs: Path, page: Path = PAGE) -> None:
+def write_page(runs: Path) -> None:
     """Write the page from what is finished, and from what it already says."""
     sections = {
-        name: set_section(name, runs / name, section_of(page, name))
+        name: set_section(name, runs / name, section_of(PAGE, name))
         for name in PREPARE
         if (runs / name / "measured" / "default" / "manifest.json").exists()
     }
-    write_sections(page, HEAD, sections, PREPARE)
+    write_sections(PAGE, HEAD, sections, PREPARE)
 
 
 def section_of(page: Path, name: str) -> str:
