@@ -36,6 +36,7 @@ from running import ROOT, processors, reasonrec, write_sections
 from scipy.sparse import csr_array
 
 from reasonrec.baselines.floor import CONFIGS
+from reasonrec.baselines.follow_counter import count_follows
 from reasonrec.baselines.history import taken_items
 from reasonrec.baselines.peers import PEERS
 from reasonrec.data.dataset import Dataset
@@ -54,6 +55,11 @@ SAMPLES = {
     "games-2018": ["--sample-users", "10000"],  # a published split cannot be sampled
 }
 """What `reasonrec prepare` is told for the searches on logs that would take them hours a method."""
+BEHIND = (
+    ("never", 0, 0), ("once", 1, 1), ("2 or 3 times", 2, 3), ("4 to 10 times", 4, 10),
+    ("more often", 11, np.inf),
+)  # fmt: skip
+"""How often a target followed the last item of its history in training, from and to."""
 HEADINGS = (
     "method", "library", "seeds", "HR@10", "NDCG@10", "HR@1 of 20", "NDCG@10 of 20", "valid",
     "trials", "epochs", "fit s", "tune s", *COST_HEADINGS[:3],
@@ -284,7 +290,10 @@ def tuned_counter(name: str, kept: Path = KEPT) -> float | None:
 def evidence_table(folder: Path, methods: list[str]) -> list[str]:
     """Return NDCG@10 by what training knows of the way from a history to its target, and by
     whether the target has the time of the history's last event, where there are times: whoever is
-    told when the question is asked can know it then as one of a list that was ticked at once."""
+    told when the question is asked can know it then as one of a list that was ticked at once.
+
+    How often training holds the target right behind the last item of the history tells what is
+    to be counted, and so remembered, from what is to be understood."""
     dataset = Dataset.load(folder / "data")
     taken = csr_array(taken_items(dataset.train, dataset.num_items))
     # who took both: (N, N), and for a query its row of the target at the items of the history
@@ -300,6 +309,11 @@ def evidence_table(folder: Path, methods: list[str]) -> list[str]:
         "taken together with an item of the history": is_met,
         "seen in training, but never together": is_seen & ~is_met,
         "never seen in training": ~is_seen,
+    }
+    times = times_behind_last(dataset)
+    parts |= {
+        f"right behind the last item in training: {words}": (least <= times) & (times <= most)
+        for words, least, most in BEHIND
     }
     told = "by what training holds of the target"
     later = taken_later(asked)
@@ -317,6 +331,17 @@ def evidence_table(folder: Path, methods: list[str]) -> list[str]:
         cells = [short(values[m][chosen].mean()) if chosen.any() else "-" for m in methods]
         lines.append("| " + " | ".join([word, f"{chosen.sum():,}", *cells]) + " |")
     return lines
+
+
+def times_behind_last(dataset: Dataset) -> np.ndarray:
+    """Return how often training holds each target right behind its history's last item. (Q,)."""
+    asked = dataset.test
+    behind = count_follows(dataset.train, dataset.num_items, num_steps=1, reverse_share=0.0)
+    times = np.zeros(len(asked))
+    begun = np.flatnonzero(asked.history_stop > asked.history_start)
+    last = asked.log_item_index[asked.history_stop[begun] - 1]
+    times[begun] = np.asarray(behind[last, asked.target[begun]]).ravel()
+    return times
 
 
 def ndcg_of_queries(folder: Path, method: str) -> np.ndarray:

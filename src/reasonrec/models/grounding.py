@@ -145,15 +145,16 @@ class GroundingRecommender:
         return text_states(self.model.eval(), titles, mean=self.mean).cpu().numpy()
 
     def score(self, histories: Histories) -> Scored:
-        written, _ = self.write(histories)
-        return Scored(
-            grounded_scores(written, self.title_states, self.popularity, power=self.power)
-        )
+        written, _, num_tokens = self.write(histories)
+        scores = grounded_scores(written, self.title_states, self.popularity, power=self.power)
+        return Scored(scores, num_tokens=num_tokens)
 
-    def write(self, histories: Histories) -> tuple[np.ndarray, list[str]]:
-        """Return the states (R, D) of what is written after each history, and its text."""
+    def write(self, histories: Histories) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Return the states (R, D) of what is written after each history, its text, and how many
+        tokens were written (R,), int64, an end among them."""
         model = self.model.eval()
         tokens: list[list[int]] = []
+        num_tokens: list[int] = []
         for start in range(0, len(histories), self.batch_size):
             rows = np.arange(start, min(start + self.batch_size, len(histories)))
             prompts = model.writer.prompts(histories.take(rows))
@@ -166,5 +167,7 @@ class GroundingRecommender:
                 drawn.token_ids.tolist(), drawn.lengths.tolist(), drawn.answer_at.tolist()
             ):
                 tokens.append([t for t in ids[at:length] if t != model.end_token])
+                num_tokens.append(length - at)
         states = text_states(model, tokens, mean=self.mean).cpu().numpy()
-        return states, [str(model.tokenizer.decode(ids)).strip() for ids in tokens]
+        texts = [str(model.tokenizer.decode(ids)).strip() for ids in tokens]
+        return states, texts, np.array(num_tokens, np.int64)

@@ -167,7 +167,7 @@ def test_manifests_say_what_was_learned_and_how(folders):
 def test_bigrec_writes_titles_in_words_and_never_with_their_own_tokens(opened):
     bigrec = opened["bigrec"]
     histories = Histories.from_lists([list(range(7)), list(range(6, 13))])
-    _, texts = bigrec.write(histories)
+    _, texts, _ = bigrec.write(histories)
     assert texts == ["Ember b", "Moss b"]  # items 7 and 13
     best = bigrec.score(histories).scores.max(1)
     np.testing.assert_allclose(best, 0, atol=1e-4)  # word for word: at distance 0, but for rounding

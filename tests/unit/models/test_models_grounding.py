@@ -95,9 +95,24 @@ def test_the_token_of_a_title_is_never_written(model):
     assert torch.isneginf(logits[:, model.tokenizer.bos_token_id]).all()
     recommender = GroundingRecommender(model, np.zeros(N), max_tokens=5)
     histories = toy_dataset(ring_rows(4, N, 6), model.titles).test.histories()
-    states, texts = recommender.write(histories)
+    states, texts, _ = recommender.write(histories)
     assert len(states) == len(texts) == 4
     assert not any("[" in text for text in texts)
+
+
+def test_every_token_written_is_counted_the_end_among_them(model, monkeypatch):
+    histories = toy_dataset(ring_rows(4, N, 6), model.titles).test.histories()
+    recommender = GroundingRecommender(model, np.zeros(N), max_tokens=5)
+    likeliest = int(TitleWritingModel.token_logits(model, torch.ones(1, TOY_SHAPE.width)).argmax())
+    for token, expected in ((likeliest, 6), (model.end_token, 1)):  # never ends; ends at once
+        only = torch.zeros(model.num_words).scatter(0, torch.tensor(token), 1.0)
+        monkeypatch.setattr(
+            TitleWritingModel,
+            "token_logits",
+            lambda self, states, only=only: only.expand(*states.shape[:-1], -1),
+        )
+        found = recommender.score(histories).num_tokens
+        assert found is not None and found.tolist() == [expected] * 4
 
 
 @pytest.mark.parametrize("num_branches", [1, 3, 9])

@@ -304,7 +304,7 @@ def _best_power(
     histories = queries.histories()
     recommender = _recommender("bigrec", model, dataset, config)
     assert isinstance(recommender, GroundingRecommender)
-    written, _ = recommender.write(histories)
+    written, _, _ = recommender.write(histories)
     worth = [
         ranking_accuracy(
             grounded_scores(written, recommender.title_states, recommender.popularity, power=power),
