@@ -128,6 +128,14 @@ ABLATIONS = {
         "thoughts name what the model believes before them", "sft",
         {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 144}}},
     ),
+    "candidates-asked": Ablation(
+        "as candidates, and two of the three are asked about as titles of the history are",
+        "sft",
+        {
+            "thought": {"num_candidates": 3, "num_candidates_asked": 2},
+            "recpo": {"recpo": {"max_tokens": 192}},
+        },
+    ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
     "hardly-alike-too": Ablation(
         "whatever reads most alike is quoted, however little", "sft",
