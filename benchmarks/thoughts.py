@@ -1,6 +1,7 @@
 """What do the thoughts do? Changed, cut, checked, sampled many times, and left to a gate.
 
     REASONREC_DATA=... python benchmarks/thoughts.py runs/thoughts runs/office-2018-[012]
+    python benchmarks/thoughts.py runs/thoughts runs/planted-0 --num-queries 2000
     python benchmarks/thoughts.py runs/thoughts
 
 For each run of `reasonrec demo`, whose folder is named after its set and seed, `think-recpo` is
@@ -37,15 +38,15 @@ from reasonrec.metrics import metric_values
 SETS = ("planted", "ml-100k", "office-2018", "ml-1m", "games-2018")
 METHOD = "think-recpo"
 NUM_QUERIES = 1000
-"""Of each sample; the gate is measured on all that the demo was measured on."""
+"""Of each sample unless told; the gate is measured on all that the demo was measured on."""
 COUNTS, TEMPERATURES = (1, 2, 4, 8), (0.5, 1.0)
 HEAD = f"""# What the thoughts do
 
 Written by `python benchmarks/thoughts.py`, whose head says what is asked. `{METHOD}` of the runs of
 `reasonrec demo`, means over their seeds. What each condition and share means stands in
 [../audits.md](../audits.md). Differences are paired over queries, means over seeds on each; 95 %
-intervals from resampled users; p: sign-flip permutation test, not corrected. At most
-{NUM_QUERIES:,} queries, the same for all seeds, except in the tables of the gate.
+intervals from resampled users; p: sign-flip permutation test, not corrected. Queries are a sample
+where a set has more than a section says, the same for all seeds; the gate answers all.
 """
 
 
@@ -53,9 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of what is found, one folder a run")
     parser.add_argument("runs", type=Path, nargs="*", help="demos, folders called SET-SEED")
+    parser.add_argument("--num-queries", type=int, default=NUM_QUERIES, help="of each sample")
     asked = parser.parse_args()
     for run in asked.runs:
-        ask(run, asked.out / run.name)
+        ask(run, asked.out / run.name, asked.num_queries)
     sections = {}
     for name in SETS:
         folders = sorted(asked.out.glob(f"{name}-[0-9]*"))
@@ -65,17 +67,17 @@ def main() -> None:
     write_sections(ROOT / "docs" / "results" / "thoughts.md", HEAD, sections, SETS)
 
 
-def ask(run: Path, out: Path) -> None:
-    """Ask one run everything that the page tells."""
+def ask(run: Path, out: Path, num_queries: int) -> None:
+    """Ask one run everything that the page tells, of samples of so many queries."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     seed, model, data = config["seed"], run / METHOD, run / "data"
     reasonrec(
         "faithfulness", model, "--data", data, "--out", out / "changed", "--seed", seed,
-        "--num-queries", NUM_QUERIES,
+        "--num-queries", num_queries,
     )  # fmt: skip
     if not (out / "curve" / "curve.json").exists():
         script = ROOT / "benchmarks" / "thoughts_curve.py"
-        words = ["--data", data, "--out", out / "curve", "--num-queries", NUM_QUERIES]
+        words = ["--data", data, "--out", out / "curve", "--num-queries", num_queries]
         say(f"python benchmarks/{script.name} {' '.join(map(str, [model, *words]))}")
         command = [sys.executable, script, model, *words]
         subprocess.run([str(word) for word in command], check=True)
