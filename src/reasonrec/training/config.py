@@ -46,7 +46,9 @@ class OptimiserConfig(Config):
     num_validations: PositiveInt = 10
     """How often in a run the model is validated and a checkpoint is written."""
     refresh_items_every: PositiveInt = 100
-    """Steps after which rows that are encoded from text are all encoded anew (T_refresh)."""
+    """Steps by which rows that are encoded from text are at most behind the weights when a loss
+    reads them (T_refresh). All are encoded before the first step and at every validation; then anew
+    for the loss this many steps later, and from there on for the loss one step later than that."""
     patience: NonNegativeInt = 0
     """Validations without a better one after which a run ends early; 0 never."""
     averaging: float = Field(default=0.0, ge=0, lt=1)

@@ -485,6 +485,8 @@ class _Trainer(Trainer):
         if ranks.shares_weights():
             self.trained = shared_out(self._recommender)
         self._fixed_words: Tensor | None = None
+        self._encoded_at: int | None = None
+        """The step at which all item rows were encoded last; None before the first loss."""
         self._mean = _MeanOfWeights(self.trained, config.averaging)
         if config.averaging:
             self.add_callback(self._mean)
@@ -545,11 +547,15 @@ class _Trainer(Trainer):
         recommender = self._recommender
         table = recommender.item_table
         if table.is_encoded:
-            self._metrics.add({"train/item_table_age": float(table.steps_since_refresh)})
+            now = self.state.global_step
             table.steps_since_refresh += 1
             if table.steps_since_refresh > self._config.refresh_items_every:
                 with whole(self.trained) as own:
                     own.refresh_items()
+                self._encoded_at = now
+            if self._encoded_at is None:  # a run begins with new rows, and so does a checkpoint
+                self._encoded_at = now
+            self._metrics.add({"train/item_table_age": float(now - self._encoded_at)})
         value, parts = self._loss(model, inputs)  # pyright: ignore[reportArgumentType]
         if self._fixed_words is not None:  # after a pass: only then are shared embeddings whole
             fixed, self._fixed_words = self._fixed_words[:, None], None
@@ -587,6 +593,7 @@ class _Trainer(Trainer):
         if self._config.averaging:
             with whole(self.trained) as own:
                 own.refresh_items()
+        self._encoded_at = self.state.global_step
         self._last = self.state.global_step, values
         return values
 

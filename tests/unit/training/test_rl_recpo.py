@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -306,3 +307,32 @@ def test_ranks_in_rewards_follow_the_rule_of_evaluation():
     masked = masked_items(histories, torch.from_numpy(target), 15)
     found = ranks_of_targets(torch.from_numpy(scores)[:, None], torch.from_numpy(target), masked)
     assert found[:, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("over", ["batch", "catalogue"])
+def test_reward_and_item_term_read_targets_that_were_encoded_just_now_and_teach_them(dataset, over):
+    model = toy_model(item_rows="text")
+    model.refresh_items()
+    words = torch.tensor(model.tokenizer(" Ember", add_special_tokens=False)["input_ids"])
+    embeddings = model.backbone.get_input_embeddings().weight
+    with torch.no_grad():  # the category of odd items; no title holds it
+        embeddings[words] += 1.0
+    config = SMALL.model_copy(update={"item_softmax": over, "thought_weight": 0.0})
+    rollouts = _rollouts(dataset, model, config)
+    target = rollouts.target_P
+    assert target.tolist() == [3, 5, 7]  # each an odd one
+    read = torch.cat([rollouts.batch.trunk_ids.flatten(), rollouts.batch.branch_ids.flatten()])
+    assert not torch.isin(words, read).any()  # so that item texts alone can move it
+    fresh, expected = copy.deepcopy(model), copy.deepcopy(model)
+    fresh.refresh_items()
+    expected.item_table.store(target, fresh.item_table.encoded[target])
+    with torch.no_grad():  # a pass without gradient scores with the table as it is
+        known, stale = expected(rollouts.batch).think_logits, model(rollouts.batch).think_logits
+    assert ((known - stale).abs().amin((0, 1))[target] > 1e-3).all()
+    outputs = model(rollouts.batch)
+    torch.testing.assert_close(outputs.think_logits.detach(), known)
+    loss, _ = recpo_loss(outputs, rollouts, config)
+    torch.testing.assert_close(rollouts.rewards_P_G, rewards_of(rollouts, known, config))
+    assert (rollouts.rewards_P_G - rewards_of(rollouts, stale, config)).abs().max() > 1e-4
+    (moved,) = torch.autograd.grad(loss, embeddings)
+    assert (moved[words].abs().amax(-1) > 1e-6).all()
