@@ -325,6 +325,9 @@ def _keys_of(what: Baseline, config: BaselinesConfig, base: R2ecConfig) -> dict[
     kept = ["backbone", "tiny"] + (["weights", "prompt"] if base.backbone != "tiny" else [])
     keys: dict[str, Any] = base.model_dump(mode="json", include=set(kept))
     keys |= {"method": METHOD_OF[what], "max_history": base.head.max_history}
+    told = base.prompt.model_dump(mode="json", exclude_defaults=True)
+    if base.backbone == "tiny" and told:  # as it is, a prompt was never among its keys
+        keys["prompt"] = told
     if what != "untuned":
         keys |= {
             "own": _own(what, config).model_dump(mode="json"),
