@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reasonrec import elapsed
+from reasonrec import elapsed, rated
 from reasonrec.data.dataset import Catalogue
 from reasonrec.errors import CheckpointError
 from reasonrec.models.adapters import add_adapters
@@ -42,7 +42,7 @@ def build_model(
     Args:
         backbone: ``tiny``, or a folder or hub name of any causal LM of ``transformers``.
         prompt, weights: How a backbone from elsewhere is asked, held and trained; of these only
-            ``prompt.elapsed`` and ``prompt.until_asked`` are for ``tiny`` too.
+            ``prompt.elapsed``, ``prompt.until_asked`` and ``prompt.ratings`` are for ``tiny`` too.
 
     Raises:
         CheckpointError: The backbone cannot be loaded.
@@ -96,7 +96,11 @@ def catalogue_titles(catalogue: Catalogue) -> list[str]:
 def _tiny_tokenizer(
     titles: list[str], texts: list[str], tiny: TinyConfig, prompt: PromptConfig | None = None
 ) -> PreTrainedTokenizerBase:
-    words = WORDS + elapsed.WORDS if prompt is not None and prompt.elapsed else WORDS
+    words = WORDS
+    if prompt is not None and prompt.elapsed:
+        words += elapsed.WORDS
+    if prompt is not None and prompt.ratings:
+        words += rated.WORDS
     return train_tokenizer(titles, texts, vocab_size=tiny.vocab_size, words=words)
 
 

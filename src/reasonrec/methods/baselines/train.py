@@ -32,7 +32,7 @@ from reasonrec.methods.baselines.config import (
     DirectSftConfig,
     TigerConfig,
 )
-from reasonrec.methods.r2ec import checked_manifest
+from reasonrec.methods.r2ec import check_can_tell, checked_manifest
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import (
     ranking_accuracy,
@@ -103,6 +103,7 @@ def train(
     """
     out = make_folder(out)
     _check_usable(what, config, base)
+    check_can_tell(base.prompt, dataset)
     inputs = {"data": dataset.fingerprint}
     asked = _keys_of(what, config, base)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
