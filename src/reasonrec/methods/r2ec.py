@@ -211,6 +211,11 @@ def _checked_start(
         if stage == "recpo":
             config = _as_before("thought", stage, config, before, start)
     check_can_tell(config.prompt, dataset)
+    if config.prompt.item_popularity and config.head.item_rows == "id":
+        raise ConfigError(
+            "prompt.item_popularity is told in the texts that rows are read from, and with "
+            "head.item_rows = id none are. Set head.item_rows to text or text+id, or leave it off"
+        )
     reads_evidence = config.head.pointer or config.evidence.in_prompt
     if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
         raise ConfigError(
@@ -241,9 +246,10 @@ def _check_same_told(config: R2ecConfig, told: Mapping[str, Any], start: Path) -
     """Refuse to go on with other prompts than the model before has: they are saved with it.
 
     Raises:
-        ConfigError: ``start`` tells ratings and is not to go on so, or the other way round.
+        ConfigError: ``start`` tells ratings or popularity and is not to go on so, or the other way
+            round.
     """
-    for key in ("ratings",):
+    for key in ("ratings", "item_popularity"):
         had, asked = told.get("prompt", {}).get(key, False), getattr(config.prompt, key)
         if had != asked:
             raise ConfigError(
@@ -281,6 +287,7 @@ def _model_to_train(
             seed=seed,
             prompt=config.prompt,
             weights=config.weights,
+            train=dataset.train,
         )
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")

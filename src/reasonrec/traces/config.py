@@ -160,6 +160,11 @@ class PromptConfig(Config):
     """Whether each title is followed by the rating that the person gave it, to the nearest half:
     `` 4``, `` 4.5``; R²ec, fig. 5. An event without one gets no word. Needs a log with ratings; a
     twentieth of the windows is learned without, for histories that come without."""
+    item_popularity: bool = False
+    """Whether the text that an item's row is read from says how many people took it in training,
+    and how they rated it there on average: ``Taken by 37, rated 4.2 on average.``; R²ec, fig. 5,
+    where both know the future. Nothing is said of an item that training never saw. Needs
+    ``head.item_rows`` text or text+id."""
     chat: bool = False
     """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
     instruction. False is bare text without instruction."""

@@ -42,8 +42,8 @@ def test_the_papers_preset_is_the_paper():
     assert (recpo.item_softmax, recpo.item_term, recpo.flat_groups) == ("batch", "best", "skip")
     assert (recpo.kl_weight, recpo.entropy_weight, recpo.next_item_weight) == (0, 0, 0)
     assert (recpo.thought_weight, recpo.sentence_weight, recpo.empty_rollout) == (1, 0, False)
-    # figure 5: how each purchase was rated
-    assert config.prompt.ratings
+    # figure 5: how each purchase was rated, and of an item how many took it and rated it how
+    assert config.prompt.ratings and config.prompt.item_popularity
     # what is ours is off
     assert config.thought.num_lookups == config.held_out.max_events == optimiser.averaging == 0
     assert not config.calibrate

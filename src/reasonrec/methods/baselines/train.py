@@ -218,7 +218,7 @@ def _build(
     model: ReasoningRecommender = build_model(
         dataset.catalogue, backbone=base.backbone, tiny=base.tiny,
         head=base.head.model_copy(update={"item_rows": "id"}), seed=seed,
-        prompt=base.prompt, weights=base.weights,
+        prompt=base.prompt, weights=base.weights, train=dataset.train,
     )  # fmt: skip
     if what == "tiger":
         return _with_semantic_ids(model, dataset, config.tiger, base, seed)
