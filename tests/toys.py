@@ -9,15 +9,18 @@ from reasonrec.data.dataset import Catalogue, Dataset, InteractionLog, Queries
 from reasonrec.records import Histories, Link, Lookup, Scored
 
 
-def toy_dataset(rows: list[list[int]], titles: list[str], *, timestamps: bool = True) -> Dataset:
+def toy_dataset(
+    rows: list[list[int]], titles: list[str], *, timestamps: bool = True, ratings: bool = False
+) -> Dataset:
     """Return a leave-one-out data set of one row of item indices per user, oldest first.
 
     Users are ``u0``, ``u1``, ...; items ``i0``, ``i1``, .... The last event of a row of three or
     more is the test target, the one before it the validation target; event n of any user happens at
-    second ``100 * (n + 1)``.
+    second ``100 * (n + 1)``, and is rated ``1 + n % 5`` where there are ratings.
     """
     log_items = np.array([item for row in rows for item in row], np.int32)
     log_times = np.array([100 * (n + 1) for row in rows for n in range(len(row))], np.int64)
+    log_ratings = np.array([1 + n % 5 for row in rows for n in range(len(row))], np.float32)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     asking = [user for user, row in enumerate(rows) if len(row) >= 3]
 
@@ -29,11 +32,13 @@ def toy_dataset(rows: list[list[int]], titles: list[str], *, timestamps: bool = 
             history_start=np.array([starts[user] for user in asking], np.int64),
             history_stop=stops,
             log_item_index=log_items,
+            log_rating=log_ratings if ratings else None,
             log_timestamp=log_times if timestamps else None,
             timestamp=log_times[stops] if timestamps and asking else None,
         )
 
     trained = [row[:-2] if len(row) >= 3 else row for row in rows]
+    train_ratings = [1 + n % 5 for row in trained for n in range(len(row))]
     train_times = [100 * (n + 1) for row in trained for n in range(len(row))]
     return Dataset(
         name="toy",
@@ -50,6 +55,7 @@ def toy_dataset(rows: list[list[int]], titles: list[str], *, timestamps: bool = 
             ),
             item_index=np.array([item for row in trained for item in row], np.int32),
             num_users=len(rows),
+            rating=np.array(train_ratings, np.float32) if ratings else None,
             timestamp=np.array(train_times, np.int64) if timestamps else None,
         ),
         valid=queries(2),

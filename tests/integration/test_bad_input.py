@@ -158,6 +158,13 @@ def test_a_file_that_cannot_be_used_is_refused_in_words(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_column_that_the_items_lack_cannot_be_required(tmp_path: Path, shell: Shell, shop: Path):
+    shell.ok("prepare", shop, "--out", tmp_path / "out", "--require-columns", "title")
+    asked = ("prepare", shop, "--out", tmp_path / "priced", "--require-columns", "price")
+    said = " ".join(shell.fails(*asked).split())
+    assert "columns that the items have: item_id, title, description, categories; got" in said
+
+
 def test_a_truncated_parquet_log_is_refused_in_words(tmp_path: Path, shell: Shell):
     folder = write_shop(tmp_path / "shop")
     whole = folder / "interactions.parquet"

@@ -1,5 +1,6 @@
 """Rows that are sound but not wanted: each filter is asked for by name, and counted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import cast
@@ -29,9 +30,51 @@ class Step:
     items_after: int
 
 
+@dataclass(frozen=True)
+class WantedItems:
+    """The items that have what is asked of them."""
+
+    name: str
+    """What that is, for people: ``items with price and brand``."""
+    is_wanted: np.ndarray
+    """(N,), bool."""
+
+
+def items_with(items: pl.DataFrame, columns: Sequence[str]) -> WantedItems:
+    """Return which items have a value in each of the columns: no blank text and no empty list.
+
+    Raises:
+        DataError: The items have no such column.
+
+    Source: the public code of R²ec, which drops items without a price.
+    """
+    for name in columns:
+        if name not in items.columns:
+            raise DataError(
+                f"require_columns must name columns that the items have: {', '.join(items.columns)}"
+                f"; got {name!r}"
+            )
+    is_wanted = np.ones(items.height, bool)
+    for name in columns:
+        is_wanted &= _has_value(items[name]).to_numpy()
+    return WantedItems(f"items with {' and '.join(columns)}", is_wanted)
+
+
+def _has_value(values: pl.Series) -> pl.Series:
+    is_there = values.is_not_null()
+    if values.dtype == pl.String:
+        is_there &= values.str.strip_chars() != ""
+    elif values.dtype.is_float():
+        is_there &= values.is_not_nan()
+    elif isinstance(values.dtype, pl.List):
+        is_there &= values.list.len() > 0
+    return is_there.fill_null(False)
+
+
 def apply_filters(
     events: pl.DataFrame,
     *,
+    wanted: WantedItems | None,
     since: date | None,
     until: date | None,
     min_rating: float | None,
@@ -43,6 +86,7 @@ def apply_filters(
 
     Args:
         events: ``user_id``, ``item``, and for the filters that need them ``rating``, ``micros``.
+        wanted: The items whose events are kept; None keeps those of all.
         since: First day kept, UTC.
         until: Last day kept, UTC.
         k_core: Least number of events of each user and each item, both at once.
@@ -51,6 +95,9 @@ def apply_filters(
         DataError: A filter needs a column that the log lacks, or nothing is left.
     """
     steps: list[Step] = []
+    if wanted is not None:
+        kept = events.filter(pl.Series(wanted.is_wanted[events["item"].to_numpy()]))
+        events = _step(steps, wanted.name, events, kept)
     for day, name in ((since, "since"), (until, "until")):
         if day is not None:
             _need(events, "micros", name)
@@ -85,6 +132,7 @@ def start_of_window(
     since: date,
     *,
     least_items: int,
+    wanted: WantedItems | None,
     until: date | None,
     min_rating: float | None,
     sample_users: int | None,
@@ -107,8 +155,8 @@ def start_of_window(
         day = cast(date, pl.Series([since]).dt.offset_by(f"-{months}mo")[0])
         try:
             kept, _ = apply_filters(
-                events, since=day, until=until, min_rating=min_rating, sample_users=sample_users,
-                k_core=k_core, seed=seed,
+                events, wanted=wanted, since=day, until=until, min_rating=min_rating,
+                sample_users=sample_users, k_core=k_core, seed=seed,
             )  # fmt: skip
             num_items = kept["item"].n_unique()
         except EmptyLogError:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data.dataset import UNASKED, Dataset
-from reasonrec.data.filters import apply_filters, start_of_window
+from reasonrec.data.filters import WantedItems, apply_filters, items_with, start_of_window
 from reasonrec.data.given import (
     GivenQueries,
     choose_files,
@@ -158,15 +158,17 @@ def _build(
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Return the tables of the prepared folder by file name, and the statistics."""
     items, sound = _validated(raw, config, now_s)
-    since = config.since
+    since, wanted = config.since, None
+    if config.require_columns:
+        wanted = items_with(items.table, config.require_columns)
     others: dict[str, Any] = {
-        "until": config.until, "min_rating": config.min_rating,
+        "wanted": wanted, "until": config.until, "min_rating": config.min_rating,
         "sample_users": config.sample_users, "k_core": config.k_core, "seed": seed,
     }  # fmt: skip
     if since is not None and config.least_items is not None:
         since = start_of_window(sound.events, since, least_items=config.least_items, **others)
     rows, steps = apply_filters(sound.events, since=since, **others)
-    catalogue, rows, num_unseen = _catalogue(items.table, rows, config)
+    catalogue, rows, num_unseen = _catalogue(items.table, rows, config, wanted)
     given, bad_queries = _given_queries(raw, catalogue["item_id"], config)
     users = _all_users(rows, given)
     events = sort_events(rows, users)
@@ -232,17 +234,19 @@ def _validated(raw: RawTables, config: PrepareConfig, now_s: float) -> tuple[Cle
 
 
 def _catalogue(
-    items: pl.DataFrame, rows: pl.DataFrame, config: PrepareConfig
+    items: pl.DataFrame, rows: pl.DataFrame, config: PrepareConfig, wanted: WantedItems | None
 ) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """Return the items that can be recommended, the events with their numbers, and how many items
     no event names."""
     seen = np.zeros(items.height, bool)
     seen[rows["item"].to_numpy()] = True
     keep = config.k_core is None if config.keep_unseen_items is None else config.keep_unseen_items
-    if keep:
+    if keep and wanted is None:
         return items, rows, int((~seen).sum())
-    renumbered = (np.cumsum(seen) - 1).astype(np.int32)[rows["item"].to_numpy()]
-    return items.filter(pl.Series(seen)), rows.with_columns(item=pl.Series(renumbered)), 0
+    kept = wanted.is_wanted if keep and wanted is not None else seen
+    renumbered = (np.cumsum(kept) - 1).astype(np.int32)[rows["item"].to_numpy()]
+    rows = rows.with_columns(item=pl.Series(renumbered))
+    return items.filter(pl.Series(kept)), rows, int((kept & ~seen).sum())
 
 
 def _given_queries(

@@ -26,6 +26,9 @@ class PrepareConfig(Config):
     """Item table, where the source is an interactions file."""
     titles_from_ids: bool = False
     """Accept a log without item table, and call each item by its id."""
+    require_columns: tuple[str, ...] | None = None
+    """Keep items with a value in each of these columns of the item table, as ``price``, and the
+    events of those items."""
     since: date | None = None
     """First day kept, UTC."""
     least_items: PositiveInt | None = None
@@ -69,7 +72,7 @@ class PrepareConfig(Config):
             raise ValueError(
                 f"least_items moves since back, so it needs one; got least_items {self.least_items}"
             )
-        filters = ("since", "until", "min_rating", "sample_users", "k_core")
+        filters = ("require_columns", "since", "until", "min_rating", "sample_users", "k_core")
         asked = [name for name in filters if getattr(self, name) is not None]
         if self.split == "given" and asked:
             raise ValueError(

@@ -65,7 +65,7 @@ from reasonrec.models.recommenders import (
 from reasonrec.records import Recommendation
 from reasonrec.rng import stream
 from reasonrec.serving.recommender import recommend as recommend_to
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.config import PromptConfig, ThoughtConfig
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.calibration import restore_evidence
 from reasonrec.training.config import EngineConfig
@@ -206,12 +206,15 @@ def _checked_start(
             )
         inputs["start"] = before["fingerprint"]
         _check_same_held_out(config, before["config"], start)
+        _check_same_told(config, before["config"], start)
         config = _as_before("head", stage, config, before, start)
         if stage == "recpo":
             config = _as_before("thought", stage, config, before, start)
-    if config.prompt.elapsed and dataset.train.timestamp is None:
+    check_can_tell(config.prompt, dataset)
+    if config.prompt.item_popularity and config.head.item_rows == "id":
         raise ConfigError(
-            f"prompt.elapsed needs a log with times, and {dataset.name} has none. Leave it off"
+            "prompt.item_popularity is told in the texts that rows are read from, and with "
+            "head.item_rows = id none are. Set head.item_rows to text or text+id, or leave it off"
         )
     reads_evidence = config.head.pointer or config.evidence.in_prompt
     if stage == "evidence" and not (reads_evidence and config.thought.num_lookups):
@@ -220,6 +223,40 @@ def _checked_start(
             f"{config.head.pointer} and {config.thought.num_lookups}. Turn them on, or leave it out"
         )
     return config, inputs
+
+
+def check_can_tell(prompt: PromptConfig, dataset: Dataset) -> None:
+    """Refuse prompts that are to tell what a data set does not know.
+
+    Raises:
+        ConfigError: It has no times, or no ratings.
+    """
+    needed = (
+        ("elapsed", prompt.elapsed, "times", dataset.train.timestamp),
+        ("ratings", prompt.ratings, "ratings", dataset.train.rating),
+    )
+    for key, is_on, what, known in needed:
+        if is_on and (known is None or np.isnan(known).all()):
+            raise ConfigError(
+                f"prompt.{key} needs a log with {what}, and {dataset.name} has none. Leave it off"
+            )
+
+
+def _check_same_told(config: R2ecConfig, told: Mapping[str, Any], start: Path) -> None:
+    """Refuse to go on with other prompts than the model before has: they are saved with it.
+
+    Raises:
+        ConfigError: ``start`` tells ratings or popularity and is not to go on so, or the other way
+            round.
+    """
+    for key in ("ratings", "item_popularity"):
+        had, asked = told.get("prompt", {}).get(key, False), getattr(config.prompt, key)
+        if had != asked:
+            raise ConfigError(
+                f"what prompts tell must be the same in all stages; {start} was trained with "
+                f"prompt.{key} = {had}, and asked for was {asked}. Set it to {had}, or train that "
+                "stage anew"
+            )
 
 
 def _check_same_held_out(config: R2ecConfig, told: Mapping[str, Any], start: Path) -> None:
@@ -250,6 +287,7 @@ def _model_to_train(
             seed=seed,
             prompt=config.prompt,
             weights=config.weights,
+            train=dataset.train,
         )
         if start is None
         else ReasoningRecommender.from_pretrained(start / "model")

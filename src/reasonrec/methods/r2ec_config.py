@@ -183,7 +183,9 @@ class R2ecConfig(Config):
 
     @model_validator(mode="after")
     def check_tiny_is_as_it_is(self) -> Self:
-        told = {"elapsed": self.prompt.elapsed, "until_asked": self.prompt.until_asked}
+        told = self.prompt.model_dump(
+            include={"elapsed", "until_asked", "ratings", "item_popularity"}
+        )
         as_is = {"weights": WeightsConfig(), "prompt": PromptConfig.model_validate(told)}
         for name, needed in as_is.items():
             if self.backbone == "tiny" and getattr(self, name) != needed:

@@ -338,6 +338,9 @@ def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     if stage != "no-think":
         kept += ["thought", "inference", "calibrate"]
     asked = {key: keys[key] for key in kept}
+    told = config.prompt.model_dump(mode="json", exclude_defaults=True)
+    if config.backbone == "tiny" and told:  # as it is, a prompt was never among its keys
+        asked["prompt"] = told
     if stage == "recpo":
         del asked["recpo"]["engine"]
         asked["recpo"] |= config.recpo.engine.decides()

@@ -455,7 +455,7 @@ def _write_untuned(
     else:
         model = build_model(
             dataset.catalogue, backbone=base.backbone, tiny=base.tiny, head=base.head, seed=seed,
-            prompt=base.prompt, weights=base.weights,
+            prompt=base.prompt, weights=base.weights, train=dataset.train,
         )  # fmt: skip
     table = read_traces(out / "traces", kept=True)
     texts = [*table["prompt"].to_list(), *table["thought"].to_list()]

@@ -147,7 +147,7 @@ class ThoughtConfig(Config):
 
 
 class PromptConfig(Config):
-    """How a prompt is put to a language model from elsewhere."""
+    """What prompts tell, and how they are put to a language model from elsewhere."""
 
     elapsed: bool = False
     """Whether a word behind each title says how long it was until the next one: `` at once``,
@@ -156,6 +156,15 @@ class PromptConfig(Config):
     until_asked: bool = True
     """Whether such a word stands behind the last title too, for how long it was until the question.
     In an evaluation that is when the target was taken."""
+    ratings: bool = False
+    """Whether each title is followed by the rating that the person gave it, to the nearest half:
+    `` 4``, `` 4.5``; R²ec, fig. 5. An event without one gets no word. Needs a log with ratings; a
+    twentieth of the windows is learned without, for histories that come without."""
+    item_popularity: bool = False
+    """Whether the text that an item's row is read from says how many people took it in training,
+    and how they rated it there on average: ``Taken by 37, rated 4.2 on average.``; R²ec, fig. 5,
+    where both know the future. Nothing is said of an item that training never saw. Needs
+    ``head.item_rows`` text or text+id."""
     chat: bool = False
     """Whether prompts are a user's turn in the chat template of the tokenizer, each after its
     instruction. False is bare text without instruction."""

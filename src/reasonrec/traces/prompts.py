@@ -1,11 +1,12 @@
 """The one writer of everything that the model reads: training, reward, evaluation and serving.
 
-A prompt is ``<s>History: [Title] [Title]``, or ``<s>History: [Title] minutes [Title] days`` where
-it is to say how long it was until the next one and until the question; a thought, in the thinking
-part, is ``<think> Mostly: Drama; Alike: [Title]; After [Title]: [Title] [Title] like
-[Title];<answer>``. What follows a colon is looked up, not written by the model: the commonest
-categories, what people took, then what reads alike. `` Mostly Drama.`` without a colon is the
-model's own.
+A prompt is ``<s>History: [Title] [Title]``. Where it is to say how long it was until the next one
+and until the question, it is ``<s>History: [Title] minutes [Title] days``; where it is to say how
+each was rated, ``<s>History: [Title] 4.5 [Title] 3``; the rating goes first where it says both. A
+thought, in the thinking part, is ``<think> Mostly: Drama; Alike: [Title]; After [Title]: [Title]
+[Title] like [Title];<answer>``. What follows a colon is looked up, not written by the model: the
+commonest categories, what people took, then what reads alike. `` Mostly Drama.`` without a colon is
+the model's own.
 `` Maybe: [Title] [Title];`` names candidates of the model itself, in thoughts that are to have any.
 With a chat template, the prompt is the user's turn, and a thought begins with what the template
 puts between that turn and the answer.
@@ -23,7 +24,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from reasonrec import elapsed
+from reasonrec import elapsed, rated
 from reasonrec.errors import ConfigError
 from reasonrec.records import Histories, Lookup, QuestionKind
 from reasonrec.traces.config import PromptConfig
@@ -90,7 +91,8 @@ class Prompts:
     """(B,), int64. History items that the prompt shows (the last ``max_history``)."""
     item_ends: np.ndarray
     """(B, H + 1), int64. Column 0 is the last token before the history; column j the last one of
-    its j-th item, oldest first, or of the time until the next where the question's time is told.
+    its j-th item, oldest first, of its rating where it has one that is told, or of the time until
+    the next where the question's time is told.
     -1 where a row has fewer items."""
 
 
@@ -112,19 +114,14 @@ class PromptWriter:
         self.pad_id: int = _id(tokenizer.pad_token_id if tokenizer.pad_token_id is not None
                                else tokenizer.eos_token_id)  # fmt: skip
         pieces = tokenizer([f" [{t}]" for t in self.titles], add_special_tokens=False)["input_ids"]
-        self._item_lengths = np.array([len(piece) for piece in pieces], np.int64)
-        self._item_starts = np.concatenate([[0], np.cumsum(self._item_lengths)])
-        self._item_tokens = np.array([token for piece in pieces for token in piece], np.int64)
+        self._items = _Pieces.of(pieces)
         # no word, the last of these, stands for times that nobody knows
-        words = [self.encode(word) for word in elapsed.WORDS] + [[]]
-        self._word_lengths = np.array([len(word) for word in words], np.int64)
-        self._word_starts = np.concatenate([[0], np.cumsum(self._word_lengths)])
-        self._word_tokens = np.array([token for word in words for token in word], np.int64)
+        self._words = _Pieces.of([*(self.encode(word) for word in elapsed.WORDS), []])
 
     @cached_property
     def title_token_ids(self) -> np.ndarray | None:
         """(N,), the token of each title, or None if some title takes more than one token."""
-        return self._item_tokens if (self._item_lengths == 1).all() else None
+        return self._items.tokens if (self._items.lengths == 1).all() else None
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -183,7 +180,7 @@ class PromptWriter:
     @cached_property
     def asking_tokens(self) -> frozenset[int]:
         """Tokens that can end a question: the only ones to look at."""
-        closing = self._item_tokens[self._item_starts[1:] - 1].tolist()
+        closing = self._items.tokens[self._items.starts[1:] - 1].tolist()
         return frozenset([*closing, *(self.encode(word)[-1] for word, _ in ASKING.values())])
 
     def encode(self, text: str) -> list[int]:
@@ -194,17 +191,22 @@ class PromptWriter:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _rating_tokens(self, rating: float) -> list[int]:
+        """Return the tokens of `` 4.5``; none for NaN."""
+        word = rated.rating_word(rating)
+        return self.encode(word) if word else []
+
     def item_tokens(self, item_index: int) -> list[int]:
         """Return the tokens of `` [Title]``."""
-        start = self._item_starts[item_index]
-        return self._item_tokens[start : start + self._item_lengths[item_index]].tolist()
+        start = self._items.starts[item_index]
+        return self._items.tokens[start : start + self._items.lengths[item_index]].tolist()
 
     def prompts(self, histories: Histories, *, is_told: np.ndarray | None = None) -> Prompts:
         """Return the prompt of every history, cut to its last ``max_history`` items.
 
         Args:
-            is_told: (B,), for ``prompt.elapsed``: the rows whose times are told. None tells all
-                that are known.
+            is_told: (B,), for ``prompt.elapsed`` and ``prompt.ratings``: the rows whose times and
+                ratings are told. None tells all that are known.
         """
         prefix = self.prefix
         num_items = np.minimum(histories.lengths, self.max_history)
@@ -213,30 +215,39 @@ class PromptWriter:
         is_item = np.arange(H) < num_items[:, None]  # (B, H)
         event = (start[:, None] + np.arange(H))[is_item]
         item = histories.item_index[event]
-        lengths = np.zeros((B, H), np.int64)
-        lengths[is_item] = self._item_lengths[item]
-        pieces = [(self._item_tokens, self._item_starts[item], self._item_lengths[item])]
+        row = np.nonzero(is_item)[0]
+        is_told_of = None if is_told is None else is_told[row]
+        pieces = [(self._items, item)]
+        if self.prompt.ratings and histories.rating is not None:
+            rating = histories.rating[event]
+            if is_told_of is not None:
+                rating = np.where(is_told_of, rating, np.nan)
+            value, entry = np.unique(rating, return_inverse=True)
+            pieces.append((_Pieces.of([self._rating_tokens(one) for one in value.tolist()]), entry))
         seconds = _seconds_after(histories) if self.prompt.elapsed else None
         unread = 0  # tokens behind a title that come with the next one
         if seconds is not None:
             word = elapsed.elapsed_class(seconds[event])
-            if is_told is not None:
-                word = np.where(is_told[np.nonzero(is_item)[0]], word, elapsed.UNKNOWN)
+            if is_told_of is not None:
+                word = np.where(is_told_of, word, elapsed.UNKNOWN)
             if not self.prompt.until_asked:
                 word[num_items[num_items > 0].cumsum() - 1] = elapsed.UNKNOWN
-                unread = self._word_lengths[word]
-            lengths[is_item] += self._word_lengths[word]
-            pieces.append((self._word_tokens, self._word_starts[word], self._word_lengths[word]))
+                unread = self._words.lengths[word]
+            pieces.append((self._words, word))
+        lengths = np.zeros((B, H), np.int64)
+        lengths[is_item] = sum(table.lengths[entry] for table, entry in pieces)
         ends = len(prefix) - 1 + np.concatenate([np.zeros((B, 1), np.int64), lengths.cumsum(1)], 1)
         total = ends[:, -1] + 1
         token_ids = np.full((B, int(total.max(initial=len(prefix)))), self.pad_id, np.int64)
         token_ids[:, : len(prefix)] = prefix
-        row, column = np.nonzero(is_item)[0], (ends[:, :-1] + 1)[is_item]
-        for tokens, starts, counts in pieces:
+        column = (ends[:, :-1] + 1)[is_item]
+        for table, entry in pieces:
+            starts, counts = table.starts[entry], table.lengths[entry]
             # every token of these pieces: which row, which column, and which entry of the table
             within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
             place = np.repeat(column, counts) + within
-            token_ids[np.repeat(row, counts), place] = tokens[np.repeat(starts, counts) + within]
+            found = table.tokens[np.repeat(starts, counts) + within]
+            token_ids[np.repeat(row, counts), place] = found
             column = column + counts
         ends[:, 1:][is_item] -= unread
         is_end = np.concatenate([np.ones((B, 1), bool), is_item], 1)
@@ -256,14 +267,23 @@ class PromptWriter:
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = [token for row in rows for token in row]
         return ids, lengths
 
-    def prompt_text(self, history: Sequence[int], seconds_after: Sequence[int] = ()) -> str:
+    def prompt_text(
+        self,
+        history: Sequence[int],
+        seconds_after: Sequence[int] = (),
+        ratings: Sequence[float] = (),
+    ) -> str:
         """Return one prompt as text, for people and for tests.
 
         Args:
             seconds_after: How long it was from each event to the next, and from the last to the
                 question; read where ``prompt.elapsed`` is set.
+            ratings: Of each event, NaN where it has none; read where ``prompt.ratings`` is set.
         """
         titles = [f" [{self.titles[i]}]" for i in history]
+        if self.prompt.ratings and len(ratings):
+            words = [rated.rating_word(rating) for rating in ratings]
+            titles = [title + word for title, word in zip(titles, words, strict=True)]
         if self.prompt.elapsed:
             words = [elapsed.WORDS[k] for k in elapsed.elapsed_class(np.asarray(seconds_after))]
             words[len(titles) - (not self.prompt.until_asked) :] = [""]
@@ -345,6 +365,26 @@ class PromptWriter:
         if not after or not title.endswith("]"):
             return None
         return self.index_of_title.get(title[:-1])
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Encoded texts behind one another."""
+
+    tokens: np.ndarray
+    """(T,), int64."""
+    starts: np.ndarray
+    """(P + 1,), int64. Text p is ``tokens[starts[p]:starts[p + 1]]``."""
+
+    @staticmethod
+    def of(pieces: Sequence[Sequence[int]]) -> "_Pieces":
+        starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)])
+        return _Pieces(np.array([token for piece in pieces for token in piece], np.int64), starts)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(P,), int64."""
+        return np.diff(self.starts)
 
 
 def _seconds_after(histories: Histories) -> np.ndarray | None:

@@ -25,8 +25,8 @@ NONE = -100
 """Label of a position without a target, as in torch's losses."""
 
 UNTOLD = 0.05
-"""Share of the windows whose prompts do not tell times where ``prompt.elapsed`` would, so that a
-history without times can be asked about."""
+"""Share of the windows whose prompts do not tell times and ratings where ``prompt.elapsed`` and
+``prompt.ratings`` would, so that a history without them can be asked about."""
 
 Propose = Callable[[Batch, Histories], list[Lookup]]
 """(prompts and the places (B, G) behind which thoughts stand, the whole histories there, B * G) ->
@@ -189,7 +189,7 @@ class WindowDataset(TorchDataset):
         index = np.asarray(rows)
         start, last = self.windows.start[index], self.windows.last[index]
         is_told = None
-        if self.writer.prompt.elapsed:
+        if self.writer.prompt.elapsed or self.writer.prompt.ratings:
             draws = [stream(self.seed, "told", int(i)).random() for i in index]
             is_told = np.array(draws) >= UNTOLD
         histories = self.log.histories(start, last, asked=last)

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data.dataset import FILES, UNASKED, Dataset
+from reasonrec.data.filters import items_with
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare, prepare_planted
 from reasonrec.data.prepare_config import PrepareConfig
@@ -294,6 +295,90 @@ def test_prices_ratings_and_counts_of_items_change_no_text_and_leave_no_item_out
     assert texts[0] == texts[1] == [f"Item {n}. pens. Blue." for n in range(4)]
 
 
+def with_prices(shop: Path, prices: list[str | None]) -> Path:
+    """Give the first items of a shop a column ``price``."""
+    items = pl.read_csv(shop / "items.csv").head(len(prices))
+    items.with_columns(price=pl.Series(prices)).write_csv(shop / "items.csv")
+    return shop
+
+
+def test_items_without_a_required_value_are_left_out_with_their_events_and_counted(
+    write_shop: WriteShop, tmp_path: Path
+):
+    # nobody took i4 and i5; ann took i0 i1 i2 i3, bob i1 i2 i0, cyd i3
+    shop = with_prices(write_shop(ROWS), ["9.5", "free", " ", "3", None, "0"])
+    config = PrepareConfig(require_columns=("price", "title"))
+    dataset = prepare(shop, tmp_path / "out", config)
+    assert dataset.statistics["filters"] == [{
+        "name": "items with price and title",
+        "rows_before": 8, "users_before": 3, "items_before": 4,
+        "rows_after": 6, "users_after": 3, "items_after": 3,
+    }]  # fmt: skip
+    assert dataset.catalogue.item_ids == ["i0", "i1", "i3", "i5"]
+    assert dataset.statistics["catalogue"]["never_seen"] == 1
+    # ann is left with i0 i1 i3, of which the last two are asked for, bob with i1 i0
+    assert dataset.train.item_index.tolist() == [0, 1, 0, 2]
+    assert (dataset.valid.target.tolist(), dataset.test.target.tolist()) == ([1], [2])
+    seen = config.model_copy(update={"keep_unseen_items": False})
+    dataset = prepare(shop, tmp_path / "seen", seen)
+    assert dataset.catalogue.item_ids == ["i0", "i1", "i3"]
+    assert dataset.train.item_index.tolist() == [0, 1, 0, 2]
+    every = prepare(shop, tmp_path / "every")
+    assert (every.num_items, every.statistics["filters"]) == (6, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "is_wanted"),
+    [
+        (["x", "", " \t", None], [True, False, False, False]),
+        ([0.0, 1.5, float("nan"), None], [True, True, False, False]),
+        ([0, 1, None, 2], [True, True, False, True]),
+        ([["x"], [], None, ["y", "z"]], [True, False, False, True]),
+    ],
+)
+def test_a_blank_text_an_empty_list_and_no_number_are_no_value(values: list, is_wanted: list[bool]):
+    items = pl.DataFrame({"item_id": list("abcd"), "price": values})
+    assert items_with(items, ["item_id", "price"]).is_wanted.tolist() == is_wanted
+
+
+def test_a_window_and_a_core_count_what_has_the_required_values(
+    write_shop: WriteShop, tmp_path: Path
+):
+    # T is on 2020-09-13; item n is first taken n times 31 days before, and i1 has no price
+    rows = [(f"u{u}", f"i{n}", 5, T - 31 * 86_400 * n + u) for n in range(4) for u in range(3)]
+    rows += [(f"u{u}", "i0", 5, T + 100 * k + u) for u in range(3) for k in range(1, 4)]
+    shop = with_prices(write_shop(rows), ["1", None, "1", "1"])
+    window = {"since": "2020-08-31", "least_items": 2}
+    for required, name in ((None, "since 2020-07-31"), (("price",), "since 2020-06-30")):
+        config = PrepareConfig.model_validate(window | {"require_columns": required})
+        dataset = prepare(shop, tmp_path / name, config)
+        assert dataset.statistics["filters"][-1]["name"] == name
+    # with i1 each person has seven events, and without it six
+    config = PrepareConfig(require_columns=("price",), k_core=7)
+    with pytest.raises(DataError, match="none of 18 passed 7-core"):
+        prepare(shop, tmp_path / "core", config)
+
+
+def test_a_required_column_that_the_items_lack_is_refused_with_those_they_have(
+    write_shop: WriteShop, tmp_path: Path
+):
+    shop = with_prices(write_shop(ROWS), ["1"] * 9)
+    message = r"items have: item_id, title, description, categories, price; got 'prize'"
+    with pytest.raises(DataError, match=message):
+        prepare(shop, tmp_path / "out", PrepareConfig(require_columns=("price", "prize")))
+
+
+def test_a_folder_of_before_columns_could_be_required_is_still_the_same_run(
+    write_shop: WriteShop, tmp_path: Path
+):
+    folder, out = write_shop(ROWS), tmp_path / "out"
+    first = prepare(folder, out)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["config"]["require_columns"]
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert prepare(folder, out).fingerprint == first.fingerprint
+
+
 def test_a_core_is_the_same_as_dropping_rows_until_nothing_changes(
     write_shop: WriteShop, tmp_path: Path
 ):
@@ -553,6 +638,7 @@ def test_two_paths_are_as_good_as_a_folder(write_shop: WriteShop, tmp_path: Path
         ({"valid_frac": 0.5, "test_frac": 0.5}, "leave events to train on"),
         ({"since": "2020-02-01", "until": "2020-01-01"}, "since must not be after until"),
         ({"split": "given", "k_core": 5}, "k_core would change it"),
+        ({"split": "given", "require_columns": ["price"]}, "require_columns would change it"),
         ({"least_items": 7}, "least_items moves since back"),
         ({"rating_scale": (5, 1)}, "rating_scale must be low, high"),
         ({"kcore": 5}, "there is no such key; known here: .*k_core"),

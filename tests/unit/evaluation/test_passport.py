@@ -152,10 +152,12 @@ def test_commands_leave_defaults_unsaid_and_are_accepted(tmp_path):
     line = prepare_command("my log.csv", plain, 0, out="shop")
     assert line == "reasonrec prepare 'my log.csv' --out shop --seed 0"
     changed = PrepareConfig(
-        split="global-time", k_core=5, keep_duplicates=True, rating_scale=(1.0, 5.0)
-    )
+        split="global-time", k_core=5, keep_duplicates=True, rating_scale=(1.0, 5.0),
+        require_columns=("price", "brand"),
+    )  # fmt: skip
     line = prepare_command("log", changed.model_dump(mode="json", exclude={"items"}), 3, out="x")
-    assert "--split global-time --k-core 5" in line.replace("  ", " ")
+    required = "--require-columns price --require-columns brand"
+    assert f"--split global-time {required} --k-core 5" in line.replace("  ", " ")
     accept(line, tmp_path)
     world = plain | {"planted": PlantedConfig(size="tiny", circle_size=3).model_dump(mode="json")}
     line = prepare_command("planted", world, 1, out="x")

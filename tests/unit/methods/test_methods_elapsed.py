@@ -1,13 +1,16 @@
 """Told how long it has been, a model learns what only time tells; and it goes on without times."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.toy_models import TOY_SHAPE, toy_catalogue
 from tests.toys import toy_dataset
 
-from reasonrec.errors import ConfigError
+from reasonrec.errors import CheckpointError, ConfigError
+from reasonrec.methods.baselines.config import BaselinesConfig
+from reasonrec.methods.baselines.train import train as train_baseline
 from reasonrec.methods.r2ec import load_recommender, train
 from reasonrec.methods.r2ec_config import NoThinkStage, R2ecConfig, RecpoStage, SftStage
 from reasonrec.models.config import HeadConfig
@@ -91,6 +94,23 @@ def test_every_stage_is_told_and_a_request_may_come_without_times(tmp_path):
     answers = recommend(asked, dataset, ["u1"], k=2)
     assert len(answers[0].items) == 2
     assert len(recommend_for_history(asked, dataset, ["i1", "i2"], k=2).items) == 2
+
+
+def test_a_folder_holds_either_who_is_told_or_who_is_not(tmp_path: Path):
+    dataset = walks(num_users=8)
+    few = NoThinkStage(num_epochs=1, optimiser=OPTIMISER)
+    told = TOLD.model_copy(update={"no_think": few})
+    silent = told.model_copy(update={"prompt": PromptConfig()})
+    (folder,) = train(dataset, told, out=tmp_path, seed=0)
+    written = (folder / "manifest.json").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"prompt\.elapsed was True, now None"):
+        train(dataset, silent, out=tmp_path, seed=0)
+    train(dataset, told, out=tmp_path, seed=0)
+    assert (folder / "manifest.json").read_text(encoding="utf-8") == written
+    baseline = {"config": BaselinesConfig(), "out": tmp_path / "untuned", "seed": 0}
+    train_baseline("untuned", dataset, base=silent, **baseline)
+    with pytest.raises(CheckpointError, match=r"prompt\.elapsed was None, now True"):
+        train_baseline("untuned", dataset, base=told, **baseline)
 
 
 def test_a_log_without_times_is_refused(tmp_path):

@@ -42,6 +42,8 @@ def test_the_papers_preset_is_the_paper():
     assert (recpo.item_softmax, recpo.item_term, recpo.flat_groups) == ("batch", "best", "skip")
     assert (recpo.kl_weight, recpo.entropy_weight, recpo.next_item_weight) == (0, 0, 0)
     assert (recpo.thought_weight, recpo.sentence_weight, recpo.empty_rollout) == (1, 0, False)
+    # figure 5: how each purchase was rated, and of an item how many took it and rated it how
+    assert config.prompt.ratings and config.prompt.item_popularity
     # what is ours is off
     assert config.thought.num_lookups == config.held_out.max_events == optimiser.averaging == 0
     assert not config.calibrate
@@ -122,7 +124,7 @@ def trained(tmp_path_factory):
     small["recpo"]["optimiser"] |= {
         "batch_size": 10, "refresh_items_every": 2, "num_validations": 1, "patience": 0,
     }  # fmt: skip
-    dataset = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)])
+    dataset = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)], ratings=True)
     (folder,) = train(dataset, R2ecConfig.model_validate(small), out=path / "run", seed=0)
     return dataset, folder
 

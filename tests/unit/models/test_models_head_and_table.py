@@ -1,18 +1,20 @@
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from tests.toy_models import TOY_SHAPE, toy_model
 
-from reasonrec.data.dataset import Catalogue
+from reasonrec.data.dataset import Catalogue, InteractionLog
 from reasonrec.errors import CheckpointError
 from reasonrec.models import reasoning_recommender
-from reasonrec.models.backbone import build_model, item_texts
+from reasonrec.models.backbone import build_model, item_texts, popularity_words
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.models.rec_head import GatedReadout, first_places, score_catalogue
 from reasonrec.models.recommenders import NoThinkRecommender
 from reasonrec.records import Histories
+from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import PROMPT_VERSION
 
 
@@ -121,6 +123,50 @@ def test_rows_are_read_from_as_many_words_of_a_description_as_are_asked_for():
     )  # fmt: skip
     assert model.item_texts == ["Pen. Office. one two three", "Ink."]
     assert item_texts(Catalogue(table), ["Pen", "Ink"], num_words=0) == ["Pen. Office.", "Ink."]
+
+
+def log_of(user, item, rating):
+    rating = None if rating is None else np.array(rating, np.float32)
+    return InteractionLog(np.array(user, np.int32), np.array(item, np.int32), 3, rating=rating)
+
+
+def test_how_many_took_an_item_and_how_they_rated_it():
+    none = float("nan")
+    # item 0: persons 0, twice, and 2; (5 + 4 + 4) / 3. Item 1: one of two rated it. Item 2: nobody
+    log = log_of([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0], [5, 4, none, 2, none, 4])
+    told = ["Taken by 2, rated 4.3 on average.", "Taken by 2, rated 2.0 on average.", ""]
+    assert popularity_words(log, 5) == [*told, "Taken by 1.", ""]
+    silent = log_of(log.user_index, log.item_index, None)
+    assert popularity_words(silent, 5) == ["Taken by 2.", "Taken by 2.", "", "Taken by 1.", ""]
+
+
+def test_popularity_stands_in_the_text_of_a_row_before_the_description_and_nowhere_else():
+    table = pl.DataFrame({
+        "item_id": ["a", "b"], "title": ["Pen", "Ink"], "categories": [["Office"], None],
+        "description": ["one two three four", None],
+    })  # fmt: skip
+    log = log_of([0, 1], [0, 0], [4, 3])
+
+    def built(**prompt):
+        return build_model(
+            Catalogue(table), backbone="tiny", tiny=TOY_SHAPE, seed=0, train=log,
+            head=HeadConfig(item_rows="text", text_words=3), prompt=PromptConfig(**prompt),
+        )  # fmt: skip
+
+    told, silent = built(item_popularity=True), built()
+    assert told.item_texts == [
+        "Pen. Office. Taken by 2, rated 3.5 on average. one two three", "Ink.",
+    ]  # fmt: skip
+    assert silent.item_texts == ["Pen. Office. one two three", "Ink."]
+    # the tokens of the tiny model, and the words that its titles start from, know nothing of it
+    assert told.tokenizer.get_vocab() == silent.tokenizer.get_vocab()
+    weights = silent.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in told.state_dict().items())
+    with pytest.raises(ValueError, match=r"item_popularity needs the training log"):
+        build_model(
+            Catalogue(table), backbone="tiny", tiny=TOY_SHAPE, seed=0, head=HeadConfig(),
+            prompt=PromptConfig(item_popularity=True),
+        )  # fmt: skip
 
 
 def test_of_many_targets_as_many_as_asked_for_are_encoded_anew_each_in_its_turn():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.toy_models import plain_tokenizer
 
-from reasonrec import elapsed
+from reasonrec import elapsed, rated
 from reasonrec.models.tiny.tokenizer import train_tokenizer, unique_titles
 from reasonrec.records import Found, FoundItems, Histories, Link, Lookup
 from reasonrec.traces.config import PromptConfig
@@ -25,7 +25,10 @@ def tiny_writer(titles, **options):
     names = unique_titles(titles)
     return PromptWriter(
         train_tokenizer(
-            names, ["a text; another"] * 5, vocab_size=300, words=WORDS + elapsed.WORDS
+            names,
+            ["a text; another"] * 5,
+            vocab_size=300,
+            words=WORDS + elapsed.WORDS + rated.WORDS,
         ),
         names,
         **options,
@@ -187,6 +190,86 @@ def test_time_is_not_told_where_nobody_knows_it_or_is_to_know_it(make):
     tokens = [prompts.token_ids[b, : prompts.lengths[b]].tolist() for b in range(2)]
     assert tokens == [silent[0], tokens_of(writer, known)[1]]
     assert tokens[1] != silent[1]
+
+
+NONE = float("nan")
+
+
+def with_ratings(histories, ratings):
+    flat = np.array([rating for row in ratings for rating in row], np.float32)
+    return dataclasses.replace(histories, rating=flat)
+
+
+@WRITERS
+def test_a_rating_stands_behind_its_title_and_where_there_is_none_no_word_does(make):
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=PromptConfig(ratings=True))
+    rows = Histories.from_lists([[0, 1, 2], [], [2]])
+    # to the nearest half: twice 0.74 is 1.48, which is 1 half
+    asked = with_ratings(rows, [[4, NONE, 4.5], [], [0.74]])
+    texts = [str(writer.tokenizer.decode(tokens)) for tokens in tokens_of(writer, asked)]
+    assert texts == [
+        "<s>History: [Tale of One] 4 [Two] [Amélie] 4.5",
+        "<s>History:",
+        "<s>History: [Amélie] 0.5",
+    ]
+    assert texts[0] == writer.prompt_text([0, 1, 2], ratings=[4, NONE, 4.5])
+    silent = tokens_of(make(writer.titles), asked)  # not asked to tell them
+    assert silent == tokens_of(writer, rows) == tokens_of(make(writer.titles), rows)
+
+
+@WRITERS
+def test_a_rating_comes_before_the_time_until_the_next(make):
+    writer = make(["Tale of One", "Two"], prompt=PromptConfig(elapsed=True, ratings=True))
+    asked = with_ratings(told([[0, 1, 0]], [[5, 5, 30]], [30 + 2 * DAY]), [[5, 3.5, NONE]])
+    (tokens,) = tokens_of(writer, asked)
+    text = "<s>History: [Tale of One] 5 at once [Two] 3.5 seconds [Tale of One] days"
+    assert writer.tokenizer.decode(tokens) == text
+    assert text == writer.prompt_text([0, 1, 0], [0, 25, 2 * DAY], [5, 3.5, NONE])
+
+
+@WRITERS
+@pytest.mark.parametrize("times", [{}, {"elapsed": True}, {"elapsed": True, "until_asked": False}])
+def test_a_prefix_with_ratings_is_what_serving_sends_when_the_next_event_comes(make, times):
+    prompt = PromptConfig(ratings=True, **times)
+    writer = make(["Tale of One", "Two", "Amélie"], prompt=prompt)
+    row, at, ratings = [2, 0, 1, 1], [0, 0, 3 * HOUR, 90 * DAY, 900 * DAY], [1, NONE, 10, 2.5]
+    whole = with_ratings(told([row], [at[:4]], [at[4]]), [ratings])
+    ends, tokens = writer.prompts(whole).item_ends[0], tokens_of(writer, whole)[0]
+    for j in range(len(row) + 1):
+        shorter = with_ratings(told([row[:j]], [at[:j]], [at[j]]), [ratings[:j]])
+        assert tokens[: ends[j] + 1] == tokens_of(writer, shorter)[0]
+    cut = make(writer.titles, prompt=prompt, max_history=2)
+    text = str(cut.tokenizer.decode(tokens_of(cut, whole)[0]))
+    assert text == cut.prompt_text(row, np.diff(at).tolist(), ratings)
+    shown = ["[Two] 10", "[Two] 2.5"]
+    if times:
+        shown = ["[Two] 10 months", "[Two] 2.5" + " years" * prompt.until_asked]
+    assert text == f"<s>History: {' '.join(shown)}"
+
+
+@WRITERS
+def test_ratings_are_told_of_the_rows_that_are_to_be_told_alone(make):
+    writer = make(["A", "Two words"], prompt=PromptConfig(ratings=True))
+    rows = Histories.from_lists([[0, 1], [1]])
+    prompts = writer.prompts(with_ratings(rows, [[4, 5], [3]]), is_told=np.array([False, True]))
+    tokens = [prompts.token_ids[b, : prompts.lengths[b]].tolist() for b in range(2)]
+    texts = [str(writer.tokenizer.decode(row)) for row in tokens]
+    assert texts == ["<s>History: [A] [Two words]", "<s>History: [Two words] 3"]
+
+
+@pytest.mark.parametrize(
+    ("rating", "word"),
+    [(4, " 4"), (4.5, " 4.5"), (3.7, " 3.5"), (3.8, " 4"), (0, " 0"), (10, " 10"), (87, " 87"),
+     (-9.5, " -9.5"), (1_234_567, " 1234567"), (NONE, "")],
+)  # fmt: skip
+def test_a_rating_is_written_to_the_nearest_half(rating, word):
+    assert rated.rating_word(rating) == word
+
+
+def test_the_halves_from_0_to_10_are_whole_tokens():
+    writer = tiny_writer(["Plain", "Tale 4.5"])
+    assert [len(writer.encode(word)) for word in rated.WORDS] == [1] * 21
+    assert [rated.rating_word(half / 2) for half in range(21)] == list(rated.WORDS)
 
 
 @WRITERS

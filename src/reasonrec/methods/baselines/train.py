@@ -32,7 +32,7 @@ from reasonrec.methods.baselines.config import (
     DirectSftConfig,
     TigerConfig,
 )
-from reasonrec.methods.r2ec import checked_manifest
+from reasonrec.methods.r2ec import check_can_tell, checked_manifest
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import (
     ranking_accuracy,
@@ -103,6 +103,7 @@ def train(
     """
     out = make_folder(out)
     _check_usable(what, config, base)
+    check_can_tell(base.prompt, dataset)
     inputs = {"data": dataset.fingerprint}
     asked = _keys_of(what, config, base)
     if is_finished(out, stage="train", inputs=inputs, config=asked, seed=seed):
@@ -217,7 +218,7 @@ def _build(
     model: ReasoningRecommender = build_model(
         dataset.catalogue, backbone=base.backbone, tiny=base.tiny,
         head=base.head.model_copy(update={"item_rows": "id"}), seed=seed,
-        prompt=base.prompt, weights=base.weights,
+        prompt=base.prompt, weights=base.weights, train=dataset.train,
     )  # fmt: skip
     if what == "tiger":
         return _with_semantic_ids(model, dataset, config.tiger, base, seed)
@@ -325,6 +326,9 @@ def _keys_of(what: Baseline, config: BaselinesConfig, base: R2ecConfig) -> dict[
     kept = ["backbone", "tiny"] + (["weights", "prompt"] if base.backbone != "tiny" else [])
     keys: dict[str, Any] = base.model_dump(mode="json", include=set(kept))
     keys |= {"method": METHOD_OF[what], "max_history": base.head.max_history}
+    told = base.prompt.model_dump(mode="json", exclude_defaults=True)
+    if base.backbone == "tiny" and told:  # as it is, a prompt was never among its keys
+        keys["prompt"] = told
     if what != "untuned":
         keys |= {
             "own": _own(what, config).model_dump(mode="json"),
