@@ -36,6 +36,12 @@ def fit_named(name: Together, dataset: Dataset, *, recency_power: float) -> Reco
     Args:
         recency_power: The s-th last event of a history counts ``s ** -recency_power``.
     """
-    if name == "auto":
-        name = "ease" if dataset.num_items <= MAX_EASE_ITEMS else "item-knn-bm25"
+    name = named_for(name, dataset.num_items)
     return fit_floor(name, dataset, seed=0, recency_power=recency_power)
+
+
+def named_for(name: Together, num_items: int) -> Together:
+    """Return the baseline that a catalogue of this size is asked for: ``auto`` leaves it open."""
+    if name != "auto":
+        return name
+    return "ease" if num_items <= MAX_EASE_ITEMS else "item-knn-bm25"

@@ -16,6 +16,7 @@ from tests.toys import toy_dataset
 from reasonrec import cli
 from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
+from reasonrec.data.prepare_config import PrepareConfig
 from reasonrec.errors import CheckpointError, DataError
 from reasonrec.evaluation.audits.config import AuditConfig
 from reasonrec.evaluation.audits.disguise import disguised_items, write_disguised
@@ -28,6 +29,9 @@ from reasonrec.evaluation.audits.leaks import (
     planted_event_audits,
     shown_labels,
     sightings,
+    together_edge_audit,
+    weighs_canary,
+    with_neighbours,
 )
 from reasonrec.evaluation.audits.log import log_audits, newer_in_train, tied_targets
 from reasonrec.evaluation.audits.records import (
@@ -111,7 +115,36 @@ def test_the_graph_follows_an_edge_before_the_question_and_none_after_it():
 def test_without_times_an_edge_cannot_be_planted_and_the_audit_says_so():
     untimed = toy_dataset(ring_rows(5, N, 6), [f"Tale {i}" for i in range(N)], timestamps=False)
     (row,) = future_edge_audits(untimed, num_probes=5, seed=0)
-    assert (row.value, row.verdict) == (None, "warn")
+    together = together_edge_audit(untimed, num_probes=5, seed=0)
+    assert (row.value, row.verdict) == (together.value, together.verdict) == (None, "warn")
+
+
+def test_what_goes_with_a_history_learns_from_edges_that_are_newer_than_the_question():
+    # train holds events at 100..600: of 14 questions the first 5 are older than some of them
+    times = np.repeat([350, 800], [5, 9]).astype(np.int64)
+    dataset = shop(test=dataclasses.replace(shop().test, timestamp=times))
+    row = together_edge_audit(dataset, num_probes=14, seed=0)
+    assert (row.value, row.verdict, row.n) == (pytest.approx(5 / 14), "warn", 14)
+    # the graph keeps out what is as new as the question, whenever that is
+    found = by_name(future_edge_audits(dataset, num_probes=14, seed=0))
+    assert (found["future-edge"].value, found["future-edge-control"].value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("model", ["ease", "item-knn-bm25"])
+def test_an_item_that_nobody_took_with_the_history_is_weighed_as_a_lone_one(model):
+    dataset = shop()
+    log = with_neighbours(dataset, dataset.test, seconds_before=0)
+    assert weighs_canary(dataset, log, dataset.test, model).all()
+    # neighbours' two events lie behind the log: without the first, the canary is all they took
+    alone = log.without(len(dataset.train) + 2 * np.arange(14))
+    assert not weighs_canary(dataset, alone, dataset.test, model).any()
+
+
+def test_where_training_is_older_than_every_question_there_is_no_future_to_learn_from(tmp_path):
+    split = PrepareConfig(name="shop", split="global-time")
+    dataset = prepare_planted(tmp_path, PlantedConfig(size="tiny"), split, seed=2)
+    row = together_edge_audit(dataset, num_probes=20, seed=0)
+    assert (row.value, row.verdict, row.n) == (0.0, "pass", 20)
 
 
 def test_no_evidence_comes_from_the_event_that_it_is_about():
@@ -208,6 +241,7 @@ def test_training_rows_from_after_the_question_fail():
     # of 6 training events a user, those at 400, 500 and 600 are newer than 350
     assert found["newer-in-train"].value == pytest.approx(0.5)
     assert found["newer-in-train"].verdict == "warn"
+    assert "what goes with a whole history" in found["newer-in-train"].meaning
     strict = by_name(log_audits(shop(test=early, split="global-time")))
     assert strict["newer-in-train"].verdict == "fail"
     np.testing.assert_allclose(newer_in_train(shop(test=early)), 0.5)
@@ -386,6 +420,7 @@ def test_a_sound_data_set_leaks_nothing_and_its_copy_is_a_data_set(planted, tmp_
     for name in ("future-edge", "own-edge", "held-out-event", "target-in-train"):
         assert found[name].value == 0.0, name
     assert found["future-edge-control"].value == 1.0
+    assert found["future-edge-together"].verdict == "warn"  # others went on after most questions
     assert 0.5 < found["chain-existence-auc-uniform"].value <= 1.0
     assert found["popularity-only-hit@1-candidates-20-popular"].value < 0.2
     assert write_audits(planted.folder, tmp_path / "audit", config) == audits  # read, not redone

@@ -28,11 +28,12 @@ from reasonrec.models.backbone import build_writer, catalogue_titles
 from reasonrec.models.config import TinyConfig
 from reasonrec.records import Histories
 from reasonrec.rng import stream
-from reasonrec.traces.config import ThoughtConfig
+from reasonrec.traces.config import OF_R2EC, ThoughtConfig, Together
 from reasonrec.traces.evidence import QuestionBuilder
 from reasonrec.traces.interaction_of_thought import label_is_hidden, student_prompt
 from reasonrec.traces.questions import Question
 from reasonrec.traces.reasoned_config import EvidenceConfig
+from reasonrec.traces.together import fit_named, named_for
 from reasonrec.traces.verbaliser import Verbaliser
 from reasonrec.training.examples import WindowDataset, Windows
 
@@ -43,6 +44,7 @@ _EVERYBODY = 1 << 30
 _MOST_PEOPLE = 50
 _SHOWN = 50
 """Items that a prompt shows, as in ``HeadConfig``."""
+UNTIMED = "The log has no times, so evidence can be kept out of training by the split alone."
 CANARY = "Canary{}"  # a word of its own, so that no thought names it for reading like another
 
 
@@ -57,6 +59,7 @@ def leak_audits(
     """
     return [
         *future_edge_audits(dataset, num_probes=num_probes, seed=seed),
+        together_edge_audit(dataset, num_probes=num_probes, seed=seed),
         *own_edge_audits(dataset, num_probes=num_probes, seed=seed),
         *planted_event_audits(dataset, config, num_probes=num_probes, seed=seed),
         *evidence_audits(dataset, rows, seed=seed),
@@ -74,44 +77,107 @@ def future_edge_audits(dataset: Dataset, *, num_probes: int, seed: int) -> list[
     history item and right after it the canary: once at the second of the question, which no
     evidence may see, and once a second before, which it must.
     """
-    queries = dataset.test
-    if queries.timestamp is None or dataset.train.timestamp is None:
-        return [
-            judged(
-                "future-edge", None,
-                "The log has no times, so evidence can be kept out of training by the split alone.",
-                n=0,
-            )
-        ]  # fmt: skip
-    begun = np.flatnonzero(queries.history_stop > queries.history_start)
-    rows = np.sort(stream(seed, "audit/future-edge").permutation(begun)[:num_probes])
-    asked = queries.take(rows)
-    found = {late: _sees_canary(dataset, asked, late=late, seed=seed) for late in (True, False)}
+    asked = _probed(dataset, num_probes=num_probes, seed=seed)
+    if asked is None:
+        return [judged("future-edge", None, UNTIMED, n=0)]
+    found = {late: _sees_canary(dataset, asked, late=late) for late in (True, False)}
     return [
         judged(
             "future-edge", share(found[True]),
             "Share of the probed questions whose look-ups or chains follow an edge planted at the "
             "second of the question.",
-            n=len(rows), fail_above=0.0,
+            n=len(asked), fail_above=0.0,
         ),
         judged(
             "future-edge-control", share(found[False]),
             "The same with the edge one second before the question: it must be followed, else the "
             "probe shows nothing.",
-            n=len(rows), fail_below=0.95,
+            n=len(asked), fail_below=0.95,
         ),
     ]  # fmt: skip
 
 
-def _sees_canary(dataset: Dataset, asked: Queries, *, late: bool, seed: int) -> np.ndarray:
-    """Return which questions reach their own canary. (P,), bool."""
+def together_edge_audit(dataset: Dataset, *, num_probes: int, seed: int) -> Audit:
+    """Return how often what goes with a whole history has learned from an edge of the future.
+
+    Thoughts of R²ec ask it by default (``Together``). It is fitted on the whole training log, as
+    the baseline of its name is, so a neighbour's edge counts whenever it was made. Questions and
+    neighbours are those of `future_edge_audits`. A question that is not older than any training
+    event has no future in the log, and counts as one that nothing was learned from.
+    """
+    name = "future-edge-together"
+    asked = _probed(dataset, num_probes=num_probes, seed=seed)
+    if asked is None:
+        return judged(name, None, UNTIMED, n=0)
+    train = dataset.train
+    assert asked.timestamp is not None and train.timestamp is not None
+    assert OF_R2EC.together is not None
+    has_future = asked.timestamp < train.timestamp.max(initial=np.iinfo(np.int64).min)
+    model = named_for(OF_R2EC.together, dataset.num_items)
+    learned = np.zeros(len(asked), bool)
+    if has_future.any():
+        log = with_neighbours(dataset, asked, seconds_before=0)
+        try:
+            learned = has_future & weighs_canary(dataset, log, asked, model)
+        except DataError as error:
+            return judged(name, None, f"{model} cannot be fitted here: {error}", n=0)
+    return judged(
+        name, share(learned),
+        "Share of the probed questions that are older than a training event and for which what "
+        f"goes with the whole history ({model}, fitted on all of training, as the baseline is) "
+        "weighs an item higher for an edge planted at the second of the question.",
+        n=len(asked), warn_above=0.0,
+    )  # fmt: skip
+
+
+def weighs_canary(
+    dataset: Dataset, log: InteractionLog, asked: Queries, model: Together
+) -> np.ndarray:
+    """Return for which questions the model weighs their canary above a lone item. (P,), bool.
+
+    The lone item is taken by somebody who took nothing else. It is as popular as a canary and goes
+    with nothing, so whatever a canary is weighed above it comes from what the neighbour took.
+
+    Args:
+        log: Of `with_neighbours`; one fit serves all questions.
+    """
+    P, N = len(asked), dataset.num_items
+    lone = N + P
+    log = InteractionLog(
+        user_index=np.append(log.user_index, np.int32(log.num_users)),
+        item_index=np.append(log.item_index, np.int32(lone)),
+        num_users=log.num_users + 1,
+    )
+    catalogue = Catalogue(with_canaries(dataset.catalogue.table, P + 1))
+    planted = replace(dataset, catalogue=catalogue, train=log)
+    fitted = fit_named(model, planted, recency_power=OF_R2EC.together_power)
+    scores = fitted.score(asked.histories()).scores
+    return scores[np.arange(P), N + np.arange(P)] > scores[:, lone]
+
+
+def _probed(dataset: Dataset, *, num_probes: int, seed: int) -> Queries | None:
+    """Return the test queries that an edge is planted beside; None where the log has no times."""
+    queries = dataset.test
+    if queries.timestamp is None or dataset.train.timestamp is None:
+        return None
+    begun = np.flatnonzero(queries.history_stop > queries.history_start)
+    rows = np.sort(stream(seed, "audit/future-edge").permutation(begun)[:num_probes])
+    return queries.take(rows)
+
+
+def with_neighbours(dataset: Dataset, asked: Queries, *, seconds_before: int) -> InteractionLog:
+    """Return the training log with a new neighbour for each of P questions.
+
+    The p-th, user ``num_users + p``, took the question's last history item and then item
+    ``num_items + p``, so many seconds before the question.
+    """
     train = dataset.train
     assert asked.timestamp is not None and train.timestamp is not None
     P, N, U = len(asked), dataset.num_items, dataset.num_users
     via = asked.log_item_index[asked.history_stop - 1]
     canary = (N + np.arange(P)).astype(np.int32)
-    at = asked.timestamp - (0 if late else 1)
-    log = InteractionLog(
+    at = asked.timestamp - seconds_before
+    return InteractionLog(
         user_index=np.concatenate(
             [train.user_index, np.repeat(np.arange(U, U + P), 2).astype(np.int32)]
         ),
@@ -121,8 +187,14 @@ def _sees_canary(dataset: Dataset, asked: Queries, *, late: bool, seed: int) -> 
         num_users=U + P,
         timestamp=np.concatenate([train.timestamp, np.stack([at - 1, at], 1).ravel()]),
     )
+
+
+def _sees_canary(dataset: Dataset, asked: Queries, *, late: bool) -> np.ndarray:
+    """Return which questions reach their own canary by look-ups or chains. (P,), bool."""
+    P, N = len(asked), dataset.num_items
+    log = with_neighbours(dataset, asked, seconds_before=0 if late else 1)
     graph = InteractionGraph.build(log, N + P)
-    histories = asked.histories()
+    histories, canary = asked.histories(), (N + np.arange(P)).astype(np.int32)
     return _looked_up(graph, histories, canary) | (count_closable(graph, histories, canary) > 0)
 
 
@@ -252,13 +324,7 @@ def planted_dataset(
     Canaries are the last ``len(rows)`` items of the catalogue.
     """
     N = dataset.num_items
-    canaries = pl.DataFrame(
-        {
-            "item_id": [f"canary-{i}" for i in range(len(rows))],
-            "title": [CANARY.format(i) for i in range(len(rows))],
-        }
-    )
-    table = pl.concat([dataset.catalogue.table, canaries], how="diagonal")
+    table = with_canaries(dataset.catalogue.table, len(rows))
     target = dataset.test.target.copy()
     target[rows] = N + np.arange(len(rows))
     if dataset.split == "given":
@@ -283,6 +349,17 @@ def planted_dataset(
             "item_id", "title", *(c for c in ("categories", "description") if c in table.columns)
         ).write_parquet(raw / "items.parquet")
         return prepare(raw, Path(folder) / "data", settings, seed)
+
+
+def with_canaries(items: pl.DataFrame, num_canaries: int) -> pl.DataFrame:
+    """Return the item table with so many canaries behind it."""
+    canaries = pl.DataFrame(
+        {
+            "item_id": [f"canary-{i}" for i in range(num_canaries)],
+            "title": [CANARY.format(i) for i in range(num_canaries)],
+        }
+    )
+    return pl.concat([items, canaries], how="diagonal")
 
 
 def whole_log(dataset: Dataset, test_target: np.ndarray) -> pl.DataFrame:

@@ -67,7 +67,8 @@ def log_audits(dataset: Dataset) -> list[Audit]:
         judged(
             "newer-in-train", float(newer.mean()) if len(newer) else None,
             "Share of the training events that are newer than the test question, mean over "
-            "questions. Evidence leaves them out; weights and counts do not.",
+            "questions. Look-ups and chains leave them out; what goes with a whole history, "
+            "weights and counts do not.",
             n=len(newer), warn_above=None if is_strict else 0.0,
             fail_above=0.0 if is_strict else None,
         ),
