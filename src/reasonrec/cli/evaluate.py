@@ -36,6 +36,7 @@ def evaluate(
         reasonrec evaluate ease --data runs/shop --out runs/both --train-on train+valid
         reasonrec evaluate sasrec esasrec --data runs/shop --out runs/peers
         reasonrec evaluate item-knn --data runs/shop --out runs/knn --tune 30 --json
+        reasonrec evaluate runs/think-recpo --data runs/shop --out runs/traced --trajectory
 
     Args:
         methods: Baselines by name (those of other libraries, such as sasrec, need `make peers`),
@@ -73,6 +74,12 @@ def evaluate(
         labels = [contestant.label for contestant in contestants]
         if len(set(labels)) < len(labels):
             raise CheckpointError(f"each method can be named once; got {', '.join(labels)}")
+        untraced = [one.label for one in contestants if not one.is_traced]
+        if settings.trajectory and len(untraced) == len(labels):
+            raise ConfigError(
+                "--trajectory needs a method whose thought is read step by step: a folder of "
+                f"think-sft or think-recpo; got {', '.join(labels)}. Leave it out, or name one"
+            )
         evaluations = measure(
             contestants,
             dataset,
@@ -83,11 +90,16 @@ def evaluate(
             has_passport=True,
             progress=progress,
         )
+    console = Console(stderr=json)
+    if settings.trajectory and untraced:
+        console.print(
+            f"no trajectory of {', '.join(untraced)}: no thought that is read step by step",
+            highlight=False,
+        )
     if json:
         print((out / "metrics.json").read_text(encoding="utf-8"), end="")
         return
     rows = [row for evaluation in evaluations for row in evaluation.rows]
-    console = Console()
     console.print(results_table(rows, title=f"{dataset.name}, {rows[0].split}, n = {rows[0].n}"))
     console.print(f"written: {out}", highlight=False)
 
@@ -147,6 +159,7 @@ def find_contestant(
     if asked.part == "valid" and trained_on == "train+valid":
         raise ConfigError(f"{word} learned from the targets of valid; measure it on test alone")
     from reasonrec.evaluation.recipe import Recipe
+    from reasonrec.evaluation.trajectory import TRACED
     from reasonrec.methods.loading import load_recommender
 
     recipe = manifest.get("recipe")
@@ -155,6 +168,7 @@ def find_contestant(
         seed=manifest.get("seed") or 0,
         source=manifest["fingerprint"],
         open=lambda _: load_recommender(folder, dataset),
+        is_traced=manifest.get("method") in TRACED,
         trained_on=trained_on,
         recipe=None if recipe is None else Recipe.model_validate(recipe),
     )

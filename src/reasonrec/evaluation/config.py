@@ -41,8 +41,8 @@ class EvaluateConfig(Config):
     num_timed_users: NonNegativeInt = 30
     """Users asked one at a time to measure latency."""
     trajectory: bool = False
-    """Whether the target's rank after every sentence of each thought is measured too, for methods
-    that think; they then think twice."""
+    """Whether the target's rank after every sentence of each thought is measured too, under the
+    mask, for think-sft and think-recpo, which then think twice; other methods have none."""
     tune: NonNegativeInt = 0
     """Settings of each floor method tried on validation first; 0 keeps the defaults."""
 

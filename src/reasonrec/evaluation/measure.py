@@ -61,6 +61,8 @@ class Contestant:
     is_fitted_here: bool = False
     """Whether opening it is fitting, whose seconds are reported."""
     trained_on: str = "train"
+    is_traced: bool = False
+    """Whether it is known to have a trajectory, before it is opened."""
     recipe: Recipe | None = None
     """How it was trained, where its folder says so."""
 
@@ -250,7 +252,9 @@ def _measure_one(
         if config.trajectory and isinstance(recommender, ThinkingRecommender):
             queries = dataset.queries(config.part)
             rows = chosen_queries(queries, None, config.num_queries, config.part)
-            traced = trace_thoughts(recommender, queries, rows, seed=contestant.seed)
+            traced = trace_thoughts(
+                recommender, queries, rows, mask=config.mask, seed=contestant.seed
+            )
             traced.write_parquet(folder / TRAJECTORY)
             outputs.append(TRAJECTORY)
     write_manifest(

@@ -8,13 +8,16 @@ import torch
 
 from reasonrec.data.dataset import Queries
 from reasonrec.models.anytime import batch_of, cuts_of, scores_along
-from reasonrec.models.ranking import rank_targets
+from reasonrec.models.ranking import DEFAULT_MASK, Mask, rank_targets
 from reasonrec.models.recommenders import ThinkingRecommender
 
 TRAJECTORY = "trajectory.parquet"
 """Beside an evaluation, where it was traced: ``method``, ``seed``, ``query``, ``step`` of the
 thought, ``rank`` of the target after it. Older ones lack the seed; one of a single method may lack
 its name."""
+TRACED = ("think-sft", "think-recpo")
+"""Methods that have one: their thoughts are read step by step. R2Rec answers once its thought is
+whole, a gate may leave it out, and other methods have none."""
 
 
 @torch.no_grad()
@@ -23,6 +26,7 @@ def trace_thoughts(
     queries: Queries,
     rows: np.ndarray,
     *,
+    mask: Mask = DEFAULT_MASK,
     seed: int = 0,
     batch_size: int = 64,
 ) -> pl.DataFrame:
@@ -32,6 +36,7 @@ def trace_thoughts(
 
     Args:
         rows: Which queries, named so in the column ``query``.
+        mask: Which items do not compete; a target that is itself kept out has an infinite rank.
         seed: That the method was trained with; it names the rows.
 
     Returns:
@@ -54,7 +59,7 @@ def trace_thoughts(
             there = np.flatnonzero(exists[:, step])
             rank = rank_targets(
                 scores[there, step], asked.target[there], histories=histories.take(there),
-                mask="history-except-target",
+                mask=mask,
             )  # fmt: skip
             tables.append(
                 pl.DataFrame(

@@ -151,6 +151,7 @@ def test_given_candidates_are_one_more_protocol(shop, tmp_path, capsys):
         (["popularity", "--protocols", "all"], 2, "full or candidates-C"),
         (["popularity", "--protocols", "candidates-1"], 2, "full or candidates-C"),
         (["popularity", "--part", "train"], 2, "train"),
+        (["popularity", "--trajectory"], 2, "whose thought is read step by step"),
         (["popularity", "--candidates", "nowhere.parquet"], 1, "found none at nowhere.parquet"),
     ],
 )

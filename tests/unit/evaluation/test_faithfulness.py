@@ -45,6 +45,7 @@ from reasonrec.evaluation.faithfulness.grounding import Evidence, Named, Names, 
 from reasonrec.evaluation.faithfulness.reasons import (
     Reasons,
     agreement,
+    num_titles,
     random_lookups,
     true_reasons,
 )
@@ -525,14 +526,65 @@ def test_agreement_is_the_share_of_thoughts_that_point_at_the_cause():
     }  # fmt: skip
     assert found == {
         ("circle", "friend-is-witness"): (1.0, 0.0),
+        ("circle", "friend-alike"): (0.0, 0.0),
         ("circle", "found-through-friend"): (0.5, 0.0),
         ("circle", "found"): (1.0, 0.0),
+        ("circle", "found-by-any"): (1.0, 1.0),  # both thoughts quote item 1
         ("series", "volume-asked"): (1.0, 0.5),  # in one of two draws
         ("series", "found-from-volume"): (0.0, 0.5),
         ("series", "found"): (1.0, 0.5),
+        ("series", "found-by-any"): (1.0, 0.0),
         ("taste", "category-named"): (1.0, 0.0),
         ("taste", "found"): (0.0, 0.0),
+        ("taste", "found-by-any"): (0.0, 0.0),
     }
+
+
+def test_look_ups_about_people_and_the_whole_history_count_in_rows_of_their_own():
+    circle, series = (
+        Reasons(["circle"] * 4, friend=np.array([5, 6, 7, -1]), volume=np.full(4, -1)),
+        Reasons(["series"], friend=np.array([-1]), volume=np.array([0])),
+    )
+    targets, nobody = np.array([1, 1, 2, 2]), [Named((), (), ())] * 4
+    lookups = [
+        [Lookup(0, (Link(1, 1.0, 1, 5),), kind="alike")],  # the friend, who took the book
+        [Lookup(0, (Link(2, 1.0, 1, 5),), kind="alike")],  # somebody else, and another book
+        [Lookup(-1, (Link(2, 1.0, 0, -1),), kind="together")],  # the book alone, of nobody
+        [Lookup(0, (), like=(Link(2, 0.5, 0, -1),)), Lookup(-1, kind="alike")],
+    ]
+    found = {
+        one.measure: (one.value, one.chance)
+        for one in agreement(
+            circle, targets, np.arange(4), lookups, nobody,
+            chance_lookups=[lookups], partner=np.array([1, 0, 1, -1]), names=names_of(),
+        )
+    }  # fmt: skip
+    assert found == {
+        "friend-is-witness": (0.0, 0.0),  # no look-up about a title has a witness
+        # row 0 alone. Of the others' look-ups those of row 1 are about 5, for row 0; those of row
+        # 0 not about 6, for row 1, and those of row 1 not about 7, for row 2
+        "friend-alike": (0.25, 0.25),
+        "found-through-friend": (0.0, 0.0),
+        "found": (0.0, 0.0),  # row 3 finds what reads alike, not what people took
+        # rows 0, 2 and 3. Those of row 1 find 2, for row 2, and those of row 0 find 1, for row 1;
+        # those of row 1 do not find 1, for row 0; row 3 has nobody to compare with
+        "found-by-any": (0.75, 0.5),
+    }
+    alike = [[Lookup(0, (Link(1, 1.0, 1, 5),), kind="alike")]]
+    rows = agreement(
+        series, np.array([1]), np.arange(1), alike, nobody[:1],
+        chance_lookups=[alike], partner=np.array([-1]), names=names_of(),
+    )  # fmt: skip
+    # the person alike shares the volume, but nobody asked what follows it
+    assert [(one.measure, one.value) for one in rows] == [
+        ("volume-asked", 0.0), ("found-from-volume", 0.0), ("found", 0.0), ("found-by-any", 1.0),
+    ]  # fmt: skip
+
+
+def test_chance_draws_as_many_titles_as_a_thought_asks_about():
+    after, alike = Lookup(3), Lookup(3, (Link(1, 1.0, 1, 5),), kind="alike")
+    others = [Lookup(-1, kind=kind) for kind in ("together", "maybe", "taste")]
+    assert num_titles([alike, *others, after, after]) == 2
 
 
 @pytest.fixture(scope="module")

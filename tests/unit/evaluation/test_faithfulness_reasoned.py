@@ -18,6 +18,7 @@ from reasonrec.data.prepare import prepare_planted
 from reasonrec.evaluation.candidates import draw_candidates
 from reasonrec.evaluation.faithfulness.config import FaithfulnessConfig
 from reasonrec.evaluation.faithfulness.edits import Piece, Thought
+from reasonrec.evaluation.faithfulness.effects import partners
 from reasonrec.evaluation.faithfulness.grounding import Names
 from reasonrec.evaluation.faithfulness.reasoned import (
     CONDITIONS,
@@ -266,16 +267,20 @@ def test_a_thought_agrees_if_a_chain_that_it_names_goes_over_the_true_reason(tmp
         "Mostly War.",
     ]
     questions = [hand_question(num_chains=n) for n in (2, 2, 1, 1, 1, 1)]
+    assert partners(np.arange(6), 0).tolist() == [4, 5, 3, 0, 1, 2]  # whose chains are chance
     third, two_thirds = pytest.approx(1 / 3), pytest.approx(2 / 3)
     assert agreements(dataset, questions, thoughts, range(6)) == {
         ("circle", "friend-is-witness"): (third, third, 3),
         ("circle", "found-through-friend"): (third, third, 3),
         ("circle", "found"): (two_thirds, two_thirds, 3),
+        ("circle", "found-by-any"): (two_thirds, third, 3),  # of rows 4, 5 and 3, the last
         ("series", "volume-asked"): (0.5, 0.5, 2),
         ("series", "found-from-volume"): (0.5, 0.5, 2),
         ("series", "found"): (0.5, 0.5, 2),
+        ("series", "found-by-any"): (0.5, 0.5, 2),  # of rows 0 and 1, the first
         ("taste", "category-named"): (1.0, 0.0, 1),  # nobody else names War
         ("taste", "found"): (0.0, 0.0, 1),
+        ("taste", "found-by-any"): (0.0, 1.0, 1),  # row 2 finds it
     }
 
 

@@ -19,7 +19,7 @@ from reasonrec.evaluation.passport import pass_comparison
 from reasonrec.evaluation.protocol import read_evaluation, write_evaluation
 from reasonrec.evaluation.report import comparison_views as views
 from reasonrec.evaluation.report.comparison_page import render_comparison
-from reasonrec.evaluation.report.page import cost_chart
+from reasonrec.evaluation.report.page import _place, cost_chart
 from reasonrec.evaluation.report.views import CostPoint
 from reasonrec.evaluation.runs import find_runs
 from reasonrec.manifest import fingerprint, write_manifest
@@ -219,6 +219,28 @@ def test_the_interval_along_the_thought_is_over_users():
     assert (line[3].mean, line[3].low, line[3].high) == (0.5, 0.0, 1.0)
 
 
+def test_a_median_beyond_every_place_is_a_dash_and_no_point_of_the_panel():
+    # of 3 targets the mask keeps 2 out of reach, at every step
+    table = pl.DataFrame(
+        {
+            "method": ["a"] * 6 + ["b"] * 2,
+            "seed": [0] * 8,
+            "query": [0, 1, 2, 0, 1, 2, 0, 0],
+            "user_index": [0, 1, 2, 0, 1, 2, 0, 0],
+            "step": [0, 0, 0, 1, 1, 1, 0, 1],
+            "rank": [1.0, np.inf, np.inf, 1.0, np.inf, np.inf, 3.0, 1.0],
+        }
+    )
+    both = views.trajectory(table)
+    assert [line[4] for line in both.lines] == [np.inf, np.inf, 3.0, 1.0]
+    assert both.lines[0][3].mean == pytest.approx(1 / 3)
+    ndcg, place = both.panels
+    assert [line[0] for line in ndcg.lines] == ["a", "b"]
+    assert place.lines == (("b", (0.0, 1.0), (3.0, 1.0)),)
+    assert len(views.trajectory(table.head(6)).panels) == 1
+    assert _place(np.inf) == "–"
+
+
 def test_what_was_traced_keeps_its_seed_and_user(folder, tmp_path):
     evaluation = read_evaluation(folder / "evaluation")
     runs = []
@@ -261,6 +283,19 @@ def test_what_a_run_does_not_hold_is_left_out_or_said(tmp_path, folder):
     assert "No thought was traced: <code>reasonrec evaluate" in page
     assert "The prepared data could not be found" in page
     assert "its commands cannot be told" in page
+
+
+def test_a_run_whose_thoughts_are_not_read_step_by_step_is_not_told_to_trace_them(tmp_path, folder):
+    evaluation = read_evaluation(folder / "evaluation")
+    others = {"think-sft": "r2rec-sft", "think-recpo": "think-recpo/gated"}
+    rows = tuple(replace(row, method=others.get(row.method, row.method)) for row in evaluation.rows)
+    ranks = evaluation.per_query.with_columns(pl.col("method").replace(others))
+    run = tmp_path / "run"
+    run.mkdir()
+    write_evaluation(run, [replace(evaluation, rows=rows, per_query=ranks)])
+    compare_runs([run], tmp_path / "out", reference="no-think", num_resamples=100)
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "think-recpo/gated" in page and "--trajectory" not in page
 
 
 def test_a_command_can_be_pasted_whatever_the_folder_is_called(tmp_path, folder):

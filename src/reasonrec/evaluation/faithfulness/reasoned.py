@@ -477,11 +477,12 @@ def reasons_of(
             rng = stream(seed, "faithfulness/random-chains", draw, row)
             picked = rng.permutation(len(shown))[: len(own[row])]
             drawn.append(as_lookups([shown[i] for i in picked]))
-    return agreement(
+    found = agreement(
         true_reasons(dataset, asked), asked.target, asked.user_index,
         [as_lookups(one) for one in own], [names.named(text) for text in texts],
         chance_lookups=draws, partner=partners(asked.user_index, seed), names=names,
     )  # fmt: skip
+    return [one for one in found if one.measure != "friend-alike"]  # chains ask for nobody alike
 
 
 def as_lookups(chains: Sequence[ChainFacts]) -> list[Lookup]:

@@ -1,10 +1,13 @@
 """On a planted world every event has a true reason: does the thought point at it?
 
 A book was taken because a friend had read it, because it continues a series, or because of a taste;
-the world recorded which. A thought agrees if its look-ups name that friend as a witness, ask about
-that volume, or if it names a category of the book. Chance asks as many questions about items drawn
-evenly from the prompt; for tastes it is what another user's thought names. A chain of R2Rec is a
-look-up about its first item, whose witness is its neighbour (`reasoned.reasons_of`).
+the world recorded which. A thought agrees if its look-ups about titles name that friend as a
+witness or ask about that volume, or if it names a category of the book. Chance asks about as many
+titles, drawn evenly from the prompt. Two measures count look-ups of every kind, those about people
+alike and about the whole history too, which nobody can draw at random: is the friend one of the
+people alike, and does any look-up find the book? Chance is then what another user's thought looked
+up, as for categories what it names. A chain of R2Rec is a look-up about its first item, whose
+witness is its neighbour (`reasoned.reasons_of`).
 """
 
 from collections.abc import Sequence
@@ -24,20 +27,32 @@ from reasonrec.traces.verbaliser import Verbaliser
 NUM_DRAWS = 3
 """Random sets of questions that chance is the mean of."""
 MEANINGS = {
-    "friend-is-witness": "a look-up or chain names the friend who passed the book on",
-    "found-through-friend": "a look-up or chain finds the book, with that friend as its witness",
+    "friend-is-witness": "a look-up about a title, or a chain, names the friend who passed the book"
+    " on",
+    "friend-alike": "the friend who passed the book on is one of the people alike that it asks"
+    " about",
+    "found-through-friend": "a look-up about a title, or a chain, finds the book, with that friend"
+    " as its witness",
     "volume-asked": "a look-up asks about the volume before, or a chain starts there",
-    "found-from-volume": "the look-up of the volume before, or a chain from there, finds the book",
+    "found-from-volume": "the look-up about the volume before, or a chain from there, finds the"
+    " book",
     "category-named": "the thought names a category of the book",
-    "found": "some look-up or chain finds the book",
+    "found": "some look-up about a title, or a chain, finds the book",
+    "found-by-any": "some look-up, whatever it asks about, or a chain, finds the book",
 }
+"""What a thought does. A look-up finds what it quotes: about a title, what people took around it,
+and for ``found-by-any`` what reads like it, too."""
+OF_ANOTHER = ("friend-alike", "category-named", "found-by-any")
+"""Measures whose chance is another user's thought: no random title asks for what they count."""
 _OF_CAUSE = {
-    "circle": ("friend-is-witness", "found-through-friend", "found"),
-    "series": ("volume-asked", "found-from-volume", "found"),
-    "taste": ("category-named", "found"),
-    "popularity": ("found",),
-    "noise": ("found",),
-}
+    "circle": (
+        "friend-is-witness", "friend-alike", "found-through-friend", "found", "found-by-any",
+    ),
+    "series": ("volume-asked", "found-from-volume", "found", "found-by-any"),
+    "taste": ("category-named", "found", "found-by-any"),
+    "popularity": ("found", "found-by-any"),
+    "noise": ("found", "found-by-any"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,11 +142,13 @@ def agreement(
 
     Args:
         lookups: What each thought looked up.
-        chance_lookups: The same for thoughts that ask at random, one list a draw.
-        partner: Row of another user for each row, whose named categories are chance.
+        chance_lookups: The same for thoughts that ask about random titles, one list a draw.
+        partner: Row of another user for each row, whose thought is the chance of `OF_ANOTHER`; -1
+            for nobody, who looks up and names nothing.
     """
     none = Named((), (), ())
     others = [named[p] if p >= 0 else none for p in partner]
+    lent = [lookups[p] if p >= 0 else () for p in partner]
     found = []
     for cause, measures in _OF_CAUSE.items():
         rows = [row for row, one in enumerate(reasons.cause) if one == cause]
@@ -141,7 +158,7 @@ def agreement(
             own = _values(measure, rows, reasons, targets, lookups, named, names)
             by_chance = [
                 _values(measure, rows, reasons, targets, drawn, others, names).mean()
-                for drawn in chance_lookups
+                for drawn in ([lent] if measure in OF_ANOTHER else chance_lookups)
             ]
             (interval,) = bootstrap_intervals(
                 own[:, None],
@@ -162,6 +179,11 @@ def agreement(
     return found
 
 
+def num_titles(lookups: Sequence[Lookup]) -> int:
+    """Return how many look-ups of a thought are about a title."""
+    return sum(one.kind == "after" for one in lookups)
+
+
 def random_lookups(
     verbaliser: Verbaliser,
     histories: Histories,
@@ -170,9 +192,10 @@ def random_lookups(
     *,
     seed: int,
 ) -> list[list[list[Lookup]]]:
-    """Return the evidence of random questions: as many a user as the thought asked.
+    """Return the evidence of random questions: about as many titles a user as the thought asked.
 
     Args:
+        num_asked: Of `num_titles`.
         shown: Items of each prompt; questions are drawn from them evenly, none twice.
 
     Returns:
@@ -206,23 +229,28 @@ def _values(
     met = np.zeros(len(rows))
     for place, row in enumerate(rows):
         target, friend, volume = int(targets[row]), reasons.friend[row], reasons.volume[row]
-        asked = [one.via_item_index for one in lookups[row] if one.kind == "after"]
+        titles = [one for one in lookups[row] if one.kind == "after"]
         links = [
             (one.via_item_index, link.neighbour_index, link.item_index)
-            for one in lookups[row]
-            if one.via_item_index >= 0  # no item and nobody leads to the others
+            for one in titles
             for link in one.links
         ]
         if measure == "friend-is-witness":  # an unknown friend is -1, and no witness
             met[place] = any(witness == friend for _, witness, _ in links)
+        elif measure == "friend-alike":
+            alike = [one.links for one in lookups[row] if one.kind == "alike"]
+            met[place] = any(link.neighbour_index == friend for links in alike for link in links)
         elif measure == "found-through-friend":
             met[place] = any((witness, item) == (friend, target) for _, witness, item in links)
         elif measure == "volume-asked":
-            met[place] = volume in asked
+            met[place] = any(one.via_item_index == volume for one in titles)
         elif measure == "found-from-volume":
             met[place] = any((via, item) == (volume, target) for via, _, item in links)
         elif measure == "category-named":
             met[place] = bool({*named[row].attributes} & {*names.attributes_of[target]})
+        elif measure == "found-by-any":
+            quoted = [link for one in lookups[row] for link, _ in one.named]
+            met[place] = any(link.item_index == target for link in quoted)
         else:
             met[place] = any(item == target for _, _, item in links)
     return met

@@ -30,6 +30,7 @@ from reasonrec.evaluation.faithfulness.reasons import (
     Agreement,
     agreement,
     has_reasons,
+    num_titles,
     random_lookups,
     true_reasons,
 )
@@ -152,7 +153,7 @@ def measure_faithfulness(
             true_reasons(dataset, asked), asked.target, asked.user_index, written.lookups, named,
             chance_lookups=random_lookups(
                 recommender.verbaliser, histories, shown,
-                [len(one) for one in written.lookups], seed=seed,
+                [num_titles(one) for one in written.lookups], seed=seed,
             ),
             partner=partner, names=names,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from reasonrec.evaluation.report.page import (
 )
 from reasonrec.evaluation.report.views import cost_points, flattened
 from reasonrec.evaluation.table import metric_title, protocol_title, uneven_seeds, usual_columns
+from reasonrec.evaluation.trajectory import TRACED
 
 
 def write_comparison_report(compared: Compared, passport: Passport, out: Path) -> Path:
@@ -53,7 +54,9 @@ def render_comparison(compared: Compared, passport: Passport) -> str:
         significant=views.SIGNIFICANT,
         forest=views.means_forest(lines, column),
         points=cost_chart(cost_points(methods, column)),
-        thinks=any(line.tokens for line in methods),
+        could_be_traced=any(
+            line.tokens and line.method.partition(" (")[0] in TRACED for line in methods
+        ),
         trajectory=None if joined.trajectory is None else views.trajectory(joined.trajectory),
         parts=views.audited_parts(joined.audited_slices),
         passport=passport,

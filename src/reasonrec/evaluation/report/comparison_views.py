@@ -72,7 +72,8 @@ class Trajectory:
 
     panels: tuple[Panel, ...]
     lines: tuple[tuple[str, int, int, Interval, float], ...]
-    """(method, step, thoughts that go on so long, NDCG@10, median rank)."""
+    """(method, step, thoughts that go on so long, NDCG@10, median rank). The rank is infinite where
+    the mask kept half of the targets out; it is then in no panel."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,15 @@ def trajectory(table: pl.DataFrame) -> Trajectory:
         ]
         xs = tuple(float(step) for step in steps)
         curves.append((str(method), xs, tuple(i.mean for i in intervals), tuple(medians.tolist())))
-    return Trajectory(
-        (
-            _panel("NDCG@10 after each step", [(m, xs, ys) for m, xs, ys, _ in curves]),
-            _panel("Median place of the target", [(m, xs, ys) for m, xs, _, ys in curves]),
-        ),
-        tuple(lines),
-    )
+    panels = [_panel("NDCG@10 after each step", [(m, xs, ys) for m, xs, ys, _ in curves])]
+    places = []
+    for method, xs, _, medians in curves:
+        reached = [(x, median) for x, median in zip(xs, medians) if np.isfinite(median)]
+        if reached:
+            places.append((method, *zip(*reached)))
+    if places:
+        panels.append(_panel("Median place of the target", places))
+    return Trajectory(tuple(panels), tuple(lines))
 
 
 def audited_parts(rows: Sequence[Mapping[str, Any]]) -> tuple[Parts, ...]:

@@ -174,5 +174,7 @@ def _widest(ticks: Sequence[float]) -> str:
 
 
 def _place(rank: float) -> str:
-    """Return a rank; half places come from ties."""
+    """Return a rank; half places come from ties, and a target that was kept out has none."""
+    if rank == float("inf"):
+        return "–"
     return f"{rank:,.0f}" if rank == int(rank) else f"{rank:,.1f}"
