@@ -107,6 +107,12 @@ def train(
         config = config.model_copy(update={"thought": thought})
     ranks.join()
     console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
+    of_r2ec = what in ("r2ec", *get_args(Stage)) and start is None and again is None
+    if of_r2ec and (kept := config.left_as_for_tiny()):
+        console.print(
+            f"settings of the tiny backbone are left for {config.backbone}, which is not: "
+            f"{', '.join(kept)}. configs/r2ec/backbone.toml, given by --config, has others"
+        )
     if what == "r2ec":
         folders = r2ec.train(
             dataset, config, out=out, seed=seed, again=again,

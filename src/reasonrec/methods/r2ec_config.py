@@ -181,6 +181,29 @@ class R2ecConfig(Config):
             )
         return self
 
+    def left_as_for_tiny(self) -> list[str]:
+        """Return the settings that a backbone from elsewhere would share with the tiny one.
+
+        Empty for ``tiny``. Each was chosen for a small model that starts from nothing.
+        """
+        if self.backbone == "tiny":
+            return []
+        rates = {
+            "no-think": ("no_think", self.no_think, NoThinkStage()),
+            "sft": ("sft", self.sft, SftStage()),
+            "recpo": ("recpo", self.recpo, RecpoStage()),
+        }
+        kept = [
+            f"{name}.optimiser.learning_rate {own.optimiser.learning_rate:g}"
+            for stage, (name, own, tiny) in rates.items()
+            if stage in self.stages and own.optimiser.learning_rate == tiny.optimiser.learning_rate
+        ]
+        if self.head.item_rows == HeadConfig().item_rows:
+            kept.append(f"head.item_rows {self.head.item_rows}")
+        if self.head.dropout == HeadConfig().dropout:
+            kept.append(f"head.dropout {self.head.dropout:g}")
+        return kept
+
     @model_validator(mode="after")
     def check_tiny_is_as_it_is(self) -> Self:
         told = self.prompt.model_dump(

@@ -92,3 +92,15 @@ def test_the_trained_run_recommends_with_its_thought(run, capsys):
     # u1 took 1 to 6; what is left of 8 items is offered
     assert {item["item_id"] for item in answer["items"]} == {"i0", "i7"}
     assert isinstance(answer["thought"], str)
+
+
+def test_settings_of_the_tiny_backbone_are_named_where_another_one_keeps_them(run, capsys):
+    shop = run.parent
+    asked = ["train", "no-think", "--data", str(shop / "data"), "--backbone", str(shop / "qwen")]
+    few = ["--no-think.max-windows", "4", "--no-think.optimiser.batch-size", "4"]
+    main([*asked, "--out", str(shop / "bare"), *few])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no_think.optimiser.learning_rate 0.002" in told and "head.item_rows id" in told
+    assert "configs/r2ec/backbone.toml" in told
+    assert not R2ecConfig().left_as_for_tiny()
+    assert not R2ecConfig.load(PRESET).left_as_for_tiny()
