@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from floor import PREPARE
 from over_all import over_all
+from peers import BEHIND, times_behind_last
 from running import ROOT, write_sections
 from stages import SEES
 
@@ -59,6 +60,9 @@ is that of each set, by NDCG@10 on the test queries in question; no-think is not
 baselines. A set that is below and not in these rows was compared earlier, and its runs are not at
 hand.
 
+*Right behind* splits the queries by how often training holds their target as the very next item
+after the last one of their history: what a count holds exactly, and weights in part.
+
 *Later* are the queries whose target has another time than the last event before it. The others were
 rated or reviewed at one go, on one page or one day: there, lists that are sorted the same for
 everybody tell much of what comes next.
@@ -96,9 +100,9 @@ def main() -> None:
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
         paper = [run for root in asked.paper for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
-            later = taken_later(Dataset.load(asked.floor / name / "data").test)
+            dataset = Dataset.load(asked.floor / name / "data")
             folders = [*floor, *peers, *paper, *ours]
-            text, users[name], each, is_later = section(name, folders, later)
+            text, users[name], each, is_later = section(name, folders, dataset)
             sections[name] = text
             in_short[name] = strongest_row(name, each, simple_methods(floor))
             of_sets.append((name, with_strongest(each)))
@@ -122,14 +126,11 @@ def finished(folders: Sequence[Path]) -> list[Path]:
 
 
 def section(
-    name: str, folders: Sequence[Path], later: np.ndarray | None
+    name: str, folders: Sequence[Path], dataset: Dataset
 ) -> tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
-    """Return the table of one set with the tests of our best model against every baseline, whose
-    query each is, NDCG@10 of each method on each query, and which of them are later.
-
-    Args:
-        later: Of all test queries of the set, (Q,); None where that is not known, or all are.
-    """
+    """Return the tables of one set with the tests of our best model against every baseline, whose
+    query each is, NDCG@10 of each method on each query, and which of them are later: None where
+    that is not known, or all are."""
     joined = on_common_queries(join_runs(find_runs(folders)))
     values = {column: values_of(joined.per_query, *column) for column in COLUMNS}
     seeds = joined.per_query.group_by("method").agg(pl.col("seed").n_unique())
@@ -141,7 +142,7 @@ def section(
             table.setdefault(method, []).append(value)
     judged = values[FULL, "ndcg@10"]
     assert judged is not None
-    headings = HEADINGS
+    headings, later = HEADINGS, taken_later(dataset.test)
     if later is not None:
         later = later[judged.queries["query"].to_numpy()]
         headings = (*HEADINGS, f"{LATER} ({later.sum():,})")
@@ -167,7 +168,25 @@ def section(
     compared = compare(joined, BEST, TESTED).comparisons
     text += ["", *tests(compared, table)]
     each = dict(zip(judged.methods, judged.table.T, strict=True))
+    times = times_behind_last(dataset)[judged.queries["query"].to_numpy()]
+    text += ["", *by_times_behind(each, times)]
     return "\n".join(text) + "\n", judged.users, each, later
+
+
+def by_times_behind(each: dict[str, np.ndarray], times: np.ndarray) -> list[str]:
+    """Return NDCG@10 of each method by how often training holds the target right behind the last
+    item; rows in ascending order of the whole."""
+    parts = {words: (least <= times) & (times <= most) for words, least, most in BEHIND}
+    parts = {words: part for words, part in parts.items() if part.any()}
+    heads = [f"{words} ({part.sum():,})" for words, part in parts.items()]
+    lines = [
+        "| NDCG@10, right behind | " + " | ".join(heads) + " |",
+        "| ---" + " | --:" * len(heads) + " |",
+    ]
+    for method, values in sorted(each.items(), key=lambda one: one[1].mean()):
+        cells = [short(values[part].mean()) for part in parts.values()]
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    return lines
 
 
 def with_strongest(each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

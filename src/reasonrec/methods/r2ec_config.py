@@ -1,5 +1,6 @@
 """Everything that training R²ec can be told. Imports no torch, so that ``--help`` stays quick."""
 
+from operator import attrgetter
 from typing import Literal, Self, get_args
 
 from pydantic import (
@@ -188,21 +189,15 @@ class R2ecConfig(Config):
         """
         if self.backbone == "tiny":
             return []
-        rates = {
-            "no-think": ("no_think", self.no_think, NoThinkStage()),
-            "sft": ("sft", self.sft, SftStage()),
-            "recpo": ("recpo", self.recpo, RecpoStage()),
-        }
-        kept = [
-            f"{name}.optimiser.learning_rate {own.optimiser.learning_rate:g}"
-            for stage, (name, own, tiny) in rates.items()
-            if stage in self.stages and own.optimiser.learning_rate == tiny.optimiser.learning_rate
+        trained = [
+            name for name in ("no_think", "sft", "recpo") if name.replace("_", "-") in self.stages
         ]
-        if self.head.item_rows == HeadConfig().item_rows:
-            kept.append(f"head.item_rows {self.head.item_rows}")
-        if self.head.dropout == HeadConfig().dropout:
-            kept.append(f"head.dropout {self.head.dropout:g}")
-        return kept
+        names = [f"{name}.optimiser.learning_rate" for name in trained]
+        names += ["head.item_rows", "head.dropout"]
+        own, tiny = (
+            {name: attrgetter(name)(one) for name in names} for one in (self, R2ecConfig())
+        )
+        return [f"{name} {own[name]}" for name in names if own[name] == tiny[name]]
 
     @model_validator(mode="after")
     def check_tiny_is_as_it_is(self) -> Self:

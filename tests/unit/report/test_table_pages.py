@@ -7,8 +7,9 @@ import llm_baselines
 import pytest
 from floor import PREPARE, SEEDS
 from kept import KEPT
-from peers import below_counter, tuned_counter
+from peers import below_counter, times_behind_last, tuned_counter
 from running import ROOT
+from tests.toys import toy_dataset
 
 from reasonrec import cli
 from reasonrec.data.planted.config import PlantedConfig
@@ -100,3 +101,15 @@ def test_the_tuned_counter_is_that_of_the_page_of_tuned_baselines():
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         assert f"below the tuned follow counter ({shown})" in section
     assert tuned_counter("a set without runs") is None
+
+
+def test_a_target_is_counted_each_time_that_it_follows_the_last_item_right_away():
+    # the last two of each are the validation and the test target
+    rows = [[0, 1, 0, 1, 2, 1], [0, 1, 3, 0, 2], [5, 0, 4, 1], [4, 5, 6, 6]]
+    dataset = toy_dataset(rows, [f"Tale {i}" for i in range(7)])
+    # training holds 0 1 0 1, 0 1 3, 5 0 and 4 5; asked are 2 -> 1, 0 -> 2, 4 -> 1 and 6 -> 6
+    assert times_behind_last(dataset).tolist() == [0, 0, 0, 0]
+    rows = [[0, 1, 0, 1, 0, 1], [0, 1, 3, 4, 5], [4, 5, 0, 1], [2, 6, 1, 0]]
+    dataset = toy_dataset(rows, [f"Tale {i}" for i in range(7)])
+    # 0 1 0 1, 0 1 3, 4 5 and 2 6: 1 is right behind 0 three times, 5 once behind 4, 0 once behind 1
+    assert times_behind_last(dataset).tolist() == [3, 1, 3, 1]
