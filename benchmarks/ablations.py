@@ -97,8 +97,17 @@ ABLATIONS = {
     "centred": recpo("advantages without the spread, own reward in the mean", advantage="centred"),
     "G-2": recpo("two rollouts a prompt", group_size=2),
     "G-8": recpo("eight rollouts a prompt", group_size=8),
-    "temperature-0.7": recpo("cooler rollouts", temperature=0.7),
-    "temperature-1.5": recpo("hotter rollouts, top 200", temperature=1.5, top_k=200),
+    "temperature-0.7": recpo(
+        "cooler rollouts, log-probabilities at temperature 1", temperature=0.7, likelihood_at="one"
+    ),
+    "temperature-1.5": recpo(
+        "hotter rollouts, top 200, log-probabilities at temperature 1",
+        temperature=1.5, top_k=200, likelihood_at="one",
+    ),
+    "temperature-1.5-corrected": recpo(
+        "hotter rollouts, top 200, log-probabilities at their temperature",
+        temperature=1.5, top_k=200,
+    ),
     "item-term-all": recpo("every rollout trains the ranking by its advantage", item_term="all"),
     "softmax-batch": recpo("softmax over the targets of the batch", item_softmax="batch"),
     "flat-skip": recpo("groups without spread teach nothing", flat_groups="skip"),
@@ -120,10 +129,6 @@ ABLATIONS = {
     "no-together": Ablation(
         "thoughts do not ask what goes with all", "sft", {"thought": {"together": None}}
     ),
-    "alike-by-age": Ablation(
-        "answers about older titles count as much as those about new ones",
-        "sft", {"thought": {"asked_power": 0.0, "together_power": 0.0}},
-    ),
     "candidates": Ablation(
         "thoughts name what the model believes before them", "sft",
         {"thought": {"num_candidates": 3}, "recpo": {"recpo": {"max_tokens": 144}}},
@@ -137,14 +142,6 @@ ABLATIONS = {
         },
     ),
     "no-likeness": Ablation("nothing that reads alike", "sft", {"thought": {"num_like": 0}}),
-    "hardly-alike-too": Ablation(
-        "whatever reads most alike is quoted, however little", "sft",
-        {"thought": {"like_from": 0.0}},
-    ),
-    "own-taste": Ablation(
-        "the model writes what it believes taste to be", "sft",
-        {"thought": {"look_up_taste": False}},
-    ),
     "no-people": Ablation("nobody is asked about", "sft", {"thought": {"num_people": 0}}),
     "alike-at-any-time": Ablation(
         "a shared item makes alike, however long before or after it was taken",

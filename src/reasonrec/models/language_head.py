@@ -32,10 +32,11 @@ def backbone_logits(backbone: Any, states: Tensor, tokens: Tensor | None = None)
 
 
 def logp_and_entropy(
-    logits: Tensor, wanted: Tensor, entropy_gradient: bool
+    logits: Tensor, wanted: Tensor, entropy_gradient: bool, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,)."""
-    logp = logits.log_softmax(-1)
+    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,), both of
+    softmax(logits / temperature)."""
+    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
     chosen = logp.gather(-1, wanted[:, None])[:, 0]
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf

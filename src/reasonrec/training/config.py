@@ -143,9 +143,14 @@ class RecpoConfig(Config):
     group_size: int = Field(default=4, ge=2)
     """Rollouts per prompt, G. One alone has nothing to be compared with."""
     temperature: PositiveFloat = 1.0
-    """Of sampling. The paper samples at 1.5; at 1 samples and log-probabilities agree exactly."""
+    """Of sampling. The paper: 1.5."""
     top_k: NonNegativeInt = 0
-    """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200."""
+    """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200. Probabilities are
+    those among all tokens: that the others were never drawn is not corrected for."""
+    likelihood_at: Literal["sampling", "one"] = "sampling"
+    """Temperature of the log-probabilities of tokens that ratios, gradients, entropy and the
+    distance from the start are made of: that of sampling, so that what is trained is the policy
+    that wrote the rollouts; or 1, whatever was sampled at, as in the official code."""
     max_tokens: PositiveInt = 128
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     min_history: PositiveInt = 2
@@ -197,3 +202,8 @@ class RecpoConfig(Config):
     """Weight of a reward for uncertainty at written tokens. The paper has none."""
     next_item_weight: NonNegativeFloat = 0.5
     """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""
+
+    @property
+    def token_temperature(self) -> float:
+        """What token logits are divided by before the softmax of the trained policy."""
+        return self.temperature if self.likelihood_at == "sampling" else 1.0

@@ -45,7 +45,10 @@ def sample_of(num_batches, *, inner=1):
     )
 
 
-def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True, num_loads=99):
+def run(
+    folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True, num_loads=99,
+    config=SMALL,
+):  # fmt: skip
     """Take all steps; return the model, the weights before each, and what it learned from.
 
     Only the first ``num_loads`` weights that are handed over reach the server.
@@ -57,7 +60,7 @@ def run(folder, server, *, num_batches=4, fresh_every=4, inner=1, ahead=True, nu
     sample = sample_of(num_batches, inner=inner)
     engine = build_engine(EngineConfig(kind="vllm-server", url=server.url))
     learner = Recpo(
-        SMALL, DATASET.train, toy_verbaliser(model, DATASET), seed=0, engine=engine,
+        config, DATASET.train, toy_verbaliser(model, DATASET), seed=0, engine=engine,
         ahead=WritesAhead(sample, batch_size=2, num_inner_epochs=inner, fresh_every=fresh_every)
         if ahead else None,
     )  # fmt: skip
@@ -98,6 +101,19 @@ def test_a_batch_is_written_by_the_weights_of_one_step_ago_and_its_ratio_says_so
     asked = [rollouts.target_P.tolist() for rollouts, _ in steps]
     _, _, in_turn = run(folder, server, ahead=False)
     assert asked == [rollouts.target_P.tolist() for rollouts, _ in in_turn]
+
+
+def test_ahead_and_hot_old_probabilities_are_the_writers_at_its_temperature(folder, server):
+    hot = SMALL.model_copy(update={"temperature": 2.0})
+    model, weights, steps = run(folder, server, num_batches=2, config=hot)
+    rollouts, logged = steps[1]
+    assert logged["rl/sampler_mismatch"] < 1e-3
+    model.load_state_dict(weights[0])
+    with torch.no_grad():
+        logp = model(rollouts.batch, token_temperature=2.0).token_logp
+    torch.testing.assert_close(rollouts.old_token_logp_P_G_S, logp)
+    assert (logp - rollouts.sampler_logp_P_G_S).abs().max() > 0.1
+    assert gap(model, weights[1], rollouts) > 0.01
 
 
 def test_what_was_written_ahead_with_weights_that_never_arrived_is_found_out(folder, server):

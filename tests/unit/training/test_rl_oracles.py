@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,19 @@ from tests.toys import toy_dataset
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.generation import _draw
+from reasonrec.models.language_head import logp_and_entropy
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.examples import events_with_history
 from reasonrec.training.rl.advantages import advantages_within_groups
 from reasonrec.training.rl.loss import kl_to_start
-from reasonrec.training.rl.recpo import PromptSample, Recpo, StartingPoint, recpo_loss, roll_out
+from reasonrec.training.rl.recpo import (
+    PromptSample,
+    Recpo,
+    StartingPoint,
+    recpo_loss,
+    roll_out,
+    token_logp,
+)
 
 N = 12
 DATASET = toy_dataset(ring_rows(8, N, 9), [f"Tale {i}" for i in range(N)])
@@ -97,16 +106,23 @@ def shifted(model):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("ours", "theirs"), [("rollouts", "grpo"), ("tokens", "bnpo")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "temperature"),
+    [("rollouts", "grpo", 1.0), ("tokens", "bnpo", 1.0), ("tokens", "bnpo", 2.0)],
+)
 def test_loss_and_gradient_of_tokens_are_those_of_an_independent_grpo(
-    model, rollouts, tmp_path, ours, theirs
+    model, rollouts, tmp_path, ours, theirs, temperature
 ):
     moved = shifted(model)
+    if temperature != 1:
+        old = token_logp(model, rollouts.batch, temperature)
+        rollouts = replace(rollouts, old_token_logp_P_G_S=old)
     config = TOKENS.model_copy(update={"token_mean": ours, "kl_weight": 0.0})
-    loss, logged = recpo_loss(moved(rollouts.batch), rollouts, config)
+    outputs = moved(rollouts.batch, token_temperature=temperature)
+    loss, logged = recpo_loss(outputs, rollouts, config)
     loss.backward()
     assert 0.05 < logged["rl/frac_clipped"] < 0.95
-    trainer = oracle(moved, tmp_path, loss_type=theirs, beta=0.0)
+    trainer = oracle(moved, tmp_path, loss_type=theirs, beta=0.0, temperature=temperature)
     trainer.model.eval()
     trainer.model.zero_grad()
     advantages = advantages_within_groups(rollouts.rewards_P_G, "grpo")
@@ -171,6 +187,72 @@ def test_the_distance_from_the_start_worked_out_by_hand():
     distance.backward()
     # d/d logp of exp(d) - d - 1 is 1 - exp(d) = 1/2, over 2 tokens
     torch.testing.assert_close(logp.grad, torch.tensor([[[0.25, 0.0, 0.0]]]))
+
+
+def test_what_is_trained_is_the_policy_that_was_sampled_from():
+    # the mean of a policy's own score function is 0; that of another policy, which the official
+    # code trains where it samples hotter, is not: it drifts without any reward
+    logits = torch.tensor([math.log(9.0), 0.0], requires_grad=True)
+    every = torch.arange(2)
+
+    def drift(temperature):
+        hot, _ = logp_and_entropy(logits.expand(2, 2), every, False, 2.0)
+        logp, _ = logp_and_entropy(logits.expand(2, 2), every, False, temperature)
+        return torch.autograd.grad((hot.exp().detach() * logp).sum(), logits)[0]
+
+    # at 2, 9 to 1 are 3 to 1
+    logp, entropy = logp_and_entropy(logits.expand(2, 2), every, False, 2.0)
+    torch.testing.assert_close(logp.exp().detach(), torch.tensor([0.75, 0.25]))
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    torch.testing.assert_close(entropy, torch.tensor([expected, expected]))
+    torch.testing.assert_close(drift(2.0), torch.zeros(2), atol=1e-6, rtol=0)
+    # drawn at 3/4 and 1/4 from what gives 9/10 and 1/10: (3/4 - 9/10, 1/4 - 1/10)
+    torch.testing.assert_close(drift(1.0), torch.tensor([-0.15, 0.15]))
+
+
+@pytest.mark.parametrize(("likelihood_at", "divisor"), [("sampling", 2.0), ("one", 1.0)])
+def test_ratios_start_at_one_and_the_engine_is_compared_at_any_temperature(likelihood_at, divisor):
+    model = toy_model()
+    config = TOKENS.model_copy(
+        update={"temperature": 2.0, "likelihood_at": likelihood_at, "kl_weight": 1.0}
+    )
+    learner = Recpo(
+        config, DATASET.train, toy_verbaliser(model, DATASET), seed=7, start=StartingPoint(model)
+    )
+    sample = PromptSample(
+        events_with_history(DATASET.train), num_prompts=4, batch_size=4, num_inner_epochs=2, seed=0
+    )
+    _, logged = learner(model, sample.__getitems__(range(4)))
+    assert logged["rl/frac_clipped"] == 0
+    assert logged["rl/kl_to_start"] == pytest.approx(0.0, abs=1e-6)
+    assert logged["rl/sampler_mismatch"] < 1e-4
+    rollouts = learner._rollouts
+    batch, old = rollouts.batch, rollouts.old_token_logp_P_G_S
+    # slowly: token by token, each behind its own prompt and thought so far
+    num_compared = 0
+    for p, g in np.ndindex(4, G):
+        prompt = batch.trunk_ids[p, : batch.trunk_lengths[p]].tolist()
+        thought = batch.branch_ids[p, g, : batch.branch_lengths[p, g]].tolist()
+        for s in batch.is_written[p, g].nonzero()[:, 0].tolist():
+            read = torch.tensor([prompt + thought[:s]])
+            with torch.no_grad():
+                state = model.run_backbone(model.embed(read)).last_hidden_state[:, -1]
+                asked = [t for t, own in zip(thought[:s], batch.is_written[p, g], strict=False)
+                         if own] or [model.writer.pad_id]  # fmt: skip
+                logits = model.language_logits(
+                    state, torch.tensor([prompt]), torch.tensor([asked]), read[:, -1]
+                )
+            expected = (logits[0] / divisor).log_softmax(-1)[thought[s]]
+            assert old[p, g, s].item() == pytest.approx(expected.item(), abs=1e-4)
+            num_compared += 1
+    assert num_compared > 40
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    _, logged = learner(model, sample.__getitems__(range(4, 8)))
+    assert learner._rollouts is rollouts  # the second inner epoch
+    assert logged["rl/frac_clipped"] > 0
+    assert logged["rl/sampler_mismatch"] < 1e-4
 
 
 def _recpo(model, config, start=None):

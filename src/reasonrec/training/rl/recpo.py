@@ -92,18 +92,26 @@ class Rollouts:
     """Of the whole batch: those of all processes that share it."""
     masked_P_N: Tensor
     sampler_logp_P_G_S: Tensor
+    """What the engine said, at temperature 1."""
     is_truncated_P_G: Tensor
     rewards_P_G: Tensor | None = None
     old_token_logp_P_G_S: Tensor | None = None
     """Of the weights that wrote them."""
     writer_token_logp: Tensor | None = None
-    """(1, G, S), of the first prompt, by a pass with the weights that wrote it; where those are not
-    the ones that are trained any more."""
+    """(1, G, S), of the first prompt, to be compared with the engine's; where what is trained gives
+    others, since it has moved on or has another temperature."""
     old_item_logp_P_G: Tensor | None = None
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
     sentences: Sentences | None = None
     """What each sentence adds; where that has a weight."""
+
+
+@torch.no_grad()
+def token_logp(model: ReasoningRecommender, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """Return (P, G, S), what a model gives to written tokens; no gradient."""
+    unlabelled = replace(batch, next_item=None)
+    return model(unlabelled, with_scores=False, token_temperature=temperature).token_logp
 
 
 class StartingPoint:
@@ -112,11 +120,12 @@ class StartingPoint:
     def __init__(self, model: ReasoningRecommender) -> None:
         self._weights = [(w, w.detach().clone()) for w in model.parameters() if w.requires_grad]
 
-    @torch.no_grad()
-    def token_logp(self, model: ReasoningRecommender, batch: Batch) -> Tensor:
+    def token_logp(
+        self, model: ReasoningRecommender, batch: Batch, temperature: float = 1.0
+    ) -> Tensor:
         """Return (P, G, S), what the starting model gives to written tokens; no gradient."""
         with self.in_place():
-            return model(replace(batch, next_item=None)).token_logp
+            return token_logp(model, batch, temperature)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -177,7 +186,11 @@ class Recpo:
                 self._rollouts, parts = self._roll_out(own, inputs, number)
         rollouts = self._rollouts
         assert rollouts is not None
-        outputs = model(rollouts.batch, entropy_gradient=self.config.entropy_weight > 0)
+        outputs = model(
+            rollouts.batch,
+            entropy_gradient=self.config.entropy_weight > 0,
+            token_temperature=self.config.token_temperature,
+        )
         loss, logged = recpo_loss(outputs, rollouts, self.config)
         return loss, parts | logged
 
@@ -206,11 +219,16 @@ class Recpo:
             own, self.log, inputs["event"].cpu().numpy(), written, self.config,
             repeats=self.repeats,
         )  # fmt: skip
+        batch, heat = rollouts.batch, self.config.token_temperature
         if writer is not None:  # of weights that were changed since, the engine says what they gave
-            rollouts.old_token_logp_P_G_S = rollouts.sampler_logp_P_G_S
-            rollouts.writer_token_logp = writer.token_logp(own, rollouts.batch.first(1))
+            rollouts.old_token_logp_P_G_S = (
+                rollouts.sampler_logp_P_G_S if heat == 1 else writer.token_logp(own, batch, heat)
+            )
+            rollouts.writer_token_logp = writer.token_logp(own, batch.first(1))
+        elif heat != 1:
+            rollouts.writer_token_logp = token_logp(own, batch.first(1))
         if self.start is not None and self.config.kl_weight:
-            rollouts.start_token_logp_P_G_S = self.start.token_logp(own, rollouts.batch)
+            rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch, heat)
         return rollouts, parts
 
     def _asking(

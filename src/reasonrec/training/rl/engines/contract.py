@@ -5,7 +5,7 @@ The training pass computes probabilities of its own, and how far those of the en
 is logged after every sync (``rl/sampler_mismatch``), which tells when an engine writes with other
 weights than it was handed. What it says is not trained on, but where it writes ahead
 (`engines.ahead`): by then its weights are gone, a copy for that comparison aside, and ratios are
-against what it said.
+against what it said, or at another temperature than 1 against what the copy gives.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ class Thoughts:
     is_written: Tensor
     """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
     token_logp: Tensor
-    """(R, S), float32, the engine's own log-probability of each written token; 0 elsewhere."""
+    """(R, S), float32, the engine's own log-probability of each written token at temperature 1,
+    whatever was drawn at; 0 elsewhere."""
     named_at: Tensor
     """(R, E), where in a thought each looked-up item stands, as in `Generated`."""
     named_item: Tensor
