@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling")
     parser.add_argument("--eager", action="store_true")
     asked = parser.parse_args()
     torch.manual_seed(0)
@@ -55,7 +56,7 @@ def main() -> None:
             max_length=1024,
         )
     )  # fmt: skip
-    config = RecpoConfig(max_tokens=asked.max_tokens)
+    config = RecpoConfig(max_tokens=asked.max_tokens, temperature=asked.temperature)
     learner = Recpo(config, dataset.train, verbaliser, seed=0, engine=engine)
     optimiser = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=asked.learning_rate
@@ -96,6 +97,7 @@ def main() -> None:
                 "kind": asked.kind,
                 "handover": asked.handover,
                 "dtype": asked.dtype,
+                "temperature": asked.temperature,
                 "first_step_s": round(start_s, 2),
                 "sync_s": round(synced["rl/sync_seconds"], 3),
                 "rollout_s": round(synced["rl/rollout_seconds"], 3),
