@@ -68,6 +68,8 @@ class ToyVllm:
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path == "/v1/completions":
+            if len(body["stop"]) > 4:  # VLLM_MAX_STOP_STRINGS
+                return 400, {"error": "stop: List should have at most 4 items"}
             return 200, {"choices": [self._complete(body)]}
         if path == "/collective_rpc" and self.is_dev:
             assert body["method"] == "reload_weights"

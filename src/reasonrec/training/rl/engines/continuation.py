@@ -147,9 +147,10 @@ class ContinuationEngine:
             for _ in range(G)
         ]
         marker = writer.prompt.answer_marker
-        stop = (marker,)
-        if look_up is not None:
-            stop = (marker, "]", *(word for word, _ in ASKING.values()))
+        stop, stop_ids = (marker,), {*writer.end_ids}
+        if look_up is not None:  # words by their last token: a server takes four texts at most
+            stop = (marker, "]")
+            stop_ids |= {writer.encode(word)[-1] for word, _ in ASKING.values()}
 
         def read(row: _Row, token: int) -> bool:
             """Return whether the thought pauses behind the token that it has just written."""
@@ -166,7 +167,7 @@ class ContinuationEngine:
         while active := [r for r, row in enumerate(rows) if not row.is_done]:
             self._continue(
                 [(first + r, rows[r], budget) for r in active], sampling, seed, round_, read,
-                stop=stop, stop_ids=tuple(writer.end_ids),
+                stop=stop, stop_ids=tuple(sorted(stop_ids)),
             )  # fmt: skip
             round_ += 1
             asking = [r for r in active if rows[r].asked is not None]
