@@ -93,11 +93,12 @@ def set_section(name: str, folders: Sequence[Path]) -> str:
         "",
         "Share of the targets whose score is another item's too, in the whole catalogue: "
         + ", ".join(
-            f"{row.audit.removeprefix(TIES).removesuffix(FULL)} {worth(row)}"
+            f"{row.audit.removeprefix(TIES).removesuffix(FULL)} {bound(row)}{worth(row)}"
             for row in ties
             if row.audit.endswith(FULL)
         )
-        + ". Such a target has the middle of the ranks that it shares.",
+        + ". Such a target has the middle of the ranks that it shares. *At least*: of a run whose "
+        "lists are not at hand any more, ties of an odd number alone.",
         "",
         "NDCG@10 on parts of the queries:",
         "",
@@ -109,6 +110,11 @@ def set_section(name: str, folders: Sequence[Path]) -> str:
 def audit_row(row: Audit) -> str:
     limit = row.meaning if row.value is None else row.limit  # why it cannot be asked
     return f"| {row.audit} | {worth(row)} | {row.n:,} | {limit} | {row.verdict} |"
+
+
+def bound(row: Audit) -> str:
+    """Return "at least " where ranks alone told of ties, as the audit itself says."""
+    return "at least " if row.meaning.startswith("At least") else ""
 
 
 def worth(row: Audit) -> str:
