@@ -249,7 +249,9 @@ between queries); one seed says nothing of the difference between trainings, so 
 row may still be luck of one training. p is of the permutation test, not corrected for the number of
 rows. *Train s* is wall-clock of the stages that the row trained anew, beside other work. Where the
 default was trained again, on another machine or by another commit, and came out otherwise, a set
-has a table for each training: a row is compared with the default that it was trained from.
+has a table for each training: a row is compared with the default that it was trained from. Rows of
+the paper's loss and preset that stand in a first table are of commits before 947d52b and sampled at
+temperature 1.5, but took log-probabilities at 1; those in a second table took them at 1.5.
 """
 PAGE = ROOT / "docs" / "results" / "ablations.md"
 

@@ -42,7 +42,7 @@ starts from nothing. `papers-no-think` ranks before it learned to think, `papers
 RecPO. Test queries, trained on `train` alone; where all are asked, the same ones as on the page of
 each set, where our preset stands. Rows of text are slow to learn from, so that `papers-no-think` is
 cut short after 1,000 steps: on ml-100k and office-2018 validation had ended to rise by then, on
-ml-1m and games-2018 it had not. Trainings of commits before bbf56ca sampled at temperature 1.5 and
+ml-1m and games-2018 it had not. Trainings of commits before 947d52b sampled at temperature 1.5 and
 took log-probabilities at 1 (`recpo.likelihood_at = "one"`); what the difference is worth stands in
 [ablations.md](ablations.md) (`temperature-1.5-corrected`).
 """
