@@ -93,7 +93,9 @@ def parts_of(case, model, url="", num_epochs=1):
     if case == "grpo":
         events = np.arange(16)
         questions = [hand_question(task="rated", label=str(1 + n % 5)) for n in events]
-        asked = GrpoConfig(max_tokens=6, max_answer_tokens=3, group_size=2, num_inner_epochs=2)
+        asked = GrpoConfig(
+            temperature=1.5, max_tokens=6, max_answer_tokens=3, group_size=2, num_inner_epochs=2
+        )
         loss = Grpo(asked, questions, [(1.0, lambda one: float(len(one.thought)))], seed=0)
         eligible = events
     else:

@@ -65,10 +65,13 @@ class AnsweringModel(ReasoningRecommender):
         self.copier = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, batch: TextBatch
+        self, batch: TextBatch, *, token_temperature: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability and entropy of every token with a weight, 0 elsewhere, and the
         log-probability of every choice among what it is chosen from.
+
+        Args:
+            token_temperature: What tokens are drawn at; choices are made at 1.
 
         Returns:
             (R, T), (R, T) and (R, C), float32; the entropy in nats, without gradient.
@@ -80,11 +83,12 @@ class AnsweringModel(ReasoningRecommender):
         wanted = wanted.scatter(1, batch.choice_at, True)
         wanted[:, 0] = False  # nothing stands before it
         logp = self.following_logp(batch, hidden, wanted.roll(-1, dims=1))
-        chosen = logp.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
+        drawn = logp if token_temperature == 1 else (logp / token_temperature).log_softmax(-1)
+        chosen = drawn.gather(-1, batch.token_ids[wanted][:, None])[:, 0]
         zeros = torch.zeros(wanted.shape, device=logp.device)
         entropy = zeros.clone()
         with torch.no_grad():
-            entropy[wanted] = torch.special.entr(logp.exp()).sum(-1)
+            entropy[wanted] = torch.special.entr(drawn.exp()).sum(-1)
         has_weight = batch.weight > 0
         return (
             zeros.masked_scatter(wanted, chosen).masked_fill(~has_weight, 0.0),

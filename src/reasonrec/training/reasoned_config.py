@@ -16,7 +16,8 @@ class GrpoConfig(Config):
     group_size: int = Field(default=4, ge=2)
     """Rollouts per question, G."""
     temperature: PositiveFloat = 1.0
-    """Of sampling. At 1 samples and log-probabilities agree exactly."""
+    """Of sampling, and of the log-probabilities of tokens that ratios, gradients, entropy and the
+    distance from the start are made of, so that what is trained is the policy that wrote."""
     max_tokens: PositiveInt = 140
     """Of a thought; then the answer marker is forced."""
     max_answer_tokens: PositiveInt = 12

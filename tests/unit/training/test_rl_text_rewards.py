@@ -8,7 +8,7 @@ import torch
 from tests.toy_models import toy_model
 from tests.toy_traces import hand_question
 
-from reasonrec.models.answers import next_logp, with_words_of
+from reasonrec.models.answers import AnsweringModel, CopyingModel, next_logp, with_words_of
 from reasonrec.traces.interaction_of_thought import student_prompt
 from reasonrec.training.reasoned_config import GrpoConfig
 from reasonrec.training.rl.grpo import Grpo
@@ -68,8 +68,9 @@ def test_pairs_are_rewarded_for_expecting_more_of_what_was_taken():
     assert untouched.tolist() == [1.0, 0.25]
 
 
-def answering(task="rated"):
-    model = with_words_of(toy_model(12), ["So 1 2 3 4 5."] * 9, vocab_size=300, dropout=0, seed=0)
+def answering(task="rated", kind=AnsweringModel):
+    words = ["So 1 2 3 4 5."] * 9
+    model = with_words_of(toy_model(12), words, vocab_size=300, dropout=0, seed=0, kind=kind)
     questions = [hand_question(task=task, label="4"), hand_question(task=task, label="2")]
     return model, questions
 
@@ -166,6 +167,28 @@ def test_the_distance_from_the_start_is_nothing_at_first_and_grows_with_the_weig
     with torch.no_grad():
         again, _, _ = model(rollouts.batch)
     torch.testing.assert_close(rollouts.start_logp, again)
+
+
+@pytest.mark.parametrize("kind", [AnsweringModel, CopyingModel])
+def test_ratios_are_of_the_policy_that_was_drawn_from_and_the_engine_is_compared(kind):
+    model, questions = answering(kind=kind)
+    config = SMALL.model_copy(update={"temperature": 2.0, "kl_weight": 1.0, "answer_weight": 0.0})
+    grpo = Grpo(config, questions, [(1.0, well_formed)], seed=0, start=StartingPoint(model))
+    _, logged = step(grpo, model)
+    rollouts = grpo._rollouts
+    assert rollouts is not None and rollouts.old_logp is not None
+    assert logged["rl/kl_to_start"] == pytest.approx(0.0, abs=1e-6)
+    assert logged["rl/sampler_mismatch"] < 1e-4
+    # slowly: token by token, each behind its own text so far
+    entropies = []
+    for r, place in (rollouts.batch.weight > 0).nonzero().tolist():
+        text = rollouts.batch.token_ids[r].tolist()
+        hot = (next_logp(model, [text[:place]])[0] / 2).log_softmax(-1)
+        old = float(rollouts.old_logp[r, place])
+        assert old == pytest.approx(float(hot[text[place]]), abs=1e-4)
+        entropies.append(float(torch.special.entr(hot.exp()).sum()))
+    assert len(entropies) > 20
+    assert logged["rl/entropy"] == pytest.approx(np.mean(entropies), abs=1e-4)
 
 
 def test_inner_epochs_keep_the_rollouts_and_a_new_batch_draws_new_ones():

@@ -40,7 +40,7 @@ class WrittenRollouts:
     batch: TextBatch
     """R = P * G rows; weight 1 on what was drawn."""
     sampler_logp: Tensor
-    """(R, T), float32, what the engine says of each drawn token; 0 elsewhere."""
+    """(R, T), float32, what the engine says of each drawn token, at temperature 1; 0 elsewhere."""
     labelled: TextBatch | None
     """Own thoughts with the true answer behind them: its choices, or weight 1 on its tokens."""
     advantages_P_G: Tensor
@@ -48,6 +48,9 @@ class WrittenRollouts:
     old_logp: Tensor | None = None
     start_logp: Tensor | None = None
     """(R, T), of the model that RL started from; where the distance from it has a weight."""
+    writer_logp: Tensor | None = None
+    """(R, T), at temperature 1, to be compared with the engine's; where what is trained has another
+    temperature."""
 
     def of_part(self, begin: int, end: int, num_events: int) -> "WrittenRollouts":
         """Return the rollouts about some of the events, which have equally many each."""
@@ -66,6 +69,7 @@ class WrittenRollouts:
             cut(self.advantages_P_G),
             self.statistics,
             start_logp=None if self.start_logp is None else cut(self.start_logp),
+            writer_logp=None if self.writer_logp is None else cut(self.writer_logp),
         )
 
 
@@ -159,11 +163,14 @@ class Grpo:
             ends = [(text[:mark], mark) for (text, _, _), mark in zip(replies, marks, strict=True)]
             labelled = _labelled(model, asked, ends, self.config.group_size, self.chooses)
         batch = batch.to(model.device)
-        start_logp = None
+        start_logp = writer_logp = None
         if self.config.kl_weight:
             assert self.start is not None, "kl_weight needs the model that RL starts from"
             with torch.no_grad(), self.start.in_place():
-                start_logp, _, _ = model(batch)
+                start_logp, _, _ = model(batch, token_temperature=self.config.temperature)
+        if self.config.temperature != 1:
+            with torch.no_grad():
+                writer_logp, _, _ = model(batch)
         return WrittenRollouts(
             batch,
             sampler_logp.to(model.device),
@@ -171,6 +178,7 @@ class Grpo:
             advantages.to(model.device),
             _statistics(texts, rewards_P_G, advantages, written.lengths.tolist()),
             start_logp=start_logp,
+            writer_logp=writer_logp,
         )
 
 
@@ -255,7 +263,7 @@ def grpo_loss(
     Log-probabilities of the first call for a batch of rollouts are the old ones.
     """
     batch = rollouts.batch
-    logp, entropy, _ = model(batch)
+    logp, entropy, _ = model(batch, token_temperature=config.temperature)
     old_logp = logp.detach() if rollouts.old_logp is None else rollouts.old_logp
     rollouts.old_logp = old_logp
     shape = (*rollouts.advantages_P_G.shape, -1)
@@ -274,7 +282,8 @@ def grpo_loss(
     loss = loss * (of_tokens if config.token_mean == "tokens" else of_rollouts)
     logged = dict(rollouts.statistics)
     logged["rl/entropy"] = float(entropy.sum() / is_written.sum().clamp(min=1)) * of_tokens
-    apart = (old_logp - rollouts.sampler_logp).abs()[is_written]
+    compared = old_logp if rollouts.writer_logp is None else rollouts.writer_logp
+    apart = (compared - rollouts.sampler_logp).abs()[is_written]
     logged["rl/sampler_mismatch"] = max(
         ranks.gathered_objects(float(apart.max()) if apart.numel() else 0.0)
     )
