@@ -15,20 +15,17 @@ from pathlib import Path
 
 from floor import PREPARE
 from running import reasonrec
-from stages import contestant, fill_page, heading, paired_tests
+from stages import contestant, fill_page, heading, method_table, paired_tests
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.config import EvaluateConfig
 from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import measure
-from reasonrec.evaluation.protocol import COST, FULL
 from reasonrec.evaluation.runs import find_runs
-from reasonrec.evaluation.table import short, summarise
 
 PRESETS = {"ml-1m": ("--config", "configs/r2ec/ml-1m.toml")}
 STAGES = ("no-think", "think-sft", "think-recpo")
 TITLES = ("own", "renamed", "hashed")
-COLUMNS = ((FULL, "hit@10"), (FULL, "ndcg@10"), (COST, "tokens"))
 AGAINST = tuple(
     (f"{stage}, {titles}", f"{stage}, own") for titles in TITLES[1:] for stage in STAGES
 ) + tuple((f"think-recpo, {titles}", f"no-think, {titles}") for titles in TITLES)
@@ -77,17 +74,8 @@ def section(name: str, evaluations: Sequence[Path]) -> str:
     joined = join_runs(find_runs(evaluations))
     text = [
         *heading(name, joined, evaluations),
-        "| method, titles | seeds | HR@10 | NDCG@10 | tokens |",
-        "| --- | --: | --: | --: | --: |",
+        *method_table(joined, "method, titles"),
     ]
-    for line in summarise(joined.rows, COLUMNS):
-        cells = [
-            "-" if cell is None
-            else f"{cell.value:.0f}" if metric == "tokens"
-            else short(cell.value) + ("" if cell.seed_sd is None else f" ± {short(cell.seed_sd)}")
-            for (_, metric), cell in zip(COLUMNS, line.cells, strict=True)
-        ]  # fmt: skip
-        text.append("| " + " | ".join([line.method, str(line.num_seeds), *cells]) + " |")
     return "\n".join([*text, "", *paired_tests(joined, AGAINST)]) + "\n"
 
 

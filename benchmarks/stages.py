@@ -1,7 +1,7 @@
 """Trained folders as rows of one evaluation, tests of one against another, and a page of them."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.comparison import compare
 from reasonrec.evaluation.joined import Joined
 from reasonrec.evaluation.measure import Contestant
-from reasonrec.evaluation.protocol import FULL
+from reasonrec.evaluation.protocol import COST, FULL
+from reasonrec.evaluation.table import short, summarise
 from reasonrec.manifest import read_manifest
 from reasonrec.methods import r2ec
 
@@ -28,6 +29,7 @@ def fill_page(
     head: str,
     run: Callable[[str, Path, int], None],
     section: Callable[[str, Sequence[Path]], str],
+    sets: Mapping[str, Sequence[str]] = PREPARE,
 ) -> None:
     """Run what the command line names; write a page of docs/results from all that is finished.
 
@@ -35,31 +37,37 @@ def fill_page(
         about: What ``--help`` says.
         run: Trains and measures a set, in a folder, with a seed; its numbers go to ``evaluation``.
         section: Returns what the page says of a set, from those folders.
+        sets: Those of the page, and what `reasonrec prepare` is told.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("runs", type=Path, help="folder of the runs, one folder a set and seed")
-    parser.add_argument("sets", nargs="*", choices=[*PREPARE, []])
+    parser.add_argument("sets", nargs="*", choices=[*sets, []])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
     asked = parser.parse_args()
     for name in asked.sets:
         for seed in asked.seeds:
             run(name, asked.runs / f"{name}-{seed}", seed)
     sections = {}
-    for name in PREPARE:
+    for name in sets:
         found = sorted(asked.runs.glob(f"{name}-[0-9]/evaluation/manifest.json"))
         if found:
             sections[name] = section(name, [path.parent for path in found])
-    write_sections(ROOT / "docs" / "results" / page, head, sections, PREPARE)
+    write_sections(ROOT / "docs" / "results" / page, head, sections, sets)
 
 
-def heading(name: str, joined: Joined, evaluations: Sequence[Path]) -> list[str]:
+def heading(
+    name: str,
+    joined: Joined,
+    evaluations: Sequence[Path],
+    sets: Mapping[str, Sequence[str]] = PREPARE,
+) -> list[str]:
     """Return what the section of a set begins with: its name, and where its numbers are from."""
     commits = {str(read_manifest(folder)["commit"])[:10] for folder in evaluations}
     asked = next(row for row in joined.rows if row.protocol == FULL)
     return [
         f"## {name}",
         "",
-        f"`reasonrec prepare {' '.join([name, *PREPARE[name]])}`: {asked.split}, {asked.n:,} test "
+        f"`reasonrec prepare {' '.join([name, *sets[name]])}`: {asked.split}, {asked.n:,} test "
         f"queries; commit {', '.join(sorted(commits))}; {processors(evaluations)}, one thread "
         "beside other work.",
         "",
@@ -82,6 +90,21 @@ def contestant(
         return replace(recommender, name=own)  # pyright: ignore[reportArgumentType, reportReturnType]
 
     return Contestant(own, seed, source(folder), opening)
+
+
+def method_table(joined: Joined, what: str = "method") -> list[str]:
+    """Return the rows of a table: means over seeds, ± their standard deviation, and tokens."""
+    columns = ((FULL, "hit@10"), (FULL, "ndcg@10"), (COST, "tokens"))
+    lines = [f"| {what} | seeds | HR@10 | NDCG@10 | tokens |", "| --- | --: | --: | --: | --: |"]
+    for line in summarise(joined.rows, columns):
+        cells = [
+            "-" if cell is None
+            else f"{cell.value:.0f}" if metric == "tokens"
+            else short(cell.value) + ("" if cell.seed_sd is None else f" ± {short(cell.seed_sd)}")
+            for (_, metric), cell in zip(columns, line.cells, strict=True)
+        ]  # fmt: skip
+        lines.append("| " + " | ".join([line.method, str(line.num_seeds), *cells]) + " |")
+    return lines
 
 
 def paired_tests(joined: Joined, pairs: Sequence[tuple[str, str]]) -> list[str]:
