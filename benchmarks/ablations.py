@@ -89,6 +89,13 @@ ABLATIONS = {
         item_softmax="batch",
     ),
     "papers-loss": recpo("loss, sampling and advantage of the paper", **PAPERS_LOSS),
+    "papers-loss-at-one": recpo(
+        "the same, log-probabilities at temperature 1", **PAPERS_LOSS, likelihood_at="one"
+    ),
+    "papers-loss-catalogue": recpo(
+        "the paper's, with the softmax over the catalogue",
+        **{**PAPERS_LOSS, "item_softmax": "catalogue"},
+    ),
     # the paper's ablations
     "no-R_c": recpo("reward of NDCG alone", beta=0.0),
     "no-R_d": recpo("reward of the softmax alone", beta=1.0),

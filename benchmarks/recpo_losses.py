@@ -5,7 +5,7 @@
 
 For each set and seed: `reasonrec train r2ec`, then RecPO again by every other loss of `LOSSES` from
 the same SFT, as `reasonrec train recpo --start FOLDER/think-sft` does with those keys; all of them
-on all validation queries, by which one may choose, and on the test queries. Each goes on where it
+on validation queries, by which one may choose, and on test queries. Each goes on where it
 stopped. Every line writes docs/results/recpo-losses.md from what is finished.
 """
 
@@ -30,16 +30,13 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 SETS = {"planted": ("--planted.num-users", "20000"), **PREPARE}
 LOSSES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "papers-loss": ("loss, sampling and advantage of the paper", PAPERS_LOSS),
-    "papers-loss-at-one": (
-        "the same with log-probabilities at temperature 1, as the official code has them",
-        {**PAPERS_LOSS, "likelihood_at": "one"},
-    ),
     "papers-catalogue": (
         "the paper's, with the softmax over the catalogue",
         {**PAPERS_LOSS, "item_softmax": "catalogue"},
     ),
 }  # fmt: skip
 """What each changes of the defaults of ``recpo.recpo``."""
+MOST_QUERIES: Mapping[Part, int] = {"valid": 5_000, "test": 20_000}
 TRUNK = ("no-think", "think-sft", "think-recpo")
 AGAINST = tuple((one, "think-sft") for one in ("think-recpo", *LOSSES)) + tuple(
     (one, "think-recpo") for one in LOSSES
@@ -48,10 +45,10 @@ HEAD = """# What RL adds to SFT, by which loss
 
 Written by `python benchmarks/recpo_losses.py`, whose head says what is trained: `think-recpo` is
 ours, the others change what is said below, all from the same SFT of a seed and for as many prompts.
-Every validation query, by which one may choose, and every test query; means over seeds (± their
-standard deviation). p: sign-flip permutation test over users, means over seeds on each query, not
-corrected. *Could have seen* is the smallest difference that the test would have found in 80 of 100
-tries.
+Up to 5,000 validation queries, by which one may choose, and up to 20,000 test queries; means over
+seeds (± their standard deviation). p: sign-flip permutation test over users, means over seeds on
+each query, not corrected. *Could have seen* is the smallest difference that the test would have
+found in 80 of 100 tries.
 
 """
 HEAD += "\n".join(f"- `{name}`: {what}" for name, (what, _) in LOSSES.items()) + "\n"
@@ -76,7 +73,7 @@ def run(name: str, folder: Path, seed: int) -> None:
         rows.append(contestant(loss, out, seed, dataset))
     parts: tuple[tuple[Part, str], ...] = (("valid", "validation"), ("test", "evaluation"))
     for part, out in parts:
-        asked = EvaluateConfig(part=part)
+        asked = EvaluateConfig(part=part, num_queries=MOST_QUERIES[part])
         measure(rows, dataset, folder / out, asked, seed=seed, has_passport=True)
 
 
