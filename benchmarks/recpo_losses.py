@@ -29,9 +29,8 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 
 SETS = {"planted": ("--planted.num-users", "20000"), **PREPARE}
 LOSSES: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "papers-loss": ("loss, sampling and advantage of the paper", PAPERS_LOSS),
-    "papers-catalogue": (
-        "the paper's, with the softmax over the catalogue",
+    "papers-loss-catalogue": (
+        "loss, sampling and advantage of the paper, with the softmax over the catalogue",
         {**PAPERS_LOSS, "item_softmax": "catalogue"},
     ),
 }  # fmt: skip
