@@ -3,13 +3,14 @@
     REASONREC_DATA=... python benchmarks/recpo_losses.py runs/losses office-2018 --seeds 0 1 2
     python benchmarks/recpo_losses.py runs/losses
 
-For each set and seed: `reasonrec train r2ec`, then RecPO again by every other loss of `LOSSES` from
-the same SFT, as `reasonrec train recpo --start FOLDER/think-sft` does with those keys; all of them
-on validation queries, by which one may choose, and on test queries. Each goes on where it
-stopped. Every line writes docs/results/recpo-losses.md from what is finished.
+For each set and seed: `reasonrec train r2ec` up to SFT, then RecPO by every loss of `LOSSES` from
+there, as `reasonrec train recpo --start FOLDER/think-sft` does with those keys; each of them on
+validation queries, by which one may choose, and on test queries. All goes on where it stopped.
+Every line writes docs/results/recpo-losses.md from what is finished.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from ablations import PAPERS_LOSS
@@ -29,25 +30,34 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 
 SETS = {"planted": ("--planted.num-users", "20000"), **PREPARE}
 LOSSES: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "cool": (
+        "leave-one-out, drawn at temperature 1, mean over tokens",
+        {
+            "advantage": "leave-one-out", "temperature": 1.0, "top_k": 0, "token_mean": "tokens",
+        },
+    ),
+    "hot": (
+        "GRPO, drawn at temperature 1.5 among the likeliest 200, mean over rollouts",
+        {"advantage": "grpo", "temperature": 1.5, "top_k": 200, "token_mean": "rollouts"},
+    ),
     "papers-loss-catalogue": (
-        "loss, sampling and advantage of the paper, with the softmax over the catalogue",
+        "the paper's, over the catalogue: as `hot`, without a loss of silence and without groups "
+        "that have no spread",
         {**PAPERS_LOSS, "item_softmax": "catalogue"},
     ),
 }  # fmt: skip
 """What each changes of the defaults of ``recpo.recpo``."""
+EVALUATION = "evaluation"
 MOST_QUERIES: Mapping[Part, int] = {"valid": 5_000, "test": 20_000}
-TRUNK = ("no-think", "think-sft", "think-recpo")
-AGAINST = tuple((one, "think-sft") for one in ("think-recpo", *LOSSES)) + tuple(
-    (one, "think-recpo") for one in LOSSES
-)
+TRUNK = ("no-think", "think-sft")
+AGAINST = (*((one, TRUNK[-1]) for one in LOSSES), *combinations(tuple(LOSSES)[::-1], 2))
 HEAD = """# What RL adds to SFT, by which loss
 
-Written by `python benchmarks/recpo_losses.py`, whose head says what is trained: `think-recpo` is
-ours, the others change what is said below, all from the same SFT of a seed and for as many prompts.
-Up to 5,000 validation queries, by which one may choose, and up to 20,000 test queries; means over
-seeds (± their standard deviation). p: sign-flip permutation test over users, means over seeds on
-each query, not corrected. *Could have seen* is the smallest difference that the test would have
-found in 80 of 100 tries.
+Written by `python benchmarks/recpo_losses.py`, whose head says what is trained: RecPO for as many
+prompts by each of the losses below, from the same SFT of a seed. Up to 5,000 validation queries, by
+which one may choose, and up to 20,000 test queries; means over seeds (± their standard deviation).
+p: sign-flip permutation test over users, means over seeds on each query, not corrected. *Could have
+seen* is the smallest difference that the test would have found in 80 of 100 tries.
 
 """
 HEAD += "\n".join(f"- `{name}`: {what}" for name, (what, _) in LOSSES.items()) + "\n"
@@ -58,35 +68,51 @@ def run(name: str, folder: Path, seed: int) -> None:
     data = folder / "data"
     reasonrec("prepare", name, "--out", data, *SETS[name])
     preset = PRESETS.get(name, ())
-    reasonrec("train", "r2ec", "--data", data, "--out", folder, "--seed", seed, *preset)
+    reasonrec(
+        "train", "r2ec", "--data", data, "--out", folder, "--seed", seed, *preset,
+        "--stages", "no-think", "--stages", "sft",
+    )  # fmt: skip
     dataset = Dataset.load(data)
     base = R2ecConfig().model_dump()
     if preset:
         base = merged(base, read_toml(Path(preset[1])))
-    rows = [contestant(stage, folder / stage, seed, dataset) for stage in TRUNK]
+    measured(TRUNK, dataset, folder, seed)
     for loss, (_, changes) in LOSSES.items():
         say(f"{name}, seed {seed}: {loss}")
         config = R2ecConfig.model_validate(merged(base, {"recpo": {"recpo": changes}}))
         out, start = folder / loss, folder / "think-sft"
         r2ec.train_stage("recpo", dataset, config, out=out, seed=seed, start=start)
-        rows.append(contestant(loss, out, seed, dataset))
-    parts: tuple[tuple[Part, str], ...] = (("valid", "validation"), ("test", "evaluation"))
-    for part, out in parts:
-        asked = EvaluateConfig(part=part, num_queries=MOST_QUERIES[part])
-        measure(rows, dataset, folder / out, asked, seed=seed, has_passport=True)
+        measured([loss], dataset, folder, seed)
+
+
+def measured(methods: Sequence[str], dataset: Dataset, folder: Path, seed: int) -> None:
+    """Measure trained folders, called as they are, on either part."""
+    rows = [contestant(one, folder / one, seed, dataset) for one in methods]
+    for part, most in MOST_QUERIES.items():
+        out = folder / (EVALUATION if part == "test" else part)
+        if len(methods) == 1:
+            out = out.with_name(f"{out.name}-{methods[0]}")
+        asked = EvaluateConfig(part=part, num_queries=most)
+        measure(rows, dataset, out, asked, seed=seed, has_passport=True)
 
 
 def section(name: str, evaluations: Sequence[Path]) -> str:
     """Return the tables of one set, and their tests."""
-    joined = join_runs(find_runs(evaluations))
-    text = heading(name, joined, evaluations, SETS)
-    validation = [folder.parent / "validation" for folder in evaluations]
-    for part, found in (
-        ("Validation", join_runs(find_runs(validation))),
-        ("Test", joined),
-    ):
+    seeds = [folder.parent for folder in evaluations]
+    test, valid = (
+        join_runs(find_runs([run for seed in seeds for run in finished(seed, stem)]))
+        for stem in (EVALUATION, "valid")
+    )
+    text = heading(name, test, evaluations, SETS)
+    for part, found in (("Validation", valid), ("Test", test)):
         text += [f"{part}:", "", *method_table(found), "", *paired_tests(found, AGAINST), ""]
     return "\n".join(text)
+
+
+def finished(folder: Path, stem: str) -> list[Path]:
+    """Return the measurements of one seed on one part, without those of losses that are gone."""
+    found = [folder / stem, *(folder / f"{stem}-{loss}" for loss in LOSSES)]
+    return [one for one in found if (one / "manifest.json").exists()]
 
 
 if __name__ == "__main__":
