@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recpo_losses import PAPERS_LOSS
 from running import ROOT, merged, processors, reasonrec, say, write_sections
 from stages import SEES, contestant
 
@@ -61,7 +62,6 @@ PLAIN = {
     "num_lookups": 0, "num_people": 0, "num_like": 0, "together": None, "look_up_taste": False,
 }  # fmt: skip
 PAPERS_PRESET = read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml")
-PAPERS_LOSS = PAPERS_PRESET["recpo"]["recpo"]
 NEXT_ITEM_ALONE = {"loss": {"think": 0.0, "post": 0.0, "tokens": 0.0}}
 
 
@@ -91,10 +91,6 @@ ABLATIONS = {
     "papers-loss": recpo("loss, sampling and advantage of the paper", **PAPERS_LOSS),
     "papers-loss-at-one": recpo(
         "the same, log-probabilities at temperature 1", **PAPERS_LOSS, likelihood_at="one"
-    ),
-    "papers-loss-catalogue": recpo(
-        "the paper's, with the softmax over the catalogue",
-        **{**PAPERS_LOSS, "item_softmax": "catalogue"},
     ),
     # the paper's ablations
     "no-R_c": recpo("reward of NDCG alone", beta=0.0),

@@ -10,13 +10,13 @@ Every line writes docs/results/recpo-losses.md from what is finished.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ablations import PAPERS_LOSS
 from floor import PREPARE
 from other_titles import PRESETS
-from running import merged, reasonrec, say
+from running import ROOT, merged, reasonrec, say
 from stages import contestant, fill_page, heading, method_table, paired_tests
 
 from reasonrec.config import read_toml
@@ -29,24 +29,34 @@ from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
 
 SETS = {"planted": ("--planted.num-users", "20000"), **PREPARE}
-LOSSES: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "cool": (
-        "leave-one-out, drawn at temperature 1, mean over tokens",
-        {
-            "advantage": "leave-one-out", "temperature": 1.0, "top_k": 0, "token_mean": "tokens",
-        },
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One way to do RL."""
+
+    what: str
+    """Said to the reader."""
+    changes: Mapping[str, object]
+    """Keys of ``recpo.recpo``, whatever their defaults."""
+
+
+PAPERS_LOSS = read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml")["recpo"]["recpo"]
+LOSSES = {
+    "cool": Loss(
+        "leave-one-out, drawn at temperature 1, mean over tokens: our default",
+        {"advantage": "leave-one-out", "temperature": 1.0, "top_k": 0, "token_mean": "tokens"},
     ),
-    "hot": (
+    "hot": Loss(
         "GRPO, drawn at temperature 1.5 among the likeliest 200, mean over rollouts",
         {"advantage": "grpo", "temperature": 1.5, "top_k": 200, "token_mean": "rollouts"},
     ),
-    "papers-loss-catalogue": (
+    "papers-loss-catalogue": Loss(
         "the paper's, over the catalogue: as `hot`, without a loss of silence and without groups "
-        "that have no spread",
-        {**PAPERS_LOSS, "item_softmax": "catalogue"},
+        "that have no spread (`configs/r2ec/shorter.toml`)",
+        read_toml(ROOT / "configs" / "r2ec" / "shorter.toml")["recpo"]["recpo"],
     ),
-}  # fmt: skip
-"""What each changes of the defaults of ``recpo.recpo``."""
+}
 EVALUATION = "evaluation"
 MOST_QUERIES: Mapping[Part, int] = {"valid": 5_000, "test": 20_000}
 TRUNK = ("no-think", "think-sft")
@@ -60,7 +70,7 @@ p: sign-flip permutation test over users, means over seeds on each query, not co
 seen* is the smallest difference that the test would have found in 80 of 100 tries.
 
 """
-HEAD += "\n".join(f"- `{name}`: {what}" for name, (what, _) in LOSSES.items()) + "\n"
+HEAD += "\n".join(f"- `{name}`: {loss.what}" for name, loss in LOSSES.items()) + "\n"
 
 
 def run(name: str, folder: Path, seed: int) -> None:
@@ -77,9 +87,9 @@ def run(name: str, folder: Path, seed: int) -> None:
     if preset:
         base = merged(base, read_toml(Path(preset[1])))
     measured(TRUNK, dataset, folder, seed)
-    for loss, (_, changes) in LOSSES.items():
+    for loss, asked in LOSSES.items():
         say(f"{name}, seed {seed}: {loss}")
-        config = R2ecConfig.model_validate(merged(base, {"recpo": {"recpo": changes}}))
+        config = R2ecConfig.model_validate(merged(base, {"recpo": {"recpo": asked.changes}}))
         out, start = folder / loss, folder / "think-sft"
         r2ec.train_stage("recpo", dataset, config, out=out, seed=seed, start=start)
         measured([loss], dataset, folder, seed)

@@ -158,3 +158,11 @@ def test_the_preset_for_logs_that_know_the_second_tells_time_and_no_other_does()
     for name in ("tiny.toml", "ml-1m.toml", "paper.toml", "paper-tiny.toml", "backbone.toml"):
         config = R2ecConfig.load(PRESETS / name)
         assert not config.prompt.elapsed and config.thought.same_pace == 0
+
+
+def test_the_preset_for_shorter_thoughts_changes_rl_alone():
+    shorter, ours = R2ecConfig.load(PRESETS / "shorter.toml"), R2ecConfig()
+    recpo, paper = shorter.recpo.recpo, R2ecConfig.load(PRESETS / "paper-tiny.toml").recpo.recpo
+    assert recpo == paper.model_copy(update={"item_softmax": "catalogue"})
+    stage = shorter.recpo.model_copy(update={"recpo": ours.recpo.recpo})
+    assert shorter.model_copy(update={"recpo": stage}) == ours
