@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import polars as pl
 from floor import PREPARE
 from other_titles import PRESETS
 from running import ROOT, merged, reasonrec, say
@@ -27,6 +28,7 @@ from reasonrec.evaluation.measure import measure
 from reasonrec.evaluation.runs import find_runs
 from reasonrec.methods import r2ec
 from reasonrec.methods.r2ec_config import R2ecConfig
+from reasonrec.training.loop import read_metrics
 
 SETS = {"planted": ("--planted.num-users", "20000"), **PREPARE}
 
@@ -116,7 +118,31 @@ def section(name: str, evaluations: Sequence[Path]) -> str:
     text = heading(name, test, evaluations, SETS)
     for part, found in (("Validation", valid), ("Test", test)):
         text += [f"{part}:", "", *method_table(found), "", *paired_tests(found, AGAINST), ""]
-    return "\n".join(text)
+    return "\n".join([*text, *chosen_from(seeds), ""])
+
+
+def chosen_from(seeds: Sequence[Path]) -> list[str]:
+    """Return a table of what the thoughts of a group left each loss to choose from."""
+    lines = [
+        "Rollouts, means over steps and seeds: by how much the reward of the best thought of a "
+        "group is above the mean, and the share of groups whose thoughts all earned the same.",
+        "",
+        "| loss | best of a group | groups without spread |",
+        "| --- | --: | --: |",
+    ]
+    for loss in LOSSES:
+        done = [seed / loss for seed in seeds if (seed / loss / "manifest.json").exists()]
+        if not done:
+            continue
+        steps = pl.concat(
+            pl.DataFrame(read_metrics(run / "metrics.jsonl"), infer_schema_length=None).select(
+                "rl/reward_mean", "rl/reward_best", "rl/frac_flat_groups"
+            )
+            for run in done
+        ).drop_nulls()
+        mean, best, flat = steps.mean().row(0)
+        lines.append(f"| {loss} | {best / mean - 1:+.1%} | {flat:.0%} |")
+    return lines
 
 
 def finished(folder: Path, stem: str) -> list[Path]:
