@@ -1,10 +1,11 @@
 """Lay our models beside every baseline, on the same queries; write docs/results/comparison.md, and
 the README's table of the strongest.
 
-    python benchmarks/comparison.py runs --floor runs/floor --peers runs/peers --paper runs/paper
+    python benchmarks/comparison.py runs --floor runs/floor --peers runs/peers --llm runs/llm \
+        --paper runs/paper
 
-Reads what benchmarks/floor.py, benchmarks/peers.py and benchmarks/papers_preset.py left, and the
-runs of `reasonrec demo` that benchmarks/results.py reads; measures nothing. Where a set was
+Reads what benchmarks/floor.py, peers.py, llm_baselines.py and papers_preset.py left, and the runs
+of `reasonrec demo` that benchmarks/results.py reads; measures nothing. Where a set was
 answered by a sample of its queries, every method is compared on that sample. Sections of sets that
 are not among the runs stay as they are; the rows over all sets are over those that are.
 benchmarks/kept.py lays kept runs out again.
@@ -49,10 +50,11 @@ HEAD = """# Ours beside every baseline
 
 Written by `python benchmarks/comparison.py` from the runs behind [floor.md](floor.md) (baselines
 tuned with 20 settings), [peers.md](peers.md) (other libraries; how many settings is said there),
-[papers-preset.md](papers-preset.md) and the pages of each set (ours). Test queries, trained on
-`train` alone, means over seeds; the best value of a column is bold. The tests are paired over
-queries, permutation, p after Holm's correction within a set; *could have seen* is the smallest
-difference that a test at 5 %, uncorrected, would have found in 80 of 100 tries.
+[llm-baselines.md](llm-baselines.md) (on the backbone of ours), [papers-preset.md](papers-preset.md)
+and the pages of each set (ours). Test queries, trained on `train` alone, means over seeds; the best
+value of a column is bold. The tests are paired over queries, permutation, p after Holm's correction
+within a set; *could have seen* is the smallest difference that a test at 5 %, uncorrected, would
+have found in 80 of 100 tries.
 
 Over the sets named, together: the mean over sets of the difference in NDCG@10 relative to the
 reference, means over seeds on each query, signs of users flipped, p uncorrected. The best baseline
@@ -69,7 +71,7 @@ everybody tell much of what comes next.
 """
 START, END = "<!-- strongest:start -->", "<!-- strongest:end -->"
 IN_SHORT = (
-    "| NDCG@10 | best simple method | best network of others | the paper's preset | ours, silent | "
+    "| NDCG@10 | best simple method | best other network | the paper's preset | ours, silent | "
     "ours, thinking | above the best |"
 )
 RULE = """| NDCG@10 of | against | each set | on average | 95 % interval | p |
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder that holds <set>-<seed> runs of ours")
     parser.add_argument("--floor", type=Path, required=True)
     parser.add_argument("--peers", type=Path, nargs="*", default=[])
+    parser.add_argument("--llm", type=Path, nargs="*", default=[], help="of llm_baselines.py")
     parser.add_argument("--paper", type=Path, nargs="*", default=[], help="of papers_preset.py")
     asked = parser.parse_args()
     sections: dict[str, str] = {}
@@ -98,10 +101,11 @@ def main() -> None:
         ]
         floor = finished(asked.floor.glob(f"{name}/test-[0-9]"))
         peers = [run for root in asked.peers for run in finished(root.glob(f"{name}/*-[0-9]"))]
+        llm = [run for root in asked.llm for run in finished(root.glob(f"{name}/test-*-[0-9]"))]
         paper = [run for root in asked.paper for run in finished(root.glob(f"{name}/*-[0-9]"))]
         if ours and floor:
             dataset = Dataset.load(asked.floor / name / "data")
-            folders = [*floor, *peers, *paper, *ours]
+            folders = [*floor, *peers, *llm, *paper, *ours]
             text, users[name], each, is_later = section(name, folders, dataset)
             sections[name] = text
             in_short[name] = strongest_row(name, each, simple_methods(floor))
