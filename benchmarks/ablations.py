@@ -63,6 +63,8 @@ PLAIN = {
 }  # fmt: skip
 PAPERS_PRESET = read_toml(ROOT / "configs" / "r2ec" / "paper-tiny.toml")
 NEXT_ITEM_ALONE = {"loss": {"think": 0.0, "post": 0.0, "tokens": 0.0}}
+LONGER = {"num_epochs": 5, "max_windows": 20_000}
+"""A quarter more windows than SFT has: for its four epochs, and for the most it takes of them."""
 
 
 def recpo(what: str, **changes: object) -> Ablation:
@@ -72,21 +74,23 @@ def recpo(what: str, **changes: object) -> Ablation:
 ABLATIONS = {
     # what RL is worth, at equal budget
     "no-think-longer": Ablation(
-        "no thoughts: as many windows and steps, for the next item alone, ranked in silence",
-        "sft", {"sft": NEXT_ITEM_ALONE | {"num_epochs": 5}, "calibrate": False}, "sft",
+        "no thoughts: a quarter more windows than SFT has, for the next item alone, ranked in "
+        "silence",
+        "sft", {"sft": NEXT_ITEM_ALONE | LONGER, "calibrate": False}, "sft",
         thinks=False,
     ),
     "sft-longer": Ablation(
-        "no RL: a fifth epoch of SFT in its stead", "sft", {"sft": {"num_epochs": 5}}, "sft"
+        "no RL: a quarter more windows of SFT in its stead", "sft", {"sft": LONGER}, "sft"
     ),
     "evidence-no-think": Ablation("the evidence of thoughts, and no words", "sft", {}, "evidence"),
     "best-of-G": recpo(
         "thoughts get no gradient, the best of G trains the ranking", thought_weight=0.0
     ),
     "best-of-G-frozen": recpo(
-        "the official code in effect: as above, and the thoughts are the starting model's",
+        "the official code in effect: as above, the thoughts are the starting model's, drawn at "
+        "temperature 1.5 among the likeliest 200",
         thought_weight=0.0, rollouts_from="start", flat_groups="skip", advantage="grpo",
-        item_softmax="batch",
+        item_softmax="batch", temperature=1.5, top_k=200, next_item_weight=0.0,
     ),
     "papers-loss": recpo("loss, sampling and advantage of the paper", **PAPERS_LOSS),
     "papers-loss-at-one": recpo(

@@ -1,6 +1,10 @@
 """A page of ablations keeps rows whose runs are gone, each beside the default it came from."""
 
-from ablations import PAGE, Table, section_of, tables_of, with_table
+import pytest
+from ablations import ABLATIONS, PAGE, Table, section_of, tables_of, with_table
+from running import merged
+
+from reasonrec.methods.r2ec_config import R2ecConfig
 
 ABOUT = "`reasonrec prepare shop`: leave-one-out, 9 test queries; commit {}; a processor."
 
@@ -40,3 +44,16 @@ def test_what_the_page_says_of_a_set_is_read_from_it():
         assert read
         for found in read:
             assert {"follow-counter", "no-think", "think-sft", "think-recpo"} <= set(found.rows)
+
+
+@pytest.mark.parametrize("num_windows", [2_600, 20_000])
+@pytest.mark.parametrize("row", ["no-think-longer", "sft-longer"])
+def test_longer_is_longer_on_logs_large_and_small(row, num_windows):
+    def steps(config):
+        asked = R2ecConfig.model_validate(config).sft
+        windows = min(asked.epochs_for(num_windows) * num_windows, asked.max_windows)
+        return windows // asked.optimiser.batch_size
+
+    default = R2ecConfig().model_dump()
+    longer = steps(merged(default, ABLATIONS[row].changes))
+    assert longer == pytest.approx(1.25 * steps(default), rel=0.01)
