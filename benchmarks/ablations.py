@@ -19,7 +19,7 @@ from pathlib import Path
 
 from recpo_losses import PAPERS_LOSS
 from running import ROOT, merged, processors, reasonrec, say, write_sections
-from stages import SEES, contestant
+from stages import contestant
 
 from reasonrec.config import read_toml
 from reasonrec.data.dataset import Dataset
@@ -371,10 +371,9 @@ def row_of(line: MethodLine, test: Comparison | None, spent: float | None) -> st
     words = [line.method, *cells, tokens, trained]
     if test is None:
         return "| " + " | ".join([*words, "", "", "", ""]) + " |"
-    sees = SEES * (test.ci_high - test.ci_low) / 2
     words += [
         f"{test.difference:+.4f}", f"{test.ci_low:+.4f} to {test.ci_high:+.4f}",
-        f"{test.p_permutation:.4f}", f"{sees:.4f}",
+        f"{test.p_permutation:.4f}", f"{test.could_have_seen:.4f}",
     ]  # fmt: skip
     return "| " + " | ".join(words) + " |"
 

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from floor import PREPARE
-from over_all import over_all
+from over_all import heading, over_all
 from peers import BEHIND, times_behind_last
 from running import ROOT, write_sections
-from stages import SEES
 
 from reasonrec.data.dataset import Dataset
 from reasonrec.evaluation.audits.log import taken_later
@@ -74,8 +73,6 @@ IN_SHORT = (
     "| NDCG@10 | best simple method | best other network | the paper's preset | ours, silent | "
     "ours, thinking | above the best |"
 )
-RULE = """| NDCG@10 of | against | each set | on average | 95 % interval | p |
-| --- | --- | --- | --: | --: | --: |"""
 
 
 def main() -> None:
@@ -119,7 +116,8 @@ def main() -> None:
         tables.append((of_later, users_later, "Later ones alone, where times are known:"))
     parts = [HEAD]
     for found, whose, words in tables:
-        parts += [words, "", RULE, *(over_all(found, *pair, users=whose) for pair in OVER_ALL), ""]
+        rows = (over_all(found, *pair, users=whose) for pair in OVER_ALL)
+        parts += [words, "", *heading("NDCG@10"), *rows, ""]
     page = ROOT / "docs" / "results" / "comparison.md"
     write_sections(page, "\n".join(parts), sections, PREPARE)
     write_in_short(ROOT / "README.md", in_short)
@@ -247,7 +245,7 @@ def tests(compared: Sequence[Comparison], table: dict[str, list[float]]) -> list
         text.append(
             f"| {one.method} | {gains[0]} | {gains[2]} | {gains[1]} | {-one.difference:+.4f} | "
             f"{-one.ci_high:+.4f} to {-one.ci_low:+.4f} | {one.p_holm:.4f} | "
-            f"{SEES * (one.ci_high - one.ci_low) / 2:.4f} |"
+            f"{one.could_have_seen:.4f} |"
         )
     return text
 

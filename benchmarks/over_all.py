@@ -7,6 +7,14 @@ import numpy as np
 from reasonrec.evaluation.significance import paired_test
 
 
+def heading(metric: str) -> list[str]:
+    """Return what stands above the rows of ``over_all``."""
+    return [
+        f"| {metric} of | against | each set | on average | 95 % interval | p | could have seen |",
+        "| --- | --- | --- | --: | --: | --: | --: |",
+    ]
+
+
 def over_all(
     found: Sequence[tuple[str, Mapping[str, np.ndarray]]],
     method: str,
@@ -16,6 +24,7 @@ def over_all(
     """Return the row of one pair, compared on the queries of all sets that have both.
 
     A query's difference is weighed so that their mean is the mean over sets of the relative one.
+    The last cell is the smallest such mean that the test would have found in 80 of 100 tries.
 
     Args:
         found: Name of each set, and of each method there the metric of each query, (Q,), a mean
@@ -30,7 +39,7 @@ def over_all(
     ]
     num_queries = sum(len(one) for _, one, _ in both)
     if not both:
-        return f"| `{method}` | `{reference}` | - | - | - | - |"
+        return f"| `{method}` | `{reference}` | - | - | - | - | - |"
     weighed = [
         (one - other) / other.mean() * num_queries / (len(both) * len(one))
         for _, one, other in both
@@ -44,5 +53,5 @@ def over_all(
     each = ", ".join(f"{name} {one.mean() / other.mean() - 1:+.1%}" for name, one, other in both)
     return (
         f"| `{method}` | `{reference}` | {each} | {test.difference:+.1%} | {test.low:+.1%} to "
-        f"{test.high:+.1%} | {test.p_permutation:.4f} |"
+        f"{test.high:+.1%} | {test.p_permutation:.4f} | {test.could_have_seen:.1%} |"
     )

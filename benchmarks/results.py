@@ -20,8 +20,9 @@ benchmarks/papers_preset.py, and of the control of thinking, for each set and se
     reasonrec evaluate runs/control/trained/ml-100k-0/evidence-no-think --seed 0 \
         --data runs/ml-100k-0/data --out runs/control/ml-100k/evidence-no-think-0
 
-Sets without a run there keep their page and their section. Every number comes from the runs' own
-files; nothing is typed in by hand.
+Sets without a run there keep their page and their section. Runs that benchmarks/kept.py laid out
+have neither audits nor logs: where the page is of the same runs, what it says from those stays.
+Every number comes from the runs' own files; nothing is typed in by hand.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import tempfile
 from pathlib import Path
 
 import polars as pl
-from running import ROOT, processors
+from running import ROOT, UNKNOWN, processors
 
 from reasonrec.evaluation.audits.records import SliceRow, read_audits
 from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown
@@ -50,6 +51,8 @@ REFERENCES = ("no-think", "follow-counter")
 COLUMNS = (("full", "hit@10"), ("full", "ndcg@10"), ("candidates-20", "hit@1"))
 NEW_ALONE = "not taken before"
 """The part of the queries that has a column in the README where not all belong to it."""
+PARTS, REWARD = "## NDCG@10 on parts of the queries", "## What RecPO had to choose from"
+"""Sections that are written from audits and logs."""
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -96,20 +99,27 @@ def write_set(name: str, command: str, folders: list[Path], beside: list[Path]) 
     commits = ", ".join(sorted({str(m["commit"])[:10] for m in manifests}))
     seeds = ", ".join(str(m["seed"]) for m in manifests)
     minutes = ", ".join(f"{m['seconds'] / 60:.1f}" for m in manifests)
-    origin = (
-        f"`{command}` for s in {seeds}; commit {commits}; {processors(folders)}, "
-        f"one thread a run; {minutes} minutes. {rows[0].split}, {rows[0].n:,} test queries, "
+    start = f"`{command}` for s in {seeds}; commit {commits}; "
+    end = (
+        f", one thread a run; {minutes} minutes. {rows[0].split}, {rows[0].n:,} test queries, "
         f"trained on {' and '.join(sorted({row.trained_on for row in rows}))} alone."
     )
+    path = ROOT / "docs" / "results" / f"{name}.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    known = re.search(f"^{re.escape(start)}(.*){re.escape(end)}$", before, re.MULTILINE)
+    if known is None:  # the page is of other runs
+        before = ""
+    made_on = processors(folders)
+    if known is not None and UNKNOWN in made_on:
+        made_on = known[1]
+    origin = start + made_on + end
     fits = stage_seconds(folders)
-    parts = parts_of_queries(folders)
+    parts = parts_of_queries(folders) or parts_on(before)
     page = [
         f"# {name}", "", origin, "", "Training seconds, mean over seeds: " + fits, "",
-        results_markdown(rows), *parts_markdown(parts), *reward_markdown(folders), *tests,
+        results_markdown(rows), *parts_markdown(parts), *reward_markdown(folders, before), *tests,
     ]  # fmt: skip
-    out = ROOT / "docs" / "results"
-    out.mkdir(exist_ok=True)
-    (out / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
+    path.write_text("\n".join(page), encoding="utf-8")
     lines = summarise(rows, COLUMNS)
     new = parts.get(NEW_ALONE)
     headings = ["HR@10", "NDCG@10", *(["NDCG@10, new"] if new else []), "HR@1 of 20"]
@@ -147,12 +157,36 @@ def parts_of_queries(folders: list[Path]) -> dict[str, tuple[int, dict[str, floa
     return parts
 
 
+def parts_on(page: str) -> dict[str, tuple[int, dict[str, float]]]:
+    """Return what ``parts_of_queries`` found when a page was written."""
+    lines = [line for line in section_of(page, PARTS) if line.startswith("|")]
+    if not lines:
+        return {}
+    headings, _, *rows = (line.strip("| ").split(" | ") for line in lines)
+    parts = {}
+    for i, heading in enumerate(headings[1:], start=1):
+        name, _, size = heading.rpartition(" (")
+        values = {row[0]: float(row[i]) for row in rows if row[i] != "-"}
+        parts[name] = int(size.rstrip(")").replace(",", "")), values
+    return parts
+
+
+def section_of(page: str, heading: str) -> list[str]:
+    """Return the lines of a page from a heading to the next, none where it has no such heading."""
+    lines = page.split("\n")
+    if heading not in lines:
+        return []
+    start = lines.index(heading)
+    ends = [i for i, line in enumerate(lines) if i > start and line.startswith("## ")]
+    return lines[start : min(ends, default=len(lines))]
+
+
 def parts_markdown(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
     """Return the section of NDCG@10 on parts of the queries."""
     if not parts:
         return []
     return [
-        "## NDCG@10 on parts of the queries", "",
+        PARTS, "",
         "Mean over seeds; what each part is, and with intervals for each seed: `audits/` of a run.",
         "", *parts_table(parts), "",
     ]  # fmt: skip
@@ -169,18 +203,25 @@ def parts_table(parts: dict[str, tuple[int, dict[str, float]]]) -> list[str]:
     return text
 
 
-def reward_markdown(folders: list[Path]) -> list[str]:
-    """Return what the thoughts of a group left RecPO to choose from, a row for each run."""
+def reward_markdown(folders: list[Path], before: str = "") -> list[str]:
+    """Return what the thoughts of a group left RecPO to choose from, a row for each run.
+
+    Args:
+        before: The page as it was, which has the section of runs whose logs are not at hand.
+    """
+    logs = [folder / "think-recpo" / "metrics.jsonl" for folder in folders]
+    if not all(log.exists() for log in logs):
+        return section_of(before, REWARD)
     text = [
-        "## What RecPO had to choose from", "",
+        REWARD, "",
         "Means over its steps: the reward of a group's thoughts, that of the best of them (what "
         "whoever knew the target could have picked), and the share of the groups whose thoughts "
         "all earned the same.", "",
         "| seed | mean reward | best of a group | more | groups without spread |",
         "| --: | --: | --: | --: | --: |",
     ]  # fmt: skip
-    for folder in folders:
-        logged = pl.read_ndjson(folder / "think-recpo" / "metrics.jsonl", infer_schema_length=None)
+    for folder, log in zip(folders, logs, strict=True):
+        logged = pl.read_ndjson(log, infer_schema_length=None)
         mean, best, flat = (
             logged[f"rl/{name}"].mean()
             for name in ("reward_mean", "reward_best", "frac_flat_groups")

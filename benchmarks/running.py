@@ -12,6 +12,7 @@ from reasonrec.evaluation.passport import read_passport
 from reasonrec.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
+UNKNOWN = "a processor that was not recorded"
 
 
 def reasonrec(*words: object) -> None:
@@ -60,7 +61,7 @@ def processors(folders: Iterable[Path]) -> str:
             found.add(read_passport(folder).runs[0].environment.cpu or "")
         except CheckpointError:  # kept without one, or of another version
             found.add("")
-    unknown = ["a processor that was not recorded"] if not all(found) or not found else []
+    unknown = [UNKNOWN] if not all(found) or not found else []
     return " and ".join([*sorted(filter(None, found)), *unknown])
 
 

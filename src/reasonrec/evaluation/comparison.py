@@ -9,7 +9,12 @@ from reasonrec.errors import DataError
 from reasonrec.evaluation.joined import Joined, Values, values_of
 from reasonrec.evaluation.protocol import MetricRow, full_word_in
 from reasonrec.evaluation.report.views import CHOSEN
-from reasonrec.evaluation.significance import PairwiseTests, holm, pairwise_tests
+from reasonrec.evaluation.significance import (
+    PairwiseTests,
+    could_have_seen,
+    holm,
+    pairwise_tests,
+)
 from reasonrec.evaluation.slices import Slicing, slicings
 from reasonrec.evaluation.table import usual_columns
 from reasonrec.rng import stream
@@ -37,6 +42,12 @@ class Comparison:
     n: int
     num_seeds: int
     num_seeds_reference: int
+
+    @property
+    def could_have_seen(self) -> float:
+        """The smallest difference that the test, uncorrected, would have found in 80 of 100
+        tries."""
+        return could_have_seen(self.ci_low, self.ci_high)
 
 
 @dataclass(frozen=True)

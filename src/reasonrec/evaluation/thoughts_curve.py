@@ -13,6 +13,7 @@ import numpy as np
 
 from reasonrec.data.dataset import Queries
 from reasonrec.evaluation.significance import (
+    POWER,
     bootstrap_intervals,
     holm,
     paired_test,
@@ -24,8 +25,6 @@ from reasonrec.models.recommenders import NoThinkRecommender, ThinkingRecommende
 from reasonrec.rng import stream
 
 CUT_OFF = 10
-POWER = 1.96 + 0.84
-"""Standard errors that a difference must have to be seen four times in five, at p < .05."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from reasonrec.baselines.floor import fit_floor
 from reasonrec.errors import CheckpointError, DataError
-from reasonrec.evaluation.compare_runs import compare_runs, comparison_table
+from reasonrec.evaluation.compare_runs import compare_runs, comparison_markdown, comparison_table
+from reasonrec.evaluation.comparison import Comparison
 from reasonrec.evaluation.joined import per_user_table
 from reasonrec.evaluation.protocol import MetricRow, evaluate, write_evaluation
 from reasonrec.evaluation.runs import find_runs
@@ -93,6 +94,21 @@ def test_methods_of_several_runs_are_tested_on_the_same_queries(tmp_path):
     assert compare_runs(runs, tmp_path / "out", reference="popularity") == (rows, comparisons)
     with pytest.raises(CheckpointError, match="another config"):
         compare_runs(runs, tmp_path / "out", reference="next-in-line")
+
+
+def test_every_comparison_says_what_it_could_have_seen():
+    comparison = Comparison(
+        dataset="toy", split="leave-one-out", protocol="full", metric="ndcg@10", method="walker",
+        reference="popularity", difference=0.01, ci_low=-0.0096, ci_high=0.0296,
+        p_permutation=0.3, p_bootstrap=0.3, p_holm=0.6, n=100, num_seeds=1, num_seeds_reference=1,
+    )  # fmt: skip
+    # half of the interval is .0196, or 1.96 standard errors of .01: 2.8 of them are .028
+    assert comparison.could_have_seen == pytest.approx(0.028)
+    text = comparison_markdown([comparison])
+    assert "| -0.0096 to +0.0296 | 0.3000 (0.6000) | 0.0280 | 100 |" in text
+    assert text.count("could have seen") == 2  # said once, and the heading
+    table = " ".join(shown(comparison_table([comparison])).split())
+    assert ".0280" in table and "80 of 100 tries" in table
 
 
 def test_seeds_are_averaged_per_query_before_the_test(tmp_path):
@@ -343,6 +359,8 @@ def test_both_tables_fit_80_columns_with_every_number_whole(tmp_path):
         evaluate(NextInLine(30), dataset),
     )
     rows, comparisons = compare_runs([run], tmp_path / "out", reference="recent-popularity")
+    longest = [replace(one, method="think-recpo/silent") for one in comparisons]
+    assert "…" not in shown(comparison_table(longest))
     for table in (results_table(rows, title="toy"), comparison_table(comparisons)):
         text = shown(table)
         assert "…" not in text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ from reasonrec.data.planted.config import PlantedConfig
 from reasonrec.data.prepare import prepare_planted
 from reasonrec.errors import CheckpointError
 from reasonrec.evaluation.config import EvaluateConfig
+from reasonrec.evaluation.joined import join_runs
 from reasonrec.evaluation.measure import Contestant, measure
 from reasonrec.evaluation.protocol import read_evaluation
+from reasonrec.evaluation.runs import find_runs
 from reasonrec.evaluation.tuning import read_trials
 from reasonrec.manifest import read_manifest
 
@@ -119,6 +122,21 @@ def test_the_trials_of_a_search_come_back(runs, unpacked):
 def test_the_same_run_is_kept_in_the_same_bytes(runs, store, tmp_path):
     again = kept.keep(runs / "planted" / "all-0", tmp_path / "again")
     assert again.read_bytes() == (store / "peers" / "planted" / "all-0.zip").read_bytes()
+
+
+def test_an_unpacked_demo_finds_its_data(runs, tmp_path):
+    demo = tmp_path / "planted-0"
+    demo.mkdir()
+    shutil.copytree(runs / "planted" / "data", demo / "data")
+    shutil.copytree(runs / "planted" / "all-0", demo / "evaluation")
+    told = read_manifest(runs / "planted" / "all-0") | {"stage": "demo", "data_folder": "data"}
+    (demo / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    kept.main(["keep", "demos", str(demo)], tmp_path / "kept")
+    out = tmp_path / "unpacked"
+    (out / "planted").mkdir(parents=True)
+    (out / "planted" / "data").symlink_to(runs / "planted" / "data")
+    kept.main(["unpack", "demos", str(out)], tmp_path / "kept")
+    assert join_runs(find_runs([out / "planted-0"])).dataset is not None
 
 
 def test_other_data_are_refused(store, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 
 from reasonrec.evaluation.significance import (
     bootstrap_intervals,
+    could_have_seen,
     holm,
     paired_test,
     pairwise_tests,
@@ -69,6 +70,28 @@ def test_three_wins_out_of_three_have_a_sign_flip_p_of_one_quarter():
     )
     assert test.difference == 2.0
     assert test.p_permutation == pytest.approx(0.25, abs=0.015)  # 5 x sqrt(.25 x .75 / 20,000)
+
+
+def test_what_could_have_been_seen_is_2_8_standard_errors():
+    # an interval of +-1.96 standard errors, wherever it lies: 1.96 + .84 of them
+    assert could_have_seen(-1.96, 1.96) == pytest.approx(2.8)
+    assert could_have_seen(10 - 0.0196, 10 + 0.0196) == pytest.approx(0.028)
+    assert could_have_seen(0.0, 0.0) == 0.0
+
+
+def test_a_difference_that_could_have_been_seen_is_seen_in_four_of_five_tries():
+    rng = np.random.default_rng(0)
+    num_queries, num_tries = 200, 250
+    # the standard error of a mean of 200 values that spread by 1 is sqrt(1 / 200)
+    true = 2.8 / np.sqrt(num_queries)
+    zeros = np.zeros(num_queries)
+    tests = [
+        paired_test(rng.normal(true, 1, num_queries), zeros, rng=rng, num_resamples=300)
+        for _ in range(num_tries)
+    ]
+    # 80 % of 250 is 200, give or take 6.3; an interval of 300 resamples moves
+    assert 181 <= sum(test.p_permutation < 0.05 for test in tests) <= 219
+    assert np.mean([test.could_have_seen for test in tests]) == pytest.approx(true, rel=0.03)
 
 
 def test_equal_methods_differ_by_nothing_with_certainty():

@@ -8,8 +8,8 @@ import torch
 from tests.toy_models import ring_rows, toy_model, toy_verbaliser
 from tests.toys import toy_dataset
 
-from reasonrec.evaluation.significance import paired_test
-from reasonrec.evaluation.thoughts_curve import POWER, curve_markdown, thoughts_curve
+from reasonrec.evaluation.significance import POWER, paired_test
+from reasonrec.evaluation.thoughts_curve import curve_markdown, thoughts_curve
 from reasonrec.metrics import ndcg
 from reasonrec.models.ranking import rank_targets
 from reasonrec.models.rec_head import Evidence

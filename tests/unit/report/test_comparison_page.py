@@ -138,6 +138,18 @@ def test_a_mark_says_what_the_corrected_test_says(compared):
     assert mirrored.kind == "better"
 
 
+def test_every_test_says_what_it_could_have_seen(html, compared):
+    page = re.sub(r"\s+", " ", html)
+    for tests in compared.against.values():
+        for one in tests:
+            # 1.96 standard errors are half of the interval: 2.8 are .714 of it
+            expected = (one.ci_high - one.ci_low) * 2.8 / 3.92
+            assert one.could_have_seen == pytest.approx(expected)
+            assert f'<td data-value="{one.could_have_seen}">' in page
+    # a heading and a note for each reference
+    assert page.count("could have seen") == page.count("<em>Could have seen</em>") == len(METHODS)
+
+
 def test_several_seeds_have_an_interval_of_their_mean_and_a_spread(folder, tmp_path):
     evaluation = read_evaluation(folder / "evaluation")
     runs = []
