@@ -382,7 +382,8 @@ def _train_gate(
     thinking = load_recommender(start, dataset)
     assert isinstance(thinking, ThinkingRecommender)
     with stopwatch() as spent:
-        events = events_to_ask(dataset.train, config)
+        mask = config.recpo.recpo.mask if config.gate.source == "rollouts" else None
+        events = events_to_ask(dataset.train, config, mask=mask)
         events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
         queries = StageParts(dataset, config, seed).queries()
         knows_less = Verbaliser.learned_from(

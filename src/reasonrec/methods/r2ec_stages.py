@@ -154,14 +154,20 @@ def held_out_events(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     )
 
 
-def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+def events_to_ask(
+    log: InteractionLog, config: R2ecConfig, *, mask: Mask | None = None
+) -> np.ndarray:
     """Return the events that rewards are given for: the held-out ones, or where none is held out
-    all with a history; without repeats, unless they are offered or there is nothing else."""
+    all with a history; without repeats, unless they are offered or there is nothing else.
+
+    Args:
+        mask: What becomes of repeats in the reward; where it is said they are asked about too.
+    """
     held_out = held_out_events(log, config)
     least = config.recpo.recpo.min_history
     every = held_out if len(held_out) else events_with_history(log, least=least)
     new = every[~log.is_repeat[every]]
-    return every if config.head.repeats or not len(new) else new
+    return every if config.head.repeats or mask or not len(new) else new
 
 
 def ranked_mask(config: R2ecConfig) -> Mask:
@@ -191,7 +197,7 @@ def learned_from(
     held_out = held_out_events(log, config)
     if stage == "recpo":
         recpo = config.recpo.recpo
-        eligible = events_to_ask(log, config)
+        eligible = events_to_ask(log, config, mask=recpo.mask)
         batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
         asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
         sample = PromptSample(
@@ -343,6 +349,8 @@ def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
         asked["prompt"] = told
     if stage == "recpo":
         del asked["recpo"]["engine"]
+    if config.recpo.recpo.mask is None:  # folders of before it was a key stay what they are
+        del keys["recpo"]["recpo"]["mask"]
         asked["recpo"] |= config.recpo.engine.decides()
     return asked if stage == "no-think" else asked | {"max_tokens": max_tokens(config)}
 

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from reasonrec.config import Config
+from reasonrec.models.ranking import Mask
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
@@ -155,6 +156,12 @@ class RecpoConfig(Config):
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     min_history: PositiveInt = 2
     """Events of a user before one that is asked about, where none is held out. The paper: 1."""
+    mask: Mask | None = None
+    """What the history may not do in the reward and in the softmax of the recommendation: compete,
+    with (``history-except-target``) or without (``history``) a target that repeats an item of it,
+    or nothing (``none``). Where one is named, events that repeat an item are asked about too; under
+    ``history`` such a target earns nothing and trains no recommendation. None: as ``head.repeats``
+    says. The official code rewards by ``history``, and lets the history compete in the softmax."""
     beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000
