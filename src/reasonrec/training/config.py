@@ -73,9 +73,10 @@ class EngineConfig(Config):
     the adapters alone (needs ``weights.lora``)."""
     ahead: bool = False
     """Have the next batch written while this one is learned from (RecPO with vLLM). Its thoughts
-    are then those of one step ago, and ratios are against the probabilities they had, as the
-    engine says; a copy of the trained weights is kept meanwhile, to compare the engine with. After
-    a checkpoint a batch is waited for, so that a resumed run is the same."""
+    are then those of one step ago, and ratios of tokens are against the probabilities they had, as
+    the engine says; that of the recommendation is against the first pass that learns from them, as
+    the reward is of its scores. A copy of the trained weights is kept meanwhile, to compare the
+    engine with. After a checkpoint a batch is waited for, so that a resumed run is the same."""
     url: str = "http://127.0.0.1:8000"
     """Of the server."""
     folder: Path | None = None

@@ -102,6 +102,12 @@ class Rollouts:
     """(1, G, S), of the first prompt, to be compared with the engine's; where what is trained gives
     others, since it has moved on or has another temperature."""
     old_item_logp_P_G: Tensor | None = None
+    """Of the first pass that learns from them, as rewards are; also where they were written ahead,
+    by weights of one step ago. Engines say what tokens were given and no scores of items: those of
+    the writer would take a second pass over all thoughts (which tokens have at a temperature other
+    than 1; the rule is one for all). So the item ratio is 1 at the first inner epoch, clipping does
+    not act there, and its gradient is that of the weights as they are: the target is a label that
+    no policy drew, so that nothing is to be weighed anew."""
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
     sentences: Sentences | None = None
