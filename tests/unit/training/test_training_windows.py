@@ -10,6 +10,7 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import (
     StageParts,
     events_to_ask,
+    keys_of,
     learned_from,
     ranked_mask,
     tell_of_long_thoughts,
@@ -225,6 +226,8 @@ def test_recpo_asks_about_repeats_where_a_mask_says_what_becomes_of_them():
         sample, *_, epochs = learned_from("recpo", model, StageParts(dataset, config, 0), Sampler())
         asked[mask] = set(sample.event.tolist())
         assert epochs == 1
+        # what a run is known by changes where a mask is named alone
+        assert ("mask" in keys_of("recpo", config)["recpo"]["recpo"]) == (mask is not None)
     assert asked["history"] - asked[None] == {3}  # user 0 takes item 1 again
 
 
