@@ -128,7 +128,7 @@ def train_stage(
     )
     writes = config.recpo.engine if stage == "recpo" else EngineConfig()
     with closing(build_engine(writes)) as engine:
-        data, loss, optimiser = learned_from(stage, model, parts, engine)
+        data, loss, optimiser, epochs = learned_from(stage, model, parts, engine)
         torch.manual_seed(seed)
         fitted = fit(
             model, data, loss, parts.validate(model, stage) if chosen is None else None, optimiser,
@@ -163,6 +163,7 @@ def train_stage(
                 "best_step": fitted.best_step,
                 "best_score": fitted.best_score,
                 "share": fitted.share,
+                "epochs": epochs,
                 "calibrated": calibrated,
             }
             # a recipe holds settings alone, and here a finished run decides too
@@ -382,7 +383,8 @@ def _train_gate(
     thinking = load_recommender(start, dataset)
     assert isinstance(thinking, ThinkingRecommender)
     with stopwatch() as spent:
-        events = events_to_ask(dataset.train, config)
+        mask = config.recpo.recpo.mask if config.gate.source == "rollouts" else None
+        events = events_to_ask(dataset.train, config, mask=mask)
         events = stream(seed, "gate").permutation(events)[: config.gate.max_events]
         queries = StageParts(dataset, config, seed).queries()
         knows_less = Verbaliser.learned_from(

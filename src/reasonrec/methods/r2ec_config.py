@@ -34,7 +34,8 @@ class NoThinkStage(Config):
     num_epochs: PositiveInt = 36
     max_windows: PositiveInt = 400_000
     """Most windows, of ``head.max_history`` events of a user, in all epochs: a bound for long logs,
-    whose epochs are long. The last ones are left out."""
+    whose epochs are long. It goes before ``num_epochs``: the last ones are left out, and the run
+    says how many epochs are left (``epochs`` in its manifest)."""
     optimiser: OptimiserConfig = OptimiserConfig(
         batch_size=32,
         schedule="constant_with_warmup",
@@ -49,11 +50,14 @@ class SftStage(Config):
     """Thoughts of the verbaliser, learned beside the next item."""
 
     num_epochs: PositiveInt | None = None
-    """Times that the log is read. None: four, or on a short log as many as make ``min_windows``."""
+    """Times that the log is read, as far as ``max_windows`` allows. None: four, or on a short log
+    as many as make ``min_windows``."""
     min_windows: PositiveInt = 4_000
     """What it takes to learn how a thought is written. Counts where ``num_epochs`` is not set."""
     max_windows: PositiveInt = 16_000
-    """Most windows in all epochs; those that end in a held-out event are kept before others."""
+    """Most windows in all epochs; those that end in a held-out event are kept before others. It
+    goes before ``num_epochs`` and ``min_windows``: on a long log it may be less than one epoch. The
+    run then says so, and its manifest how many epochs were laid out (``epochs``)."""
     num_branches: PositiveInt = 3
     """Thoughts per window, each after another position."""
     loss: SftLossConfig = SftLossConfig()

@@ -154,14 +154,20 @@ def held_out_events(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
     )
 
 
-def events_to_ask(log: InteractionLog, config: R2ecConfig) -> np.ndarray:
+def events_to_ask(
+    log: InteractionLog, config: R2ecConfig, *, mask: Mask | None = None
+) -> np.ndarray:
     """Return the events that rewards are given for: the held-out ones, or where none is held out
-    all with a history; without repeats, unless they are offered or there is nothing else."""
+    all with a history; without repeats, unless they are offered or there is nothing else.
+
+    Args:
+        mask: What becomes of repeats in the reward; where it is said they are asked about too.
+    """
     held_out = held_out_events(log, config)
     least = config.recpo.recpo.min_history
     every = held_out if len(held_out) else events_with_history(log, least=least)
     new = every[~log.is_repeat[every]]
-    return every if config.head.repeats or not len(new) else new
+    return every if config.head.repeats or mask or not len(new) else new
 
 
 def ranked_mask(config: R2ecConfig) -> Mask:
@@ -184,14 +190,15 @@ def max_tokens(config: R2ecConfig) -> int:
 
 def learned_from(
     stage: Stage, model: ReasoningRecommender, parts: StageParts, engine: RolloutEngine
-) -> tuple[TorchDataset, LossFunction, OptimiserConfig]:
-    """Return the rows, the loss and the optimiser of a stage that trains a model."""
+) -> tuple[TorchDataset, LossFunction, OptimiserConfig, float]:
+    """Return the rows, the loss and the optimiser of a stage that trains a model, and how many
+    epochs the rows are: times the log is read, or every event that can be is asked about."""
     dataset, config, seed = parts.dataset, parts.config, parts.seed
     log = dataset.train
     held_out = held_out_events(log, config)
     if stage == "recpo":
         recpo = config.recpo.recpo
-        eligible = events_to_ask(log, config)
+        eligible = events_to_ask(log, config, mask=recpo.mask)
         batch_size, epochs = config.recpo.optimiser.batch_size, config.recpo.num_epochs
         asked = config.recpo.num_prompts if epochs is None else round(epochs * len(eligible))
         sample = PromptSample(
@@ -212,7 +219,8 @@ def learned_from(
             recpo, log, parts.verbaliser(model, unknown=eligible), seed=seed, start=start,
             engine=engine, repeats=config.head.repeats, ahead=ahead,
         )  # fmt: skip
-        return sample, learner, config.recpo.optimiser
+        num_asked = len(sample) / recpo.num_inner_epochs
+        return sample, learner, config.recpo.optimiser, num_asked / max(1, len(eligible))
     own = {"no-think": config.no_think, "evidence": config.evidence, "sft": config.sft}
     chosen = own[stage]
     is_sft = isinstance(chosen, SftStage)
@@ -222,9 +230,9 @@ def learned_from(
         batch_size=chosen.optimiser.batch_size, seed=stream_seed(seed, stage),
     )  # fmt: skip
     epochs = chosen.epochs_for(len(schedule(num_epochs=1))) if is_sft else chosen.num_epochs
-    windows = schedule(num_epochs=epochs).at_most(
-        chosen.max_windows, above_all=held_out if is_sft else None
-    )
+    asked = schedule(num_epochs=epochs)
+    windows = asked.at_most(chosen.max_windows, above_all=held_out if is_sft else None)
+    tell_of_windows_left_out(stage, num_epochs=epochs, num_asked=len(asked), num_used=len(windows))
     data = WindowDataset(
         log, windows, model.writer,
         verbaliser=parts.verbaliser(model, unknown=held_out) if is_sft else None,
@@ -237,7 +245,21 @@ def learned_from(
     if data.verbaliser is not None and data.writes:
         tell_of_long_thoughts(data.verbaliser, log, max_tokens=max_tokens(config), seed=seed)
     weights = chosen.loss if is_sft else SftLossConfig()
-    return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser
+    seen = epochs * len(windows) / len(asked)
+    return data, lambda model, batch: sft_loss(model, batch, weights), chosen.optimiser, seen
+
+
+def tell_of_windows_left_out(
+    stage: Stage, *, num_epochs: int, num_asked: int, num_used: int
+) -> None:
+    """Say how far ``max_windows`` cuts the epochs of a stage short, where it does."""
+    if num_used < num_asked:
+        logger.warning(
+            "%s: one epoch of this log has %d windows, and %d epochs ask for %d; the first %d are "
+            "learned from, %.2f epochs, since %s.max_windows allows no more. Raise it to see more",
+            stage, round(num_asked / num_epochs), num_epochs, num_asked, num_used,
+            num_epochs * num_used / num_asked, stage.replace("-", "_"),
+        )  # fmt: skip
 
 
 def tell_of_long_thoughts(
@@ -327,6 +349,8 @@ def ranking_accuracy(
 def keys_of(stage: Stage, config: R2ecConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides a stage's result."""
     keys: dict[str, Any] = config.model_dump(mode="json")
+    if config.recpo.recpo.mask is None:  # folders of before it was a key stay what they are
+        del keys["recpo"]["recpo"]["mask"]
     own = stage.replace("-", "_")
     if stage == "gate":  # the rest is that of the model that it stands before
         asked = {key: keys[key] for key in ("method", "held_out", "num_valid_queries", own)}

@@ -35,6 +35,7 @@ from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
 from reasonrec.models.language_head import backbone_logits, logp_and_entropy, num_titles
 from reasonrec.models.rec_head import (
+    MOST_SCORES,
     Evidence,
     EvidencePointer,
     GatedReadout,
@@ -154,13 +155,33 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
 
         Args:
             pre, post: States before and after the thought. (..., D).
-            found: What the thoughts looked up, if anything.
+            found: What the thoughts looked up, if anything. Past `MOST_SCORES` scores it is added
+                to those of a few rows after the other, and once more in the backward pass: kept
+                are the scores that come out, and none on the way to them.
         """
         mixed = F.dropout(self.readout(pre, post), self.head.dropout, self.training)
-        scores = self.score_states(mixed, rows)
+        rows = self.item_rows() if rows is None else rows
         if self.pointer is None or found is None:
-            return scores
-        return self.pointer(scores, post, found)
+            return self.score_states(mixed, rows)
+        columns = mixed, post, found.item_index, found.weight, found.kind
+        most = max(1, MOST_SCORES // (len(rows) * mixed.shape[1:-1].numel()))
+        if len(mixed) <= most:
+            return self._scores_with_evidence(rows, *columns)
+        parts = zip(*(column.split(most) for column in columns), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._scores_with_evidence(rows, *part) for part in parts])
+        return torch.cat(
+            [
+                checkpoint(self._scores_with_evidence, rows, *part, use_reentrant=False)
+                for part in parts
+            ]
+        )
+
+    def _scores_with_evidence(
+        self, rows: Tensor, mixed: Tensor, post: Tensor, item: Tensor, weight: Tensor, kind: Tensor
+    ) -> Tensor:
+        assert self.pointer is not None
+        return self.pointer(self.score_states(mixed, rows), post, Evidence(item, weight, kind))
 
     def beside_history(self, scores: Tensor, pre: Tensor, histories: Histories) -> Tensor:
         """Return scores (B, ..., N) after thoughts as they are served beside a history.

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from reasonrec.models.config import Similarity
 from reasonrec.records import LOOKUP_KINDS
 
+MOST_SCORES = 2**24
+"""Item scores that are worked on at a time, in entries: 64 MiB. Where there are more, a few prompts
+are taken after the other, so that all that is made on the way to a score exists of these alone."""
+
 LOG_HALF = -4.0
 """Where `EvidencePointer.log_half` starts: weight e^-4 then adds log 2 times the lift."""
 

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from reasonrec.config import Config
+from reasonrec.models.ranking import Mask
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
@@ -72,9 +73,10 @@ class EngineConfig(Config):
     the adapters alone (needs ``weights.lora``)."""
     ahead: bool = False
     """Have the next batch written while this one is learned from (RecPO with vLLM). Its thoughts
-    are then those of one step ago, and ratios are against the probabilities they had, as the
-    engine says; a copy of the trained weights is kept meanwhile, to compare the engine with. After
-    a checkpoint a batch is waited for, so that a resumed run is the same."""
+    are then those of one step ago, and ratios of tokens are against the probabilities they had, as
+    the engine says; that of the recommendation is against the first pass that learns from them, as
+    the reward is of its scores. A copy of the trained weights is kept meanwhile, to compare the
+    engine with. After a checkpoint a batch is waited for, so that a resumed run is the same."""
     url: str = "http://127.0.0.1:8000"
     """Of the server."""
     folder: Path | None = None
@@ -155,6 +157,12 @@ class RecpoConfig(Config):
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     min_history: PositiveInt = 2
     """Events of a user before one that is asked about, where none is held out. The paper: 1."""
+    mask: Mask | None = None
+    """What the history may not do in the reward and in the softmax of the recommendation: compete,
+    with (``history-except-target``) or without (``history``) a target that repeats an item of it,
+    or nothing (``none``). Where one is named, events that repeat an item are asked about too; under
+    ``history`` such a target earns nothing and trains no recommendation. None: as ``head.repeats``
+    says. The official code rewards by ``history``, and lets the history compete in the softmax."""
     beta: float = Field(default=0.05, ge=0, le=1)
     """Share of the softmax reward R_c beside NDCG, R_d."""
     reward_at: PositiveInt = 1000

@@ -1,6 +1,10 @@
 """The command with a backbone from elsewhere: our preset for such, all three stages, an answer."""
 
 import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -104,3 +108,45 @@ def test_settings_of_the_tiny_backbone_are_named_where_another_one_keeps_them(ru
     assert "configs/r2ec/backbone.toml" in told
     assert not R2ecConfig().left_as_for_tiny()
     assert not R2ecConfig.load(PRESET).left_as_for_tiny()
+
+
+def into_hub_cache(folder: Path, cache: Path, name: str) -> Path:
+    """Lay the files of a folder out as huggingface_hub does after a download; return their repo."""
+    repo, revision = cache / f"models--{name.replace('/', '--')}", "0123456789" * 4
+    snapshot = repo / "snapshots" / revision
+    for made in (repo / "refs", repo / "blobs", snapshot):
+        made.mkdir(parents=True)
+    (repo / "refs/main").write_text(revision)
+    for file in folder.iterdir():
+        blob = repo / "blobs" / sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    return repo
+
+
+def test_a_backbone_that_was_downloaded_is_trained_saved_and_asked_by_its_name(run, tmp_path):
+    shop, name = run.parent, "toys/qwen-of-the-hub"
+    repo = into_hub_cache(shop / "qwen", tmp_path / "home/hub", name)
+    few = ["--no-think.max-windows", "4", "--no-think.optimiser.batch-size", "4"]
+    train = ["train", "no-think", "--config", PRESET, "--data", shop / "data", *few, "--backbone"]
+    ask = ["recommend", "named", "--data", shop / "data", "--user", "u1", "--k", "2", "--json"]
+    commands = [[*train, name, "--out", "named"], ask, [*train, "toys/none", "--out", "none"]]
+    # the environment is read when huggingface_hub is imported: a process of its own
+    kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE")}
+    code = (
+        "import json, sys\nfrom reasonrec.cli import main\n"
+        "for command in json.loads(sys.argv[1]):\n    main(command)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([[str(one) for one in c] for c in commands])],
+        env={**kept, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    (answer,) = json.loads(done.stdout[done.stdout.index("[") :])
+    assert {item["item_id"] for item in answer["items"]} == {"i0", "i7"}
+    assert read_manifest(tmp_path / "named")["config"]["backbone"] == name
+    told = json.loads((tmp_path / "named/model/backbone/adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == name
+    # a name that was never downloaded ends in words
+    assert done.returncode == 1 and "hub name of a causal LM; the name 'toys/none'" in done.stderr
+    assert repo.is_dir() and not (repo.parent / "models--toys--none").exists()

@@ -83,16 +83,17 @@ def test_every_value_of_the_papers_preset_names_its_source():
 
 def test_the_papers_preset_leaves_no_key_of_prompt_head_and_recpo_unsaid():
     said, known = read_toml(PRESETS / "paper.toml"), R2ecConfig().model_dump()
-    # no value of TOML says that all rows are live, and the words of instructions are ours
+    # no value of TOML says that all rows are live or that `head.repeats` chooses the mask, and the
+    # words of instructions are ours
     unsaid = {
         "head": {"live_rows"},
         "prompt": {"instruction", "item_instruction"},
         "weights": set(),
     }
     assert {part: known[part].keys() - said[part].keys() for part in unsaid} == unsaid
-    assert known["recpo"]["recpo"].keys() == said["recpo"]["recpo"].keys()
+    assert known["recpo"]["recpo"].keys() - said["recpo"]["recpo"].keys() == {"mask"}
     config = R2ecConfig.load(PRESETS / "paper.toml")
-    assert config.head.live_rows is None
+    assert config.head.live_rows is None and config.recpo.recpo.mask is None
     assert not (config.head.repeats or config.prompt.elapsed or config.prompt.add_marker)
 
 

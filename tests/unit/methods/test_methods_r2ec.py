@@ -64,6 +64,9 @@ def test_fit_leaves_a_finished_folder_for_every_stage(fitted):
         assert (fitted.out / method / "manifest.json").exists()
         assert (fitted.out / method / "metrics.jsonl").stat().st_size
     assert fitted.recommender.name == "think-recpo"
+    told = [read_manifest(fitted.out / METHOD_OF_STAGE[stage])["epochs"] for stage in CONFIG.stages]
+    # the log twice and once; 8 questions about the 4 held-out events, 5 % of 16 x 6
+    assert told == [2, 1, 2]
 
 
 def test_recommendations_come_with_thought_and_chains_if_asked(fitted):

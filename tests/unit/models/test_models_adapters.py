@@ -27,8 +27,14 @@ STAGE = {"optimiser": {"batch_size": 6, "num_validations": 2, "learning_rate": 1
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_backbone(tmp_path_factory.mktemp("backbone"), "qwen2")
+def folders(tmp_path_factory):
+    path = tmp_path_factory.mktemp("backbones")
+    return {name: save_backbone(path / name, name) for name in ("qwen2", "llama", "gemma2", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def folder(folders):
+    return folders["qwen2"]
 
 
 def config_of(folder, **weights):
@@ -60,8 +66,12 @@ def open_adapters(model):
                 weight.normal_(std=0.3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapters_head_and_item_table_move_and_nothing_else(folder, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("qwen2", "float32"), ("qwen2", "bfloat16"), ("llama", "bfloat16"), ("gemma2", "float32")],
+)
+def test_adapters_head_and_item_table_move_and_nothing_else(folders, tmp_path, architecture, dtype):
+    folder = folders[architecture]
     start = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).state_dict()
     taught, rewarded = train(DATASET, config_of(folder, dtype=dtype), out=tmp_path, seed=0)
     models = [build(folder, dtype=dtype)]
@@ -110,9 +120,9 @@ def test_an_adapter_whose_backbone_is_gone_is_a_stated_error(folder, tmp_path):
         ReasoningRecommender.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
-def test_a_merged_copy_has_the_same_logits_and_the_original_stays_as_it_is(tmp_path, architecture):
-    folder = save_backbone(tmp_path, architecture)
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma2", "gpt2"])
+def test_a_merged_copy_has_the_same_logits_and_the_original_stays_as_it_is(folders, architecture):
+    folder = folders[architecture]
     model = build(folder)
     open_adapters(model)
     before = {name: weight.clone() for name, weight in model.backbone.state_dict().items()}

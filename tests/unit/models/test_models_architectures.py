@@ -18,6 +18,7 @@ from reasonrec.errors import CheckpointError, ConfigError
 from reasonrec.methods.r2ec import load_recommender, train, train_stage
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.models import reasoning_recommender
+from reasonrec.models.adapters import merged_weights
 from reasonrec.models.backbone import build_model
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
@@ -76,6 +77,8 @@ def as_batch(prompts, written, num_prompts, group_size):
         ("mistral", True, {"dtype": "bfloat16", "gradient_checkpointing": True}),
         ("gemma2", True, {"gradient_checkpointing": True}),
         ("gemma3_text", False, {}),
+        ("llama", True, {"lora": True}),
+        ("gemma2", False, {"lora": True, "gradient_checkpointing": True}),
     ],
 )
 def test_it_is_taught_rewarded_saved_loaded_and_recommends(
@@ -96,15 +99,16 @@ def test_it_is_taught_rewarded_saved_loaded_and_recommends(
     )
     assert str(after.dtype) == f"torch.{weights.get('dtype', 'float32')}"
     for old, new in ((start, before), (before, after)):
-        moved = [
-            float((a.detach().float() - b.detach().float()).abs().max())
-            for a, b in zip(old.parameters(), new.parameters())
-        ]
+        weights_of = [dict(merged_weights(one)) for one in (old, new)]
+        assert weights_of[0].keys() == weights_of[1].keys()
+        moved = [float((weights_of[1][n] - w).abs().max()) for n, w in weights_of[0].items()]
         assert max(moved) > 1e-4
         assert all(np.isfinite(moved))
     recommender = load_recommender(rewarded, DATASET)
     assert isinstance(recommender, ThinkingRecommender)
     assert recommender.model.writer.prompt.chat == chat
+    trained = {n for n, w in recommender.model.backbone.named_parameters() if w.requires_grad}
+    assert trained and all("lora_" in name for name in trained) == weights.get("lora", False)
     again = load_recommender(rewarded, DATASET)
     scores = recommender.score(HISTORIES)
     assert np.array_equal(scores.scores, again.score(HISTORIES).scores)

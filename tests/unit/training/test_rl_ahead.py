@@ -20,6 +20,7 @@ from reasonrec.training import loop
 from reasonrec.training.config import EngineConfig, RecpoConfig
 from reasonrec.training.rl.engines.ahead import WritesAhead
 from reasonrec.training.rl.engines.choice import build_engine
+from reasonrec.training.rl.loss import log_prob_of_targets
 from reasonrec.training.rl.recpo import PromptSample, Recpo
 
 N = 12
@@ -101,6 +102,28 @@ def test_a_batch_is_written_by_the_weights_of_one_step_ago_and_its_ratio_says_so
     asked = [rollouts.target_P.tolist() for rollouts, _ in steps]
     _, _, in_turn = run(folder, server, ahead=False)
     assert asked == [rollouts.target_P.tolist() for rollouts, _ in in_turn]
+
+
+def test_ahead_the_item_ratio_is_against_the_first_pass_on_a_batch_and_not_the_writer(
+    folder, server
+):
+    model, weights, steps = run(folder, server, num_batches=2, inner=2)
+    rollouts = steps[2][0]  # written by the weights before step 0, first learned from at step 2
+    assert rollouts is steps[3][0]
+
+    def item_logp(of_step):
+        model.load_state_dict(weights[of_step])
+        with torch.no_grad():
+            scores = model(rollouts.batch).think_logits
+            return log_prob_of_targets(
+                scores, rollouts.target_P, rollouts.masked_P_N, over="catalogue"
+            )
+
+    torch.testing.assert_close(rollouts.old_item_logp_P_G, item_logp(2), atol=1e-4, rtol=1e-4)
+    for other in (0, 3):
+        assert (rollouts.old_item_logp_P_G - item_logp(other)).abs().max() > 0.01
+    assert gap(model, weights[0], rollouts) < 1e-3
+    assert rollouts.old_token_logp_P_G_S is rollouts.sampler_logp_P_G_S
 
 
 def test_ahead_and_hot_old_probabilities_are_the_writers_at_its_temperature(folder, server):

@@ -115,6 +115,36 @@ def test_found_items_cost_two_copies_of_the_scores_and_are_added_item_by_item():
         torch.testing.assert_close(gradient, obvious, atol=1e-4, rtol=1e-4)
 
 
+def test_no_scores_on_the_way_to_those_with_evidence_are_kept(monkeypatch):
+    num_items = 400
+    copy = P * G * num_items * 4
+    model = toy_model(num_items)
+    pointer, embeddings = model.pointer, model.backbone.get_input_embeddings().weight
+    with torch.no_grad():
+        for few in (pointer.amount, pointer.from_popularity, pointer.lift):
+            few.fill_(0.2)
+    torch.manual_seed(0)
+    pre, post = (torch.randn(P, G, model.item_rows().shape[1]) for _ in range(2))
+    item, target = torch.randint(-1, num_items, (P, G, 6)), torch.arange(P)
+    found = Evidence(item, torch.rand(P, G, 6) * (item >= 0), item % 2)
+    masked = torch.zeros(P, num_items, dtype=torch.bool)
+    results = {}
+    for most in (2**24, G * num_items):  # all; one prompt at a time
+        monkeypatch.setattr(rewards, "MOST_SCORES", most)
+        monkeypatch.setattr(reasoning_recommender, "MOST_SCORES", most)
+        with LiveTensors(lambda x: x.shape[-1:] == (num_items,) and x.dim() == 3) as live:
+            scores = model.score_thoughts(pre, post, found)
+            logp = log_prob_of_targets(scores, target, masked, over="catalogue")
+            weights = [*pointer.parameters(), model.readout.gate, embeddings]
+            gradients = torch.autograd.grad(logp.sum(), weights, allow_unused=True)
+        results[most] = live.peak / copy, [scores, logp, *gradients]
+    (at_once, whole), (in_parts, parts) = results.values()
+    for part, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
+    # the scores, their gradient, its parts until they are put together, one prompt's own work
+    assert in_parts < 3.5 < 5 < at_once, (in_parts, at_once)
+
+
 def test_scores_of_next_items_in_parts_have_the_same_gradients(monkeypatch):
     results = []
     for most in (2**27, 2 * 12):  # all; two positions of twelve items

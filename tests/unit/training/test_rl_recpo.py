@@ -56,12 +56,24 @@ def test_the_history_is_masked_except_the_target(dataset):
     assert masked[0].nonzero()[:, 0].tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(("repeats", "left_out"), [(True, []), (False, [0, 2])])
-def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, repeats, left_out):
-    # a log where a target repeats: user 0 walks 0, 1, 2 and takes 1 again
-    again = toy_dataset([[0, 1, 2, 1, 3, 4], *ring_rows(7, 12, 9)], [f"T {i}" for i in range(12)])
+def _taken_again():
+    """Return a log where a target repeats: user 0 walks 0, 1, 2 and takes 1 again."""
+    return toy_dataset([[0, 1, 2, 1, 3, 4], *ring_rows(7, 12, 9)], [f"T {i}" for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "repeats", "left_out"),
+    [
+        (None, True, []),
+        (None, False, [0, 2]),
+        ("none", False, []),
+        ("history-except-target", True, [0, 2]),
+    ],
+)
+def test_what_the_rewarded_ranking_leaves_out_is_a_setting(mask, repeats, left_out):
+    again = _taken_again()
     model = toy_model()
-    config = SMALL.model_copy(update={"beta": 0.0})
+    config = SMALL.model_copy(update={"beta": 0.0, "mask": mask})
     rollouts = roll_out(
         model, again.train, toy_verbaliser(model, again), np.array([3]), config,
         generator_seed=1, repeats=repeats,
@@ -78,6 +90,46 @@ def test_what_the_rewarded_ranking_leaves_out_is_a_setting(dataset, repeats, lef
         logp = scores[g, kept].log_softmax(-1)[kept.index(1)]
         torch.testing.assert_close(rollouts.old_item_logp_P_G[0, g], logp)
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("item_term", ["best", "infonce"])
+def test_a_target_that_the_strict_mask_leaves_out_earns_nothing_and_is_not_taught(item_term):
+    again = _taken_again()
+    model = toy_model()
+    config = SMALL.model_copy(
+        update={"mask": "history", "item_term": item_term, "sentence_weight": 1.0}
+    )
+    # user 0 is asked about 1, taken before, and user 1, after 0, 1, 2 too, about 3, which is new
+    rollouts = _rollouts(again, model, config, events=(3, 7))
+    assert rollouts.target_P.tolist() == [1, 3]
+    assert [row.nonzero()[:, 0].tolist() for row in rollouts.masked_P_N] == [[0, 1, 2]] * 2
+    outputs = model(rollouts.batch)
+    outputs.think_logits.retain_grad()
+    loss, _ = recpo_loss(outputs, rollouts, config)
+    assert rollouts.rewards_P_G[0].tolist() == [0.0] * 4
+    assert (rollouts.rewards_P_G[1] > 0).all()
+    assert not rollouts.sentences.gains_P_G_K[0].any() and rollouts.sentences.gains_P_G_K[1].any()
+    loss.backward()
+    # a flat group is taught its label by default: here not, since nobody is ever offered it
+    assert not outputs.think_logits.grad[0].any() and outputs.think_logits.grad[1].any()
+
+
+def test_the_masks_of_rewards_are_those_of_rankings():
+    from reasonrec.models.ranking import MASKS, rank_targets
+    from reasonrec.records import Histories
+    from reasonrec.training.rl.rewards import ranks_of_targets
+
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]] * 2)
+    histories, target = Histories.from_lists([[0, 1], [0, 2]]), torch.tensor([1, 1])
+    # items 0 and 1 rank first. none: second, twice; except-target: first, twice; strict: the first
+    # row's target stands in its history
+    expected = {"none": [2, 2], "history": [math.inf, 1], "history-except-target": [1, 1]}
+    assert set(expected) == set(MASKS)
+    for mask, places in expected.items():
+        masked = masked_items(histories, target, 4, mask)
+        assert ranks_of_targets(scores[:, None], target, masked)[:, 0].tolist() == places
+        offline = rank_targets(scores.numpy(), target.numpy(), histories=histories, mask=mask)
+        assert offline.tolist() == places
 
 
 def test_tokens_cost_their_share_of_the_budget(dataset):

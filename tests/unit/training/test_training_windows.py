@@ -8,7 +8,10 @@ from tests.toys import toy_dataset
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2ec_stages import (
+    StageParts,
     events_to_ask,
+    keys_of,
+    learned_from,
     ranked_mask,
     tell_of_long_thoughts,
     tell_of_repeats,
@@ -22,6 +25,7 @@ from reasonrec.training.examples import (
     pad_branches,
     schedule_windows,
 )
+from reasonrec.training.rl.engines.sampler import Sampler
 
 TITLES = [f"Tale {i}" for i in range(12)]
 HELD_OUT = {"held_out": {"max_frac": 0.9}}
@@ -199,6 +203,7 @@ def test_rewards_and_choices_rest_on_no_event_that_repeats_an_item():
     assert validation_queries(dataset, 100).user_index.tolist() == [0, *range(2, 8)]
     none_held_out = R2ecConfig.model_validate({"held_out": {"max_events": 0}})
     assert 3 not in events_to_ask(log, none_held_out)
+    assert events_to_ask(log, config, mask="history").tolist() == last
     offered_again = R2ecConfig.model_validate({**HELD_OUT, "head": {"repeats": True}})
     assert events_to_ask(log, offered_again).tolist() == last
     assert len(validation_queries(dataset, 100, repeats=True)) == 8
@@ -210,6 +215,47 @@ def test_a_log_of_nothing_but_repeats_is_asked_about_them():
     assert dataset.valid.is_repeat.all()
     assert len(events_to_ask(dataset.train, R2ecConfig.model_validate(HELD_OUT))) == 3
     assert len(validation_queries(dataset, 100)) == 3
+
+
+def test_recpo_asks_about_repeats_where_a_mask_says_what_becomes_of_them():
+    dataset = toy_dataset([[0, 1, 2, 1, 5, 6], *ring_rows(6, 12, 8)], TITLES)
+    model, asked = toy_model(), {}
+    for mask in (None, "history"):
+        recpo = {"num_epochs": 1, "optimiser": {"batch_size": 1}, "recpo": {"mask": mask}}
+        config = R2ecConfig.model_validate({**HELD_OUT, "recpo": recpo})
+        sample, *_, epochs = learned_from("recpo", model, StageParts(dataset, config, 0), Sampler())
+        asked[mask] = set(sample.event.tolist())
+        assert epochs == 1
+        # what a run is known by changes where a mask is named alone
+        assert ("mask" in keys_of("recpo", config)["recpo"]["recpo"]) == (mask is not None)
+    assert asked["history"] - asked[None] == {3}  # user 0 takes item 1 again
+
+
+def test_a_bound_that_cuts_epochs_short_is_told_and_what_is_left_is_counted(caplog):
+    dataset = toy_dataset(ring_rows(6, 12, 8), TITLES)  # six users, one window each
+    assert dataset.num_users == 6
+
+    def epochs_of(stage, **told):
+        told = {"num_epochs": 4, "optimiser": {"batch_size": 2}, **told}
+        config = R2ecConfig.model_validate(
+            {stage.replace("-", "_"): told, "held_out": {"max_events": 0}}
+        )
+        parts = StageParts(dataset, config, 0)
+        data, *_, epochs = learned_from(stage, toy_model(), parts, Sampler())
+        return len(data), epochs
+
+    assert epochs_of("no-think") == epochs_of("sft") == (24, 4)
+    assert not [message for message in caplog.messages if "max_windows" in message]
+    assert epochs_of("sft", max_windows=2) == (2, 1 / 3)
+    assert epochs_of("no-think", max_windows=9) == (9, 1.5)
+    told = [message for message in caplog.messages if "max_windows" in message]
+    assert told == [
+        "sft: one epoch of this log has 6 windows, and 4 epochs ask for 24; the first 2 are "
+        "learned from, 0.33 epochs, since sft.max_windows allows no more. Raise it to see more",
+        "no-think: one epoch of this log has 6 windows, and 4 epochs ask for 24; the first 9 are "
+        "learned from, 1.50 epochs, since no_think.max_windows allows no more. Raise it to see "
+        "more",
+    ]
 
 
 def test_where_targets_repeat_a_run_says_so(caplog):

@@ -17,6 +17,7 @@ from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.branches import Batch, Outputs
 from reasonrec.models.generation import Part
 from reasonrec.models.look_ups import look_up_for
+from reasonrec.models.ranking import DEFAULT_MASK, Mask
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
 from reasonrec.records import Histories
 from reasonrec.rng import stream, stream_seed
@@ -101,6 +102,12 @@ class Rollouts:
     """(1, G, S), of the first prompt, to be compared with the engine's; where what is trained gives
     others, since it has moved on or has another temperature."""
     old_item_logp_P_G: Tensor | None = None
+    """Of the first pass that learns from them, as rewards are; also where they were written ahead,
+    by weights of one step ago. Engines say what tokens were given and no scores of items: those of
+    the writer would take a second pass over all thoughts (which tokens have at a temperature other
+    than 1; the rule is one for all). So the item ratio is 1 at the first inner epoch, clipping does
+    not act there, and its gradient is that of the weights as they are: the target is a label that
+    no policy drew, so that nothing is to be weighed anew."""
     start_token_logp_P_G_S: Tensor | None = None
     """Of the model that RL started from; where the distance from it has a weight."""
     sentences: Sentences | None = None
@@ -269,7 +276,8 @@ def roll_out(
     Args:
         engine: Who writes them, synced with the model; None: our sampler.
         repeats: Whether items of the history are ranked, too, in the reward and in the softmax of
-            the recommendation. If not, ask about no event that repeats one.
+            the recommendation. If not, ask about no event that repeats one. Counts where
+            ``config.mask`` says nothing.
         part: Which rollouts of a larger batch these are, where processes share it.
     """
     ask = asking(
@@ -320,11 +328,12 @@ def assemble(
     if not config.next_item_weight:  # rows from text would be encoded for every title of a history
         batch = replace(batch, next_item=None)
     histories = log.histories_before(event)
+    mask = config.mask or ("none" if repeats else DEFAULT_MASK)
     rollouts = Rollouts(
         batch=batch,
         target_P=target,
         targets=ranks.gathered(target),
-        masked_P_N=masked_items(histories, target, model.num_items, repeats=repeats),
+        masked_P_N=masked_items(histories, target, model.num_items, mask),
         sampler_logp_P_G_S=written.token_logp.reshape(P, G, -1),
         is_truncated_P_G=written.is_truncated.reshape(P, G),
     )
@@ -422,15 +431,15 @@ def masked_items(
     histories: Histories,
     target_P: Tensor,
     num_items: int,
-    *,
-    repeats: bool = False,
+    mask: Mask = DEFAULT_MASK,
 ) -> Tensor:
-    """Return what does not compete: the history, but the target, or nothing. (P, N), bool."""
+    """Return what does not compete under a mask, as in ``models/ranking.py``. (P, N), bool."""
     masked = torch.zeros((len(histories), num_items), dtype=torch.bool)
-    if not repeats:
+    if mask != "none":
         row = np.repeat(np.arange(len(histories)), histories.lengths)
         masked[torch.from_numpy(row), torch.from_numpy(histories.item_index).long()] = True
-    return masked.to(target_P.device).scatter(1, target_P[:, None], False)
+    masked = masked.to(target_P.device)
+    return masked if mask == "history" else masked.scatter(1, target_P[:, None], False)
 
 
 @torch.no_grad()
@@ -488,12 +497,15 @@ def recpo_loss(
     tokens = token_objective(
         logp, old_logp, learned_from, is_written, **clip, mean_over=config.token_mean
     ) * (of_tokens if config.token_mean == "tokens" else of_rollouts)
-    weights = item_weights(advantages, config.item_term)
+    # a target that may not be recommended (mask `history`) is not taught either
+    is_offered_P_1 = ~rollouts.masked_P_N.gather(1, target[:, None])
+    weights = item_weights(advantages, config.item_term) * is_offered_P_1
     items = item_objective(item_logp, rollouts.old_item_logp_P_G, weights, **clip) * of_rollouts
     loss = -(tokens + config.item_weight * items)
     learns_anyway = config.item_term == "infonce"
     if config.flat_groups == "cross-entropy" and flat.any() and not learns_anyway:
-        loss = loss - config.item_weight * (item_logp * flat[:, None]).mean() * of_rollouts
+        learns = flat[:, None] & is_offered_P_1
+        loss = loss - config.item_weight * (item_logp * learns).mean() * of_rollouts
     if config.next_item_weight and outputs.next_item_logp is not None:
         known = outputs.next_item_logp.mean() * of_next_items
         loss = loss - config.next_item_weight * known

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-MOST_SCORES = 2**24
-"""Item scores that are compared at a time, in entries: 64 MiB. Where there are more, a few prompts
-are looked at after the other, so that no masked copy of all scores exists."""
+from reasonrec.models.rec_head import MOST_SCORES
 
 
 def in_parts(scores_P_G_N: Tensor, *by_prompt: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the scores, and tensors with a row a prompt, of a few prompts after the other."""
+    """Yield the scores, and tensors with a row a prompt, of a few prompts after the other.
+
+    So that no masked copy of all scores exists where there are more than ``MOST_SCORES``.
+    """
     P, G, N = scores_P_G_N.shape
     most = min(P, max(1, MOST_SCORES // (G * N)))
     # `split`, not slices: the gradient of a slice is as large as the whole

@@ -54,6 +54,8 @@ def measure_sentences(
         scores = scores_along(model, _rows(batch, rows), Cuts(cuts.at[rows], cuts.num_found[rows]))
         flat = scores.flatten(1, 2)
         logp = log_prob_of_targets(flat, target_P[rows], masked_P_N[rows], over="catalogue")
+        # of a target that may not be recommended no sentence has a gain
+        logp = logp.masked_fill(masked_P_N[rows].gather(1, target_P[rows, None]), 0.0)
         parts.append(logp.unflatten(1, (G, K)))
     gains, exists = sentence_gains(torch.cat(parts), cuts.exists)
     of_sentence = cuts.sentence_of_tokens(batch.branch_ids.shape[-1])
