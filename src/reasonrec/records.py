@@ -18,6 +18,16 @@ QuestionKind = Literal["after", "alike", "maybe", "together", "taste"]
 
 
 @dataclass(frozen=True)
+class TokenPolicy:
+    """Which probabilities of tokens are meant, given their logits; by default the plain softmax."""
+
+    temperature: float = 1.0
+    """Divides the logits. Above 0."""
+    top_k: int = 0
+    """Likeliest tokens that the softmax is over; 0 for all."""
+
+
+@dataclass(frozen=True)
 class Histories:
     """What is known of B users when a recommendation is asked for: a ragged table, oldest first."""
 

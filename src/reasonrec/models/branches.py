@@ -66,7 +66,7 @@ class Outputs:
     token_logp: Tensor | None = None
     """(B, G, S), log p of each written token; 0 elsewhere."""
     token_entropy: Tensor | None = None
-    """(B, G, S), entropy of the language head there, in nats; 0 elsewhere. Gradient if asked."""
+    """(B, G, S), entropy of the same policy there, in nats; 0 elsewhere. Gradient if asked."""
     pre_states: Tensor | None = None
     """(B, G, D), before the thought."""
     post_states: Tensor | None = None

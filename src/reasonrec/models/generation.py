@@ -17,8 +17,9 @@ from transformers.cache_utils import DynamicLayer
 
 from reasonrec.models.branches import pooled, read_states
 from reasonrec.models.config import Pooling
+from reasonrec.models.language_head import PLAIN, policy_logp
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.records import Lookup
+from reasonrec.records import Lookup, TokenPolicy
 from reasonrec.traces.found import FoundInThought, found_columns
 from reasonrec.traces.prompts import ASKING, Prompts, PromptWriter
 
@@ -40,8 +41,7 @@ class Generated:
     is_written: Tensor
     """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
     token_logp: Tensor
-    """(R, S), float32 log-probability of each written token under the sampler's own temperature-1
-    distribution; 0 elsewhere."""
+    """(R, S), float32 log-probability of each written token under ``logp_of``; 0 elsewhere."""
     pre_states: Tensor
     """(R, D), at the last token of the prompt."""
     post_states: Tensor
@@ -60,6 +60,8 @@ class Generated:
     turn without it."""
     evidence: list[list[Lookup]]
     """What each thought looked up, in order."""
+    logp_of: TokenPolicy
+    """The policy that drew; the plain softmax where the likeliest tokens were taken."""
 
 
 @torch.no_grad()
@@ -81,10 +83,8 @@ def think(
         look_up: Asked whenever a thought has written `` After [Title]`` or a word of `ASKING`; None
             for no look-ups.
         max_tokens: Most tokens of a thought, inserted ones included, the answer marker not.
-        temperature: Divides the token logits; 0 takes the likeliest token. The stored
-            log-probabilities are those of temperature 1.
-        top_k: Draw among this many likeliest tokens; 0 for all. The stored log-probabilities are
-            those among all.
+        temperature: Divides the token logits; 0 takes the likeliest token.
+        top_k: Draw among this many likeliest tokens; 0 for all.
         generator: Source of randomness; needed unless ``temperature`` is 0.
         part: Which thoughts of a larger batch these are; each then draws the numbers that it would
             draw in the whole. None: they are the whole.
@@ -92,6 +92,7 @@ def think(
     if temperature > 0 and generator is None:
         raise ValueError("sampling with a temperature above 0 needs a generator")
     writer, device, G = model.writer, model.device, group_size
+    policy = TokenPolicy(temperature, top_k) if temperature else None
     R = len(prompts.lengths) * G
     limit = len(writer.opening) + max_tokens
     S = limit + len(writer.answer)
@@ -125,7 +126,7 @@ def think(
             states, seen[row // G], own[row, : max(places)], last, proposed
         )
         uniform = None if uniform_S_R is None else uniform_S_R[place - 1, row]
-        drawn, logp = _draw(logits, temperature, top_k, uniform)
+        drawn, logp = _draw(logits, policy, uniform)
         own[row, place], is_written[row, place], token_logp[row, place] = drawn, True, logp
         _go_on(model, thoughts, read, drawn.tolist(), look_up, G)
     length = max(len(thought.tokens) for thought in thoughts)
@@ -150,6 +151,7 @@ def think(
         named_kind=named_kind,
         is_truncated=torch.tensor([thought.is_truncated for thought in thoughts], device=device),
         evidence=[thought.evidence for thought in thoughts],
+        logp_of=policy or PLAIN,
     )
 
 
@@ -409,28 +411,23 @@ class _ReservedLayer(DynamicLayer):
 
 
 def _draw(
-    logits: Tensor, temperature: float, top_k: int, uniform: Tensor | None
+    logits: Tensor, policy: TokenPolicy | None, uniform: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return token ids (R,) and their temperature-1 log-probabilities (R,).
+    """Return token ids (R,) and their log-probabilities (R,) under the policy that drew them.
 
     Args:
-        uniform: (R,), random numbers in [0, 1); needed unless ``temperature`` is 0.
+        policy: None takes the likeliest token, with its log-probability in the plain softmax.
+        uniform: (R,), random numbers in [0, 1); needed for a policy.
     """
-    logp = logits.log_softmax(-1)
-    if temperature == 0:
+    logp = policy_logp(logits, policy or PLAIN)
+    if policy is None:
         best = logp.max(-1)
         return best.indices, best.values
     assert uniform is not None
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    elif temperature == 1:
-        logits = logp
-    heated = logits if logits is logp else (logits / temperature).log_softmax(-1)
     # inverse of the cumulative distribution: one uniform number a row; far cheaper than a
     # multinomial draw over the vocabulary on a CPU
     # `exp` is slow at -inf: those are set to 0 by themselves
-    share = heated.clamp(min=-80.0).exp().masked_fill_(heated < -80.0, 0.0)
+    share = logp.clamp(min=-80.0).exp().masked_fill_(logp < -80.0, 0.0)
     cumulative = share.cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from reasonrec.records import TokenPolicy
+
+PLAIN = TokenPolicy()
+"""The softmax over all tokens at temperature 1."""
+
 
 def backbone_logits(backbone: Any, states: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Return the logits of states (R, D) as the backbone makes them, capped or scaled.
@@ -31,15 +36,44 @@ def backbone_logits(backbone: Any, states: Tensor, tokens: Tensor | None = None)
     return head(inputs_embeds=states[None], use_cache=False).logits[0]
 
 
+def policy_logp(logits: Tensor, policy: TokenPolicy, drawn: Tensor | None = None) -> Tensor:
+    """Return what a policy makes of logits (R, C): log-probabilities (R, C), -inf where it never
+    draws.
+
+    With ``top_k`` the softmax is over the tokens whose logit is at least the k-th largest of their
+    row, all that tie with it among them, and over the token that was drawn there.
+
+    Sampler and training keep tokens by this rule, each by its own logits. Which ones were kept is
+    not handed over: that would be k ids a token, which an engine elsewhere does not tell, and the
+    least logit that was kept says nothing beside logits of other weights. So a ratio is that of the
+    policy as it is now to the one that wrote: it jumps, by about the share of the k-th likeliest
+    token, where a token enters or leaves the likeliest between two inner epochs. A drawn token that
+    has left them (weights have moved, or another implementation wrote) counts as if it had stayed:
+    really its ratio is 0, which has no logarithm and from which nothing is learned. The choice
+    itself has no gradient.
+
+    Args:
+        drawn: The token that was drawn in each row, which is always kept. (R,). None: no such.
+    """
+    heated = logits if policy.temperature == 1 else logits / policy.temperature
+    if 0 < policy.top_k < logits.shape[-1]:
+        least = logits.detach().topk(policy.top_k).values[:, -1:]
+        is_left_out = logits < least
+        if drawn is not None:
+            is_left_out.scatter_(-1, drawn[:, None], False)
+        heated = heated.masked_fill(is_left_out, -torch.inf)
+    return heated.log_softmax(-1)
+
+
 def logp_and_entropy(
-    logits: Tensor, wanted: Tensor, entropy_gradient: bool, temperature: float = 1.0
+    logits: Tensor, drawn: Tensor, entropy_gradient: bool, policy: TokenPolicy = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Return log p (W,) of the wanted columns (W,) of logits (W, C), and the entropy (W,), both of
-    softmax(logits / temperature)."""
-    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-    chosen = logp.gather(-1, wanted[:, None])[:, 0]
+    """Return log p (W,) of the drawn columns (W,) of logits (W, C), and the entropy (W,), both of
+    the policy."""
+    logp = policy_logp(logits, policy, drawn)
+    chosen = logp.gather(-1, drawn[:, None])[:, 0]
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        # tokens that are never written: e^-80 is 0 beside 1, and `exp` is slow at -inf
+        # tokens that are never drawn: e^-80 is 0 beside 1, and `exp` is slow at -inf
         kept = logp.clamp(min=-80.0)
         return chosen, -(kept.exp() * kept).sum(-1)
 

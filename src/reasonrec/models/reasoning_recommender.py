@@ -33,7 +33,7 @@ from reasonrec.models.branches import Batch, Outputs, read_states, read_thoughts
 from reasonrec.models.branching import BranchingBackbone
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.item_table import ItemTable
-from reasonrec.models.language_head import backbone_logits, logp_and_entropy, num_titles
+from reasonrec.models.language_head import PLAIN, backbone_logits, logp_and_entropy, num_titles
 from reasonrec.models.rec_head import (
     MOST_SCORES,
     Evidence,
@@ -42,7 +42,7 @@ from reasonrec.models.rec_head import (
     beside_history,
     score_catalogue,
 )
-from reasonrec.records import LOOKUP_KINDS, Histories
+from reasonrec.records import LOOKUP_KINDS, Histories, TokenPolicy
 from reasonrec.traces.config import PromptConfig
 from reasonrec.traces.prompts import AFTER, PROMPT_VERSION, THINK, PromptWriter
 
@@ -297,7 +297,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         with_scores: bool = True,
         with_post: bool = False,
         entropy_gradient: bool = False,
-        token_temperature: float = 1.0,
+        token_policy: TokenPolicy = PLAIN,
     ) -> Outputs:
         """Return log-probabilities, states and scores of a batch from one pass of the backbone.
 
@@ -306,7 +306,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
             with_scores: Whether to score the states after thoughts.
             with_post: Whether to also score the ungated state after the thought.
             entropy_gradient: Whether the entropy of tokens is to be trained.
-            token_temperature: Divides the token logits before their softmax.
+            token_policy: Whose log-probabilities and entropies of tokens are returned.
         """
         outputs = Outputs()
         hidden_trunk, hidden_branch = self.hidden_states(batch)
@@ -347,7 +347,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
             outputs.post_logits = self.score_states(F.dropout(post, drop, self.training), rows)
         if with_tokens and batch.is_written is not None:
             outputs.token_logp, outputs.token_entropy = self._token_logp(
-                batch, hidden_branch, entropy_gradient, token_temperature
+                batch, hidden_branch, entropy_gradient, token_policy
             )
         return outputs
 
@@ -380,7 +380,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         return torch.cat([checkpoint(of_part, *part, rows, use_reentrant=False) for part in parts])
 
     def _token_logp(
-        self, batch: Batch, hidden_branch: Tensor, entropy_gradient: bool, temperature: float
+        self, batch: Batch, hidden_branch: Tensor, entropy_gradient: bool, policy: TokenPolicy
     ) -> tuple[Tensor, Tensor]:
         assert batch.is_written is not None
         # token s is predicted from the state at s - 1; the first is never written
@@ -390,7 +390,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         places = wanted.nonzero()  # (W, 3)
         num_tokens = self.backbone.get_output_embeddings().weight.shape[0]
         most = max(1, MOST_LOGITS // num_tokens)
-        how = entropy_gradient, temperature
+        how = entropy_gradient, policy
         parts = [
             self._logp_of_part(batch, part, at, *how)
             if len(places) <= most or not torch.is_grad_enabled()
@@ -412,7 +412,7 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         states: Tensor,
         places: Tensor,
         entropy_gradient: bool,
-        temperature: float,
+        policy: TokenPolicy,
     ) -> tuple[Tensor, Tensor]:
         """Return log p and entropy (W,) of the tokens at ``places`` (W, 3) from states (W, D)."""
         assert batch.branch_ids is not None and batch.is_written is not None
@@ -428,14 +428,14 @@ class ReasoningRecommender(BranchingBackbone, ModelHubMixin):
         wanted = batch.branch_ids[b, g, s]
         if not self.is_title.numel():
             logits = self.language_logits(states, seen, asked, previous)
-            return logp_and_entropy(logits, wanted, entropy_gradient, temperature)
+            return logp_and_entropy(logits, wanted, entropy_gradient, policy)
         chosen = torch.full(s.shape, -torch.inf, device=s.device)
         entropy = torch.zeros_like(chosen)
         proposed = self._proposed(batch, places)
         for row, token, logits in self._choices(states, seen, asked, previous, proposed):
             # neither needs a row over the whole vocabulary, of which most is closed to it
             place = torch.searchsorted(token, wanted[row]).clamp(max=len(token) - 1)
-            found, spread = logp_and_entropy(logits, place, entropy_gradient, temperature)
+            found, spread = logp_and_entropy(logits, place, entropy_gradient, policy)
             is_choice = token[place] == wanted[row]
             chosen = chosen.index_copy(0, row, found.masked_fill(~is_choice, -torch.inf))
             entropy = entropy.index_copy(0, row, spread)

@@ -14,6 +14,7 @@ from pydantic import (
 
 from reasonrec.config import Config
 from reasonrec.models.ranking import Mask
+from reasonrec.records import TokenPolicy
 
 Estimator = Literal["grpo", "centred", "leave-one-out"]
 Schedule = Literal[
@@ -147,12 +148,12 @@ class RecpoConfig(Config):
     temperature: PositiveFloat = 1.0
     """Of sampling. The paper: 1.5."""
     top_k: NonNegativeInt = 0
-    """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200. Probabilities are
-    those among all tokens: that the others were never drawn is not corrected for."""
+    """Likeliest tokens that a sampled one is among; 0 for all. The paper: 200."""
     likelihood_at: Literal["sampling", "one"] = "sampling"
-    """Temperature of the log-probabilities of tokens that ratios, gradients, entropy and the
-    distance from the start are made of: that of sampling, so that what is trained is the policy
-    that wrote the rollouts; or 1, whatever was sampled at, as in the official code."""
+    """Whose log-probabilities of tokens ratios, gradients, entropy and the distance from the start
+    are made of: of the policy that wrote the rollouts, at their temperature and among their
+    ``top_k``; or at temperature 1 among all tokens, whatever was sampled, as in the official
+    code."""
     max_tokens: PositiveInt = 128
     """Of a thought, looked-up evidence included. The paper's 512 is for plain text."""
     min_history: PositiveInt = 2
@@ -204,14 +205,17 @@ class RecpoConfig(Config):
     """Whether the last rollout of each group is the empty thought, which nothing wrote and which
     carries no token loss: the others are compared with silence too. Ours."""
     kl_weight: NonNegativeFloat = 0.0
-    """Weight of the distance of written tokens from the model that RL started from. The paper has
-    none."""
+    """Weight of the distance of written tokens from the model that RL started from, both as
+    ``likelihood_at`` says: with ``top_k`` each is over its own likeliest tokens, the written one
+    among them, so that it is finite. The paper has none."""
     entropy_weight: NonNegativeFloat = 0.0
-    """Weight of a reward for uncertainty at written tokens. The paper has none."""
+    """Weight of a reward for uncertainty at written tokens, of the policy that is trained: with
+    ``top_k`` it evens out the likeliest tokens and brings in no other. The paper has none."""
     next_item_weight: NonNegativeFloat = 0.5
     """Weight of the no-think loss on the prompts, ours; it keeps ranking without thought intact."""
 
     @property
-    def token_temperature(self) -> float:
-        """What token logits are divided by before the softmax of the trained policy."""
-        return self.temperature if self.likelihood_at == "sampling" else 1.0
+    def token_policy(self) -> TokenPolicy:
+        """The policy that is trained."""
+        is_writer = self.likelihood_at == "sampling"
+        return TokenPolicy(self.temperature, self.top_k) if is_writer else TokenPolicy()

@@ -17,7 +17,8 @@ class GrpoConfig(Config):
     """Rollouts per question, G."""
     temperature: PositiveFloat = 1.0
     """Of sampling, and of the log-probabilities of tokens that ratios, gradients, entropy and the
-    distance from the start are made of, so that what is trained is the policy that wrote."""
+    distance from the start are made of, so that what is trained is the policy that wrote. It draws
+    among all tokens."""
     max_tokens: PositiveInt = 140
     """Of a thought; then the answer marker is forced."""
     max_answer_tokens: PositiveInt = 12

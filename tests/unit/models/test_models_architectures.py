@@ -23,9 +23,10 @@ from reasonrec.models.backbone import build_model
 from reasonrec.models.branches import Batch
 from reasonrec.models.config import HeadConfig, WeightsConfig
 from reasonrec.models.generation import think
+from reasonrec.models.language_head import PLAIN
 from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.recommenders import ThinkingRecommender
-from reasonrec.records import Histories
+from reasonrec.records import Histories, TokenPolicy
 from reasonrec.serving.recommender import recommend
 from reasonrec.traces.config import PromptConfig
 from reasonrec.training.config import RecpoConfig
@@ -176,14 +177,15 @@ def test_rows_of_their_own_yield_what_branches_of_one_trunk_yield(folders):
         torch.testing.assert_close(shared[1][b, g, :n], apart[1][b, g, :n], atol=1e-5, rtol=1e-4)
 
 
-def _gradients(model, monkeypatch=None, most_logits=None):
+def _gradients(model, monkeypatch=None, most_logits=None, policy=PLAIN):
     rollouts = roll_out(
         model, DATASET.train, toy_verbaliser(model, DATASET), np.array([3, 9]),
         RecpoConfig(max_tokens=8, group_size=2), generator_seed=1,
     )  # fmt: skip
     if most_logits is not None:
         monkeypatch.setattr(reasoning_recommender, "MOST_LOGITS", most_logits)
-    loss, logged = recpo_loss(model(rollouts.batch), rollouts, RecpoConfig())
+    outputs = model(rollouts.batch, token_policy=policy)
+    loss, logged = recpo_loss(outputs, rollouts, RecpoConfig())
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss, logged, found
@@ -205,9 +207,12 @@ def test_recomputed_layers_have_the_same_gradients_in_evaluation_mode_too(folder
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
-def test_token_logits_in_parts_have_the_same_loss_entropy_and_gradients(folders, monkeypatch):
-    whole = _gradients(build(folders["gemma2"]))
-    parts = _gradients(build(folders["gemma2"]), monkeypatch, most_logits=3 * 300)  # 3 tokens each
+@pytest.mark.parametrize("policy", [PLAIN, TokenPolicy(1.5, 20)])
+def test_token_logits_in_parts_have_the_same_loss_entropy_and_gradients(
+    folders, monkeypatch, policy
+):
+    whole = _gradients(build(folders["gemma2"]), policy=policy)
+    parts = _gradients(build(folders["gemma2"]), monkeypatch, 3 * 300, policy)  # 3 tokens each
     torch.testing.assert_close(parts[0], whole[0])
     assert parts[1]["rl/entropy"] == pytest.approx(whole[1]["rl/entropy"], rel=1e-5)
     for name, gradient in whole[2].items():

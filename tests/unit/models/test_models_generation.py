@@ -27,16 +27,17 @@ def _always(item):
     return lambda rows, items, _: [Lookup(via, (Link(item, 1.0, 1, 0),)) for via in items]
 
 
-def _generate(model, look_up=None, *, G=4, temperature=1.0, max_tokens=10, seed=3):
+def _generate(model, look_up=None, *, G=4, temperature=1.0, top_k=0, max_tokens=10, seed=3):
     generator = torch.Generator().manual_seed(seed)
     return think(
         model, model.writer.prompts(_histories()), look_up,
-        max_tokens=max_tokens, group_size=G, temperature=temperature, generator=generator,
+        max_tokens=max_tokens, group_size=G, temperature=temperature, top_k=top_k,
+        generator=generator,
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
+def _one_by_one(model, look_up, *, G, temperature, top_k, max_tokens, seed):
     """The slow obvious way: every token of every thought from a pass over all before it."""
     writer, prompts = model.writer, model.writer.prompts(_histories())
     generator = torch.Generator().manual_seed(seed)
@@ -61,10 +62,13 @@ def _one_by_one(model, look_up, *, G, temperature, max_tokens, seed):
             logits = model.language_logits(
                 states, torch.tensor([prompt]), torch.tensor([own]), torch.tensor([tokens[-1]])
             )[0]
+            if top_k:
+                logits[logits < logits.sort(descending=True).values[top_k - 1]] = -torch.inf
             if temperature == 0:
                 token = int(logits.argmax())
             else:
-                cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+                logits = logits / temperature
+                cumulative = logits.softmax(-1).cumsum(-1)
                 token = int((cumulative <= uniform[len(tokens) - 1][r]).sum())
             written.append(len(tokens))
             logp.append(float(logits.log_softmax(-1)[token]))
@@ -92,14 +96,19 @@ def _answers(rows, items, places):
     ]
 
 
-@pytest.mark.parametrize(("temperature", "max_tokens"), [(0.0, 24), (1.0, 120), (1.3, 5)])
-def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature, max_tokens):
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "max_tokens"),
+    [(0.0, 0, 24), (1.0, 0, 120), (1.3, 0, 5), (1.5, 4, 24)],
+)
+def test_thoughts_read_in_pieces_are_those_read_one_token_at_a_time(temperature, top_k, max_tokens):
     model = toy_model()
     titles = model.writer.title_token_ids.tolist()
     with torch.no_grad():  # a head that wants to ask, so that thoughts fall out of step
         wanted = [*titles, *model.writer.encode(" After"), *model.writer.encode("<answer>")]
         model.backbone.get_input_embeddings().weight[wanted] *= 3
-    given = {"G": 4, "temperature": temperature, "max_tokens": max_tokens, "seed": 6}
+    given = {
+        "G": 4, "temperature": temperature, "top_k": top_k, "max_tokens": max_tokens, "seed": 6
+    }  # fmt: skip
     written = _generate(model, _answers, **given)
     thoughts, marks, logps = _one_by_one(model, _answers, **given)
     if temperature == 1.0:

@@ -16,6 +16,7 @@ from reasonrec.methods.r2ec_config import R2ecConfig
 from reasonrec.methods.r2rec_config import R2recConfig
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig
+from reasonrec.records import TokenPolicy
 from reasonrec.training import loop
 from reasonrec.training.config import EngineConfig, RecpoConfig
 from reasonrec.training.rl.engines.ahead import WritesAhead
@@ -126,15 +127,17 @@ def test_ahead_the_item_ratio_is_against_the_first_pass_on_a_batch_and_not_the_w
     assert rollouts.old_token_logp_P_G_S is rollouts.sampler_logp_P_G_S
 
 
-def test_ahead_and_hot_old_probabilities_are_the_writers_at_its_temperature(folder, server):
-    hot = SMALL.model_copy(update={"temperature": 2.0})
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_ahead_and_hot_old_probabilities_are_those_of_the_policy_that_wrote(folder, server, top_k):
+    hot = SMALL.model_copy(update={"temperature": 2.0, "top_k": top_k})
     model, weights, steps = run(folder, server, num_batches=2, config=hot)
     rollouts, logged = steps[1]
     assert logged["rl/sampler_mismatch"] < 1e-3
     model.load_state_dict(weights[0])
     with torch.no_grad():
-        logp = model(rollouts.batch, token_temperature=2.0).token_logp
+        logp = model(rollouts.batch, token_policy=TokenPolicy(2.0, top_k)).token_logp
     torch.testing.assert_close(rollouts.old_token_logp_P_G_S, logp)
+    assert torch.isfinite(logp).all()
     assert (logp - rollouts.sampler_logp_P_G_S).abs().max() > 0.1
     assert gap(model, weights[1], rollouts) > 0.01
 

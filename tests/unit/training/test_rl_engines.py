@@ -34,7 +34,7 @@ from reasonrec.training.examples import WindowDataset, schedule_windows
 from reasonrec.training.rl.engines.choice import build_engine
 from reasonrec.training.rl.engines.sampler import Sampler
 from reasonrec.training.rl.engines.vllm import room_for_rank, without_never
-from reasonrec.training.rl.recpo import recpo_loss, roll_out
+from reasonrec.training.rl.recpo import PromptSample, Recpo, recpo_loss, roll_out
 
 N = 12
 DATASET = toy_dataset(ring_rows(6, N, 8), [f"Tale {i}" for i in range(N)])
@@ -146,6 +146,25 @@ def test_the_merged_copy_is_a_folder_that_any_loader_reads(folder, server, tmp_p
         torch.testing.assert_close(loaded, model.backbone(ids).logits, atol=1e-4, rtol=1e-4)
     engine.close()
     assert not list((tmp_path / "handed").glob("*"))
+
+
+def test_an_engine_that_draws_among_few_is_compared_by_what_it_says_itself(folder, server):
+    # it tells probabilities among all tokens: of the first prompt, those are what it is held to
+    model, engine = build(folder), engine_of(server)
+    hot = SMALL.model_copy(update={"temperature": 1.5, "top_k": 4})
+    sample = PromptSample(EVENTS, num_prompts=2, batch_size=2, num_inner_epochs=1, seed=0)
+    learner = Recpo(hot, DATASET.train, toy_verbaliser(model, DATASET), seed=0, engine=engine)
+    _, logged = learner(model, sample.__getitems__([0, 1]))
+    assert logged["rl/sampler_mismatch"] < 1e-4
+    rollouts = learner._rollouts
+    written = rollouts.batch.is_written
+    assert written.sum() > 20
+    # what is trained is among four: more likely, each token, than among all
+    assert rollouts.writer_token_logp.shape[0] == 1
+    gain = (rollouts.old_token_logp_P_G_S - rollouts.sampler_logp_P_G_S)[written]
+    assert (gain > 0).all()
+    assert rollouts.old_token_logp_P_G_S[written].exp().mean() > 1 / 5
+    engine.close()
 
 
 @pytest.mark.parametrize("looks_up", [True, False])

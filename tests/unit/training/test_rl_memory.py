@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 import torch
 from tests.live_tensors import LiveTensors
-from tests.toy_models import TOY_SHAPE, ring_rows, toy_catalogue, toy_model, toy_verbaliser
+from tests.toy_models import (
+    TOY_SHAPE,
+    ring_rows,
+    save_backbone,
+    toy_catalogue,
+    toy_model,
+    toy_verbaliser,
+)
 from tests.toys import toy_dataset
 
 from reasonrec.models import reasoning_recommender
 from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig
+from reasonrec.models.language_head import PLAIN
 from reasonrec.models.rec_head import Evidence, EvidencePointer
+from reasonrec.records import TokenPolicy
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.rl import rewards
 from reasonrec.training.rl.recpo import log_prob_of_targets, roll_out
@@ -156,6 +165,37 @@ def test_scores_of_next_items_in_parts_have_the_same_gradients(monkeypatch):
     assert len(logp) > 4
     torch.testing.assert_close(results[1][0], results[0][0])
     torch.testing.assert_close(results[1][1], results[0][1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", [PLAIN, TokenPolicy(1.5, 20)])
+def test_token_logits_are_made_of_written_tokens_alone_and_a_few_at_a_time(
+    tmp_path, monkeypatch, policy
+):
+    model = build_model(
+        toy_catalogue(12), backbone=str(save_backbone(tmp_path, "qwen2")), tiny=TOY_SHAPE, seed=0,
+        head=HeadConfig(dropout=0.0, max_history=8),
+    ).eval()  # fmt: skip
+    batch = _rollouts(model).batch
+    V = model.backbone.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr(reasoning_recommender, "MOST_LOGITS", 4 * V)
+    rows = []
+    logits_of = reasoning_recommender.backbone_logits
+
+    def counted(backbone, states, *tokens):
+        rows.append(len(states))
+        return logits_of(backbone, states, *tokens)
+
+    monkeypatch.setattr(reasoning_recommender, "backbone_logits", counted)
+    # the gradient of the head's own weights is one as large, whatever is written
+    with LiveTensors(lambda t: t.shape[-1:] == (V,) and t.numel() > 4 * V) as live:
+        logp = model(batch, token_policy=policy).token_logp
+        (gradient,) = torch.autograd.grad(
+            logp.sum(), model.backbone.get_output_embeddings().weight, retain_graph=True
+        )
+    assert live.peak == 0
+    assert gradient.abs().sum() > 0
+    assert max(rows) == 4
+    assert sum(rows) == 2 * batch.is_written.sum() > 40  # and once more in the backward pass
 
 
 def test_states_of_inner_layers_are_not_kept():

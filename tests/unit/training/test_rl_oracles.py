@@ -14,6 +14,7 @@ from reasonrec.models.backbone import build_model
 from reasonrec.models.config import HeadConfig, TinyConfig
 from reasonrec.models.generation import _draw
 from reasonrec.models.language_head import logp_and_entropy
+from reasonrec.records import TokenPolicy
 from reasonrec.training.config import RecpoConfig
 from reasonrec.training.examples import events_with_history
 from reasonrec.training.rl.advantages import advantages_within_groups
@@ -114,11 +115,12 @@ def test_loss_and_gradient_of_tokens_are_those_of_an_independent_grpo(
     model, rollouts, tmp_path, ours, theirs, temperature
 ):
     moved = shifted(model)
+    policy = TokenPolicy(temperature)
     if temperature != 1:
-        old = token_logp(model, rollouts.batch, temperature)
+        old = token_logp(model, rollouts.batch, policy)
         rollouts = replace(rollouts, old_token_logp_P_G_S=old)
     config = TOKENS.model_copy(update={"token_mean": ours, "kl_weight": 0.0})
-    outputs = moved(rollouts.batch, token_temperature=temperature)
+    outputs = moved(rollouts.batch, token_policy=policy)
     loss, logged = recpo_loss(outputs, rollouts, config)
     loss.backward()
     assert 0.05 < logged["rl/frac_clipped"] < 0.95
@@ -189,33 +191,109 @@ def test_the_distance_from_the_start_worked_out_by_hand():
     torch.testing.assert_close(logp.grad, torch.tensor([[[0.25, 0.0, 0.0]]]))
 
 
-def test_what_is_trained_is_the_policy_that_was_sampled_from():
+def sampled(likelihood_at, top_k):
+    """Return how tokens are drawn at temperature 2, and what is then trained."""
+    config = TOKENS.model_copy(
+        update={"temperature": 2.0, "top_k": top_k, "likelihood_at": likelihood_at}
+    )
+    return TokenPolicy(config.temperature, config.top_k), config.token_policy
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_what_is_trained_is_the_policy_that_was_sampled_from(top_k):
     # the mean of a policy's own score function is 0; that of another policy, which the official
-    # code trains where it samples hotter, is not: it drifts without any reward
-    logits = torch.tensor([math.log(9.0), 0.0], requires_grad=True)
-    every = torch.arange(2)
+    # code trains where it samples hotter or among fewer, is not: it drifts without any reward
+    third = math.log(0.25) if top_k else -math.inf
+    logits = torch.tensor([math.log(9.0), 0.0, third], requires_grad=True)
+    num_draws = 400
 
-    def drift(temperature):
-        hot, _ = logp_and_entropy(logits.expand(2, 2), every, False, 2.0)
-        logp, _ = logp_and_entropy(logits.expand(2, 2), every, False, temperature)
-        return torch.autograd.grad((hot.exp().detach() * logp).sum(), logits)[0]
+    def drift(likelihood_at, policy=None):
+        writer, trained = sampled(likelihood_at, top_k)
+        # as many draws of each token as it has chances: the numbers drawn are spread evenly
+        drawn, _ = _draw(
+            logits.detach().expand(num_draws, 3),
+            writer,
+            (torch.arange(num_draws) + 0.5) / num_draws,
+        )
+        logp, _ = logp_and_entropy(logits.expand(num_draws, 3), drawn, False, policy or trained)
+        return torch.autograd.grad(logp.mean(), logits)[0]
 
-    # at 2, 9 to 1 are 3 to 1
-    logp, entropy = logp_and_entropy(logits.expand(2, 2), every, False, 2.0)
+    # at 2, 9 to 1 are 3 to 1; of the third, 1/2 to 1, nothing is drawn among two
+    writer, trained = sampled("sampling", top_k)
+    assert trained == writer
+    logp, entropy = logp_and_entropy(logits.expand(2, 3), torch.arange(2), False, trained)
     torch.testing.assert_close(logp.exp().detach(), torch.tensor([0.75, 0.25]))
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     torch.testing.assert_close(entropy, torch.tensor([expected, expected]))
-    torch.testing.assert_close(drift(2.0), torch.zeros(2), atol=1e-6, rtol=0)
-    # drawn at 3/4 and 1/4 from what gives 9/10 and 1/10: (3/4 - 9/10, 1/4 - 1/10)
-    torch.testing.assert_close(drift(1.0), torch.tensor([-0.15, 0.15]))
+    torch.testing.assert_close(drift("sampling"), torch.zeros(3), atol=1e-6, rtol=0)
+    if top_k:
+        # drawn at (3/4, 1/4, 0) from what gives 3 : 1 : 1/2, (2/3, 2/9, 1/9); halved by the heat
+        expected = torch.tensor([1 / 24, 1 / 72, -1 / 18])
+        torch.testing.assert_close(drift("sampling", TokenPolicy(2.0)), expected)
+        # and from 9 : 1 : 1/4, as at 1: 36/41, 4/41, 1/41
+        expected = torch.tensor([0.75 - 36 / 41, 0.25 - 4 / 41, -1 / 41])
+    else:
+        # drawn at 3/4 and 1/4 from what gives 9/10 and 1/10: (3/4 - 9/10, 1/4 - 1/10)
+        expected = torch.tensor([-0.15, 0.15, 0.0])
+    torch.testing.assert_close(drift("one"), expected)
 
 
-@pytest.mark.parametrize(("likelihood_at", "divisor"), [("sampling", 2.0), ("one", 1.0)])
-def test_ratios_start_at_one_and_the_engine_is_compared_at_any_temperature(likelihood_at, divisor):
+def test_a_drawn_token_that_is_no_longer_among_the_likeliest_counts_as_if_it_were():
+    # the weights have moved since: of 3, 2, 1 and 0 the likeliest two are kept, and what was drawn
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2, requires_grad=True)
+    logp, entropy = logp_and_entropy(logits, torch.tensor([3, 0]), True, TokenPolicy(1.0, 2))
+    left = torch.tensor([math.exp(3), math.exp(2), 1.0])
+    p = left / left.sum()
+    stayed = left[:2] / left[:2].sum()
+    torch.testing.assert_close(logp.detach().exp(), torch.stack([p[2], stayed[0]]))
+    expected = torch.stack([-(p * p.log()).sum(), -(stayed * stayed.log()).sum()])
+    torch.testing.assert_close(entropy.detach(), expected)
+    logp.sum().backward(retain_graph=True)
+    expected = torch.tensor([[-p[0], -p[1], 0.0, 1 - p[2]], [1 - stayed[0], -stayed[1], 0.0, 0.0]])
+    torch.testing.assert_close(logits.grad, expected)
+    entropy.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, 2] == 0).all()  # left out, and the choice has no gradient
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 3), (1.5, 1), (0.7, 7), (2.0, 20)])
+def test_the_policy_is_that_worked_out_token_by_token(temperature, top_k):
+    generator = torch.Generator().manual_seed(top_k)
+    logits = torch.randn((60, 12), generator=generator).mul(2).round(decimals=1)  # with ties
+    logits[torch.rand((60, 12), generator=generator) < 0.3] = -torch.inf  # never written
+    logits[:, 5] = 0.3
+    drawn = logits.exp().multinomial(1, generator=generator)[:, 0]
+    weights = torch.rand(60, generator=generator)
+    logits.requires_grad_()
+    logp, entropy = logp_and_entropy(logits, drawn, False, TokenPolicy(temperature, top_k))
+    (gradient,) = torch.autograd.grad((logp * weights).sum(), logits)
+    num_outside = 0
+    for r in range(60):
+        row, token = logits[r].tolist(), int(drawn[r])
+        least = sorted(row, reverse=True)[min(top_k, 12) - 1]
+        num_outside += row[token] < least
+        kept = [v for v in range(12) if row[v] > -math.inf and (row[v] >= least or v == token)]
+        total = sum(math.exp(row[v] / temperature) for v in kept)
+        p = {v: math.exp(row[v] / temperature) / total for v in kept}
+        assert logp[r].item() == pytest.approx(math.log(p[token]), abs=1e-5)
+        expected = -sum(one * math.log(one) for one in p.values())
+        assert entropy[r].item() == pytest.approx(expected, abs=1e-5)
+        for v in range(12):
+            score = ((v == token) - p[v]) / temperature if v in p else 0.0
+            assert gradient[r, v].item() == pytest.approx(weights[r].item() * score, abs=1e-6)
+    assert (num_outside > 3) == (top_k < 7)
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("likelihood_at", ["sampling", "one"])
+def test_ratios_start_at_one_and_the_engine_is_compared_whatever_it_drew_by(likelihood_at, top_k):
     model = toy_model()
     config = TOKENS.model_copy(
-        update={"temperature": 2.0, "likelihood_at": likelihood_at, "kl_weight": 1.0}
-    )
+        update={
+            "temperature": 2.0, "top_k": top_k, "likelihood_at": likelihood_at, "kl_weight": 1.0
+        }
+    )  # fmt: skip
+    divisor, top_k = (2.0, top_k) if likelihood_at == "sampling" else (1.0, 0)
     learner = Recpo(
         config, DATASET.train, toy_verbaliser(model, DATASET), seed=7, start=StartingPoint(model)
     )
@@ -228,6 +306,7 @@ def test_ratios_start_at_one_and_the_engine_is_compared_at_any_temperature(likel
     assert logged["rl/sampler_mismatch"] < 1e-4
     rollouts = learner._rollouts
     batch, old = rollouts.batch, rollouts.old_token_logp_P_G_S
+    assert (rollouts.writer_token_logp is None) == (likelihood_at == "sampling")
     # slowly: token by token, each behind its own prompt and thought so far
     num_compared = 0
     for p, g in np.ndindex(4, G):
@@ -242,6 +321,8 @@ def test_ratios_start_at_one_and_the_engine_is_compared_at_any_temperature(likel
                 logits = model.language_logits(
                     state, torch.tensor([prompt]), torch.tensor([asked]), read[:, -1]
                 )
+            if top_k:
+                logits[logits < logits.sort(descending=True).values[:, top_k - 1]] = -torch.inf
             expected = (logits[0] / divisor).log_softmax(-1)[thought[s]]
             assert old[p, g, s].item() == pytest.approx(expected.item(), abs=1e-4)
             num_compared += 1
@@ -253,6 +334,7 @@ def test_ratios_start_at_one_and_the_engine_is_compared_at_any_temperature(likel
     assert learner._rollouts is rollouts  # the second inner epoch
     assert logged["rl/frac_clipped"] > 0
     assert logged["rl/sampler_mismatch"] < 1e-4
+    assert all(math.isfinite(value) for value in logged.values())
 
 
 def _recpo(model, config, start=None):
@@ -335,16 +417,16 @@ def test_the_reward_for_uncertainty_is_the_mean_entropy_and_raises_it():
     assert _recpo(model, config)[1]["rl/entropy"] > first["rl/entropy"]
 
 
-def test_top_k_draws_among_the_likeliest_and_keeps_the_probability_among_all():
+def test_top_k_draws_among_the_likeliest_and_tells_their_probability():
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).repeat(4000, 1)
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    drawn, logp = _draw(logits, 2.0, 2, uniform)
+    drawn, logp = _draw(logits, TokenPolicy(2.0, 2), uniform)
     assert set(drawn.tolist()) == {1, 2}
     # heated by 2, the two left are e^1.5 : e^1
     share = 1 / (1 + math.exp(-0.5))
     assert (drawn == 1).float().mean().item() == pytest.approx(share, abs=0.03)
-    whole = logits[0].log_softmax(-1)
-    assert torch.equal(logp, whole[drawn])
+    among_two = torch.tensor([0.0, share, 1 - share, 0.0])
+    torch.testing.assert_close(logp.exp(), among_two[drawn])
     # every token is among the likeliest 9: the draw is that without the switch
-    again, expected = (_draw(logits, 1.0, k, uniform)[0] for k in (9, 0))
+    again, expected = (_draw(logits, TokenPolicy(1.0, k), uniform)[0] for k in (9, 0))
     assert torch.equal(again, expected)

@@ -68,7 +68,8 @@ def kl_to_start(logp_P_G_S: Tensor, start_logp_P_G_S: Tensor, is_written_P_G_S: 
     """Return an estimate of KL(policy, start), a mean over written tokens, at least 0.
 
     ``exp(d) - d - 1`` with d = start - policy, for tokens that the policy sampled: the estimator
-    that GRPO uses.
+    that GRPO uses. Both are log-probabilities of what is trained (``likelihood_at``); with
+    ``top_k`` it sees nothing of tokens that the policy draws no longer.
     """
     far = (start_logp_P_G_S - logp_P_G_S).masked_fill(~is_written_P_G_S, 0.0)
     return (far.exp() - far - 1).sum() / is_written_P_G_S.sum().clamp(min=1)

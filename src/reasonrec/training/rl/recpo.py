@@ -16,10 +16,11 @@ from reasonrec import ranks
 from reasonrec.data.dataset import InteractionLog
 from reasonrec.models.branches import Batch, Outputs
 from reasonrec.models.generation import Part
+from reasonrec.models.language_head import PLAIN
 from reasonrec.models.look_ups import look_up_for
 from reasonrec.models.ranking import DEFAULT_MASK, Mask
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
-from reasonrec.records import Histories
+from reasonrec.records import Histories, TokenPolicy
 from reasonrec.rng import stream, stream_seed
 from reasonrec.traces.prompts import PromptWriter
 from reasonrec.traces.verbaliser import Verbaliser
@@ -93,14 +94,14 @@ class Rollouts:
     """Of the whole batch: those of all processes that share it."""
     masked_P_N: Tensor
     sampler_logp_P_G_S: Tensor
-    """What the engine said, at temperature 1."""
+    """What the engine said, of the policy that it names."""
     is_truncated_P_G: Tensor
     rewards_P_G: Tensor | None = None
     old_token_logp_P_G_S: Tensor | None = None
     """Of the weights that wrote them."""
     writer_token_logp: Tensor | None = None
     """(1, G, S), of the first prompt, to be compared with the engine's; where what is trained gives
-    others, since it has moved on or has another temperature."""
+    others, since it has moved on or is another policy than the engine's are of."""
     old_item_logp_P_G: Tensor | None = None
     """Of the first pass that learns from them, as rewards are; also where they were written ahead,
     by weights of one step ago. Engines say what tokens were given and no scores of items: those of
@@ -115,10 +116,10 @@ class Rollouts:
 
 
 @torch.no_grad()
-def token_logp(model: ReasoningRecommender, batch: Batch, temperature: float = 1.0) -> Tensor:
+def token_logp(model: ReasoningRecommender, batch: Batch, policy: TokenPolicy = PLAIN) -> Tensor:
     """Return (P, G, S), what a model gives to written tokens; no gradient."""
     unlabelled = replace(batch, next_item=None)
-    return model(unlabelled, with_scores=False, token_temperature=temperature).token_logp
+    return model(unlabelled, with_scores=False, token_policy=policy).token_logp
 
 
 class StartingPoint:
@@ -128,11 +129,11 @@ class StartingPoint:
         self._weights = [(w, w.detach().clone()) for w in model.parameters() if w.requires_grad]
 
     def token_logp(
-        self, model: ReasoningRecommender, batch: Batch, temperature: float = 1.0
+        self, model: ReasoningRecommender, batch: Batch, policy: TokenPolicy = PLAIN
     ) -> Tensor:
         """Return (P, G, S), what the starting model gives to written tokens; no gradient."""
         with self.in_place():
-            return token_logp(model, batch, temperature)
+            return token_logp(model, batch, policy)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -196,7 +197,7 @@ class Recpo:
         outputs = model(
             rollouts.batch,
             entropy_gradient=self.config.entropy_weight > 0,
-            token_temperature=self.config.token_temperature,
+            token_policy=self.config.token_policy,
         )
         loss, logged = recpo_loss(outputs, rollouts, self.config)
         return loss, parts | logged
@@ -226,16 +227,18 @@ class Recpo:
             own, self.log, inputs["event"].cpu().numpy(), written, self.config,
             repeats=self.repeats,
         )  # fmt: skip
-        batch, heat = rollouts.batch, self.config.token_temperature
+        batch, policy, said = rollouts.batch, self.config.token_policy, written.logp_of
         if writer is not None:  # of weights that were changed since, the engine says what they gave
             rollouts.old_token_logp_P_G_S = (
-                rollouts.sampler_logp_P_G_S if heat == 1 else writer.token_logp(own, batch, heat)
+                rollouts.sampler_logp_P_G_S
+                if said == policy
+                else writer.token_logp(own, batch, policy)
             )
-            rollouts.writer_token_logp = writer.token_logp(own, batch.first(1))
-        elif heat != 1:
-            rollouts.writer_token_logp = token_logp(own, batch.first(1))
+            rollouts.writer_token_logp = writer.token_logp(own, batch.first(1), said)
+        elif said != policy:
+            rollouts.writer_token_logp = token_logp(own, batch.first(1), said)
         if self.start is not None and self.config.kl_weight:
-            rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch, heat)
+            rollouts.start_token_logp_P_G_S = self.start.token_logp(own, batch, policy)
         return rollouts, parts
 
     def _asking(

@@ -63,7 +63,7 @@ class Continuation:
 
     token_ids: list[int]
     token_logp: list[float]
-    """At temperature 1, whatever temperature was drawn at."""
+    """At temperature 1 among all tokens that may be written, whatever was drawn at."""
 
 
 class Completer(Protocol):

@@ -3,20 +3,24 @@
 An engine writes with the weights that it was last handed by `sync`, token ids in, token ids out.
 The training pass computes probabilities of its own, and how far those of the engine are from them
 is logged after every sync (``rl/sampler_mismatch``), which tells when an engine writes with other
-weights than it was handed. What it says is not trained on, but where it writes ahead
-(`engines.ahead`): by then its weights are gone, a copy for that comparison aside, and ratios are
-against what it said, or at another temperature than 1 against what the copy gives.
+weights than it was handed. Both are then of the policy that the engine names (``logp_of``): our
+sampler that which drew, vLLM the plain softmax. What it says is not trained on, but where it writes
+ahead (`engines.ahead`): by then its weights are gone, a copy for that comparison aside, and ratios
+are against what it said, or where it names another policy than is trained, against what the copy
+gives.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from reasonrec.models.answers import Recitals, Written
 from reasonrec.models.generation import LookUp, Part
+from reasonrec.models.language_head import PLAIN
 from reasonrec.models.reasoning_recommender import ReasoningRecommender
+from reasonrec.records import TokenPolicy
 from reasonrec.traces.prompts import Prompts
 
 
@@ -32,8 +36,8 @@ class Thoughts:
     is_written: Tensor
     """(R, S), True for tokens drawn from the language head; inserted and forced ones are False."""
     token_logp: Tensor
-    """(R, S), float32, the engine's own log-probability of each written token at temperature 1,
-    whatever was drawn at; 0 elsewhere."""
+    """(R, S), float32, the engine's own log-probability of each written token under ``logp_of``; 0
+    elsewhere."""
     named_at: Tensor
     """(R, E), where in a thought each looked-up item stands, as in `Generated`."""
     named_item: Tensor
@@ -44,6 +48,8 @@ class Thoughts:
     """(R, E), the place in ``LOOKUP_KINDS`` of the question that found each."""
     is_truncated: Tensor
     """(R,), True where the marker had to be forced."""
+    logp_of: TokenPolicy = field(default=PLAIN, kw_only=True)
+    """Which policy ``token_logp`` is of."""
 
 
 class RolloutEngine(Protocol):

@@ -42,7 +42,7 @@ class Sampler:
         return Thoughts(
             written.token_ids, written.lengths, written.is_written, written.token_logp,
             written.named_at, written.named_item, written.named_weight, written.named_kind,
-            written.is_truncated,
+            written.is_truncated, logp_of=written.logp_of,
         )  # fmt: skip
 
     def write(

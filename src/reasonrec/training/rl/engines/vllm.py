@@ -2,8 +2,11 @@
 
 Both read weights from a folder (`handover`), both are told every setting of sampling, so that
 nothing of a ``generation_config.json`` gets in between, and both forget their cached prefixes when
-the weights change. Log-probabilities are asked for raw, at temperature 1, and corrected for the few
-tokens that are never written, whose own are asked for beside them.
+the weights change. Log-probabilities are asked for raw, at temperature 1 among all tokens, and
+corrected for the few that are never written, whose own are asked for beside them. Those of the
+policy that drew (``--logprobs-mode processed_logprobs``) are a setting of the whole server, so they
+are not counted on: weights are compared by the raw ones, and that the server obeyed temperature and
+``top_k`` is taken on trust.
 """
 
 import json
