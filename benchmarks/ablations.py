@@ -258,7 +258,10 @@ rows. *Train s* is wall-clock of the stages that the row trained anew, beside ot
 default was trained again, on another machine or by another commit, and came out otherwise, a set
 has a table for each training: a row is compared with the default that it was trained from. Rows of
 the paper's loss and preset that stand in a first table are of commits before 947d52b and sampled at
-temperature 1.5, but took log-probabilities at 1; those in a second table took them at 1.5.
+temperature 1.5, but took log-probabilities at 1; those in a second table took them at 1.5, and
+before 109ac5c among all tokens, where 200 were drawn from. `sft-longer`, `no-think-longer` and
+`best-of-G-frozen` of a first table are older than bf07536: on planted the first two had no more
+windows than SFT has (`max_windows`), and the third drew at temperature 1 from all tokens.
 """
 PAGE = ROOT / "docs" / "results" / "ablations.md"
 

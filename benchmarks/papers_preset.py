@@ -43,8 +43,9 @@ RecPO. Test queries, trained on `train` alone; where all are asked, the same one
 each set, where our preset stands. Rows of text are slow to learn from, so that `papers-no-think` is
 cut short after 1,000 steps: on ml-100k and office-2018 validation had ended to rise by then, on
 ml-1m and games-2018 it had not. Trainings of commits before 947d52b sampled at temperature 1.5 and
-took log-probabilities at 1 (`recpo.likelihood_at = "one"`); what the difference is worth stands in
-[ablations.md](ablations.md) (`temperature-1.5-corrected`).
+took log-probabilities at 1 (`recpo.likelihood_at = "one"`), and before 109ac5c among all tokens
+where 200 were drawn from; what the difference is worth stands in [ablations.md](ablations.md)
+(`temperature-1.5-corrected`).
 """
 
 

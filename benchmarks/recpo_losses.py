@@ -69,7 +69,8 @@ Written by `python benchmarks/recpo_losses.py`, whose head says what is trained:
 prompts by each of the losses below, from the same SFT of a seed. Up to 5,000 validation queries, by
 which one may choose, and up to 20,000 test queries; means over seeds (± their standard deviation).
 p: sign-flip permutation test over users, means over seeds on each query, not corrected. *Could have
-seen* is the smallest difference that the test would have found in 80 of 100 tries.
+seen* is the smallest difference that the test would have found in 80 of 100 tries. Commits before
+109ac5c drew among the likeliest 200 as well, and took log-probabilities among all tokens.
 
 """
 HEAD += "\n".join(f"- `{name}`: {loss.what}" for name, loss in LOSSES.items()) + "\n"
