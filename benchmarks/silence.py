@@ -33,7 +33,7 @@ NAME = "no-think-all"
 MOST_QUERIES = {"games-2018": 10_000}
 """Test queries of the demos that are not asked all of them."""
 DEMOS = ("no-think", "think-sft", "think-recpo")
-AGAINST = (("no-think-all", "no-think"), *((one, "no-think-all") for one in DEMOS[1:]))
+AGAINST = ((NAME, DEMOS[0]), *((one, NAME) for one in DEMOS[1:]))
 HEAD = """# Silence that has learned all that thinking is trained on
 
 Written by `python benchmarks/silence.py`. Thoughts are ranked, in SFT and in RL, for the last
